@@ -1,0 +1,2 @@
+//! bramble: arguments, journal, dispatch.
+fn main() {}

@@ -1,0 +1,2 @@
+//! bramble-aggregator: arguments, journal, dispatch.
+fn main() {}

@@ -1,0 +1,149 @@
+//! Node-to-node probes: the datagram that crosses the wire and what the kernel keeps per peer.
+//!
+//! A request leaves node A, is stamped at A's egress and at B's ingress; B's user space turns it round
+//! without looking at a clock; the reply is stamped at B's egress and at A's ingress. All stamps are
+//! `bpf_ktime_get_ns()` (`CLOCK_MONOTONIC`, ns), so steps of the wall clock never matter, and the time that
+//! B's user space took drops out: round trip = (t4 - t1) - (t3 - t2).
+//! Where a kernel program is missing, user space writes the same fields and leaves the bit in
+//! [`Packet::stamped`] unset.
+
+/// UDP port of the responder on every node; a request goes to it, a reply comes from it.
+pub const DEFAULT_PORT: u16 = 9473;
+/// First four bytes of every probe, "brb1" in memory order; the digit is the layout's version.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"brb1");
+/// [`Packet::kind`] of a request.
+pub const REQUEST: u8 = 1;
+/// [`Packet::kind`] of a reply.
+pub const REPLY: u8 = 2;
+/// Bit of [`Packet::stamped`]: `sent` (t1) was written by the requester's kernel.
+pub const STAMPED_SENT: u8 = 1;
+/// Bit of [`Packet::stamped`]: `received` (t2) was written by the responder's kernel.
+pub const STAMPED_RECEIVED: u8 = 2;
+/// Bit of [`Packet::stamped`]: `answered` (t3) was written by the responder's kernel.
+pub const STAMPED_ANSWERED: u8 = 4;
+/// Bit of [`RoundTrip::stamped`]: t4 was read by the requester's kernel.
+pub const STAMPED_RETURNED: u8 = 8;
+/// All four stamps came from kernels.
+pub const STAMPED_ALL: u8 = 15;
+/// How many round trips are kept per peer; must be a power of two.
+pub const SAMPLES: usize = 16;
+/// How many peers the kernel map holds.
+pub const MAX_PEERS: u32 = 1024;
+
+/// The UDP payload of a probe, 48 bytes, little-endian (all supported boards are).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packet {
+    /// [`MAGIC`].
+    pub magic: u32,
+    /// [`REQUEST`] or [`REPLY`].
+    pub kind: u8,
+    /// Which stamps came from a kernel: `STAMPED_*`.
+    pub stamped: u8,
+    /// Zero.
+    pub reserved: u16,
+    /// Random number of the requester's run; a reply carries it back.
+    pub session: u32,
+    /// Number of this request in its session and for this peer, from 1; a reply carries it back.
+    pub sequence: u32,
+    /// t1, requester's clock, ns.
+    pub sent: u64,
+    /// t2, responder's clock, ns; 0 until received.
+    pub received: u64,
+    /// t3, responder's clock, ns; 0 until answered.
+    pub answered: u64,
+    /// Feedback to the destination: the session whose requests `heard` counts; 0 when none was heard.
+    pub heard_session: u32,
+    /// Feedback to the destination: how many of its requests of `heard_session` arrived here.
+    pub heard: u32,
+}
+
+/// Size of [`Packet`] on the wire, bytes.
+pub const PACKET_LEN: usize = size_of::<Packet>();
+
+/// One completed round trip.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundTrip {
+    /// The request's sequence number; 0 marks an unused slot.
+    pub sequence: u32,
+    /// Which of the four stamps came from a kernel.
+    pub stamped: u32,
+    /// (t4 - t1) - (t3 - t2), ns.
+    pub round_trip: u64,
+    /// t2 - t1, ns: outbound delay plus the unknown, constant difference of the two clocks.
+    pub outbound: i64,
+}
+
+impl RoundTrip {
+    /// Completes a reply that came back at `returned` (t4, requester's clock, ns).
+    /// `None` when the four stamps contradict each other.
+    #[inline(always)]
+    pub fn complete(reply: &Packet, returned: u64, returned_stamp: u8) -> Option<Self> {
+        let away = returned.wrapping_sub(reply.sent) as i64;
+        let held = reply.answered.wrapping_sub(reply.received) as i64;
+        if held < 0 || away < held {
+            return None;
+        }
+        Some(Self {
+            sequence: reply.sequence,
+            stamped: (reply.stamped | returned_stamp) as u32,
+            round_trip: (away - held) as u64,
+            outbound: reply.received.wrapping_sub(reply.sent) as i64,
+        })
+    }
+}
+
+/// What is kept per peer; cumulative, so that a reader takes differences.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Requests to this peer that passed our egress hook.
+    pub sent: u64,
+    /// Replies of this peer to our present session.
+    pub answered: u64,
+    /// Our clock at the last probe (of either kind) from this peer, ns; 0 = never.
+    pub last_heard: u64,
+    /// The peer's session that the three fields below speak of.
+    pub heard_session: u32,
+    /// Requests heard from the peer in that session.
+    pub heard: u32,
+    /// First sequence number heard in that session.
+    pub heard_first: u32,
+    /// Highest sequence number heard in that session.
+    pub heard_highest: u32,
+    /// How many of our present session's requests the peer says it heard.
+    pub peer_heard: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The last round trips; slot = sequence % [`SAMPLES`].
+    pub samples: [RoundTrip; SAMPLES],
+}
+
+const _: () = assert!(PACKET_LEN == 48 && SAMPLES.is_power_of_two() && cfg!(target_endian = "little"));
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), only integers, no padding (checked by the sizes asserted below).
+unsafe impl aya::Pod for Peer {}
+#[cfg(feature = "user")]
+const _: () = assert!(size_of::<RoundTrip>() == 24 && size_of::<Peer>() == 48 + SAMPLES * 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_that_the_responder_took_drops_out() {
+        let reply = Packet { sent: 1_000, received: 50_100, answered: 950_100, stamped: 7, ..Packet::default() };
+        let trip = RoundTrip::complete(&reply, 901_250, STAMPED_RETURNED).unwrap();
+        assert_eq!((trip.round_trip, trip.outbound, trip.stamped), (250, 49_100, 15));
+    }
+
+    #[test]
+    fn stamps_that_contradict_each_other_are_no_round_trip() {
+        for (sent, received, answered, returned) in [(0, 10, 5, 100), (0, 0, 200, 100), (200, 0, 0, 100)] {
+            let reply = Packet { sent, received, answered, ..Packet::default() };
+            assert_eq!(RoundTrip::complete(&reply, returned, 0), None);
+        }
+    }
+}

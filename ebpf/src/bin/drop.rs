@@ -1,0 +1,3 @@
+//! drop
+#![no_std]
+#![no_main]

@@ -1,0 +1,3 @@
+//! fault
+#![no_std]
+#![no_main]

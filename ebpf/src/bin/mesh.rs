@@ -1,0 +1,3 @@
+//! mesh
+#![no_std]
+#![no_main]

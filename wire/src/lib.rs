@@ -1,0 +1,1 @@
+//! What travels over MQTT, and nothing else.

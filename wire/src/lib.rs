@@ -1,1 +1,17 @@
-//! What travels over MQTT, and nothing else.
+//! What travels over MQTT between bramble's programs, Home Assistant and anybody else who listens, and
+//! nothing else. This crate is the only promise between two programs that are upgraded at different times.
+
+/// Every topic, both directions.
+pub mod topic;
+
+/// What a node says: readings, conditions, findings, its row of the mesh.
+pub mod report;
+
+/// What the aggregator says: alerts and the cluster's state.
+pub mod cluster;
+
+/// Home Assistant's device discovery, derived from readings and conditions.
+pub mod discovery;
+
+/// MQTT v5: options, last will, outbox, back-off.
+pub mod connection;

@@ -1,0 +1,429 @@
+//! What a node says. Readings and conditions describe themselves, so that Home Assistant, Prometheus and the
+//! page need no edit when a probe is added.
+//!
+//! # Versions
+//! Every message carries `v`. A reader takes its own version and the two before it; a newer one is refused and
+//! counted. Fields may be added within a version (readers ignore what they do not know); a field that changes
+//! meaning, or goes, makes a new version. `golden/` holds messages of every released version.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::topic::Name;
+
+/// The version that this build writes.
+pub const VERSION: u32 = 1;
+/// The oldest version that this build reads.
+pub const OLDEST: u32 = 1;
+/// The largest payload that is read or written, bytes. Brokers refuse more in their own ways; 20 nodes fit in a tenth of it.
+pub const MAX_PAYLOAD: usize = 64 * 1024;
+
+/// Payload of an availability topic while the speaker is connected.
+pub const ONLINE: &str = "online";
+/// Payload of an availability topic otherwise.
+pub const OFFLINE: &str = "offline";
+
+/// What every JSON message begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Version of the message's layout.
+    pub v: u32,
+    /// When the content was true, by the speaker's wall clock.
+    pub ts: Timestamp,
+    /// The speaker's cluster; equals the topic's level.
+    pub cluster: Name,
+    /// The speaker; equals the topic's level.
+    pub node: Name,
+}
+
+/// Why a payload is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum BadMessage {
+    /// More than [`MAX_PAYLOAD`].
+    #[error("payload of {0} bytes, at most {MAX_PAYLOAD} are read")]
+    TooLarge(usize),
+    /// A version outside [`OLDEST`] to [`VERSION`].
+    #[error("message version {0}, this build reads {OLDEST} to {VERSION}")]
+    Version(u32),
+    /// Not the JSON that this topic carries.
+    #[error("not the JSON that this topic carries")]
+    Json(#[from] serde_json::Error),
+    /// The header names another cluster or node than the topic.
+    #[error("the message says it is from {0}, the topic says otherwise")]
+    Misplaced(String),
+}
+
+/// Reads a JSON message of `cluster` and `node` and checks size, version and origin, in this order.
+///
+/// # Errors
+/// See [`BadMessage`]; nothing of a refused message is used.
+pub fn read<T: DeserializeOwned>(payload: &[u8], cluster: &Name, node: &Name) -> Result<T, BadMessage> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        v: u32,
+    }
+    if payload.len() > MAX_PAYLOAD {
+        return Err(BadMessage::TooLarge(payload.len()));
+    }
+    let Versioned { v } = serde_json::from_slice(payload)?;
+    if !(OLDEST..=VERSION).contains(&v) {
+        return Err(BadMessage::Version(v));
+    }
+    let header: Header = serde_json::from_slice(payload)?;
+    if header.cluster != *cluster || header.node != *node {
+        return Err(BadMessage::Misplaced(format!("{}/{}", header.cluster, header.node)));
+    }
+    Ok(serde_json::from_slice(payload)?)
+}
+
+/// Who a node is and where its peers reach it: its presence. Retained, said at every connection and on change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Version, time, origin.
+    #[serde(flatten)]
+    pub header: Header,
+    /// Random, made at first start, kept in the state directory: eight hexadecimal digits.
+    pub id: String,
+    /// bramble's version.
+    pub version: String,
+    /// Address that peers probe; `null` while the node has none.
+    pub address: Option<Ipv4Addr>,
+    /// UDP port of the node's probe responder.
+    pub probe_port: u16,
+    /// Board, as the device tree or DMI names it.
+    pub model: Option<String>,
+    /// Kernel release.
+    pub kernel: Option<String>,
+    /// Distribution, as os-release names it.
+    pub os: Option<String>,
+}
+
+/// Numbers and health of one node. Retained; expires after three intervals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeState {
+    /// Version, time, origin.
+    #[serde(flatten)]
+    pub header: Header,
+    /// How the node measures its mesh, and why not better.
+    pub tier: Tier,
+    /// By reading id.
+    pub readings: BTreeMap<String, Reading>,
+    /// All conditions that were judged, also the clear ones.
+    pub conditions: Vec<Condition>,
+    /// How many findings are in which state.
+    pub findings: FindingCounts,
+    /// What this agent counted and dropped: payloads from the broker that were not taken, since its start.
+    pub refused_messages: u64,
+}
+
+/// One number that describes itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reading {
+    /// For people, without the node's name: "CPU temperature".
+    pub title: String,
+    /// `null` = could not be read this time.
+    pub value: Option<f64>,
+    /// What the number counts.
+    pub unit: Unit,
+    /// How the number behaves over time.
+    pub kind: Kind,
+}
+
+/// Units, named as Home Assistant names them where it knows the unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Degrees Celsius.
+    #[serde(rename = "°C")]
+    Celsius,
+    /// Percent, 0 to 100.
+    #[serde(rename = "%")]
+    Percent,
+    /// Milliseconds.
+    #[serde(rename = "ms")]
+    Millisecond,
+    /// Bytes.
+    #[serde(rename = "B")]
+    Byte,
+    /// A plain count.
+    #[serde(rename = "1")]
+    Count,
+    /// Events per second.
+    #[serde(rename = "1/s")]
+    PerSecond,
+}
+
+/// How a number behaves over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Goes up and down.
+    Gauge,
+    /// Only grows; starts again at 0 with the program or the machine.
+    Total,
+}
+
+/// One named health statement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Condition {
+    /// What is stated: kebab-case, the same on every node.
+    pub id: String,
+    /// What it is stated of, when there are several of a kind: a link as `n2 -> n3`. `None` for the whole node.
+    pub subject: Option<String>,
+    /// For people: "Packets lost between nodes".
+    pub title: String,
+    /// Clear, raised, or could not tell.
+    pub status: Status,
+    /// How bad it is while raised.
+    pub severity: Severity,
+    /// Since when it has this status.
+    pub since: Timestamp,
+    /// Ids of conditions that explain this one when they are raised too.
+    pub depends_on: Vec<String>,
+    /// What was seen, in one sentence; for `unknown` the reason.
+    pub evidence: String,
+}
+
+/// Status of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Seen, and fine.
+    Clear,
+    /// Could not be seen.
+    Unknown,
+    /// Seen, and not fine.
+    Raised,
+}
+
+/// How bad a raised condition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Look at it today.
+    Warning,
+    /// Something does not work.
+    Critical,
+}
+
+/// How the mesh is measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tier {
+    /// Who reads the clock.
+    pub stamps: Stamps,
+    /// How the programs are attached: `tcx`, `tc`; `None` without them.
+    pub attached: Option<String>,
+    /// Why not `kernel`, in one sentence; empty for `kernel`.
+    pub why: String,
+}
+
+/// Who reads the clock for a round trip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stamps {
+    /// Nobody: there is no probe running.
+    None,
+    /// User space, so scheduling noise is included.
+    User,
+    /// At least one of the four stamps came from user space.
+    Mixed,
+    /// Kernel programs on both nodes.
+    Kernel,
+}
+
+/// How many findings are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindingCounts {
+    /// Holds.
+    pub met: u32,
+    /// Does not hold; bramble knows the change.
+    pub unmet: u32,
+    /// Will hold by itself.
+    pub waiting: u32,
+    /// A person must act.
+    pub blocked: u32,
+    /// Does not apply to this node.
+    pub not_needed: u32,
+    /// Could not tell.
+    pub unknown: u32,
+}
+
+/// All findings of a node. Retained; said when one changes and at every connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeFindings {
+    /// Version, time, origin.
+    #[serde(flatten)]
+    pub header: Header,
+    /// In the order of the requirements' table.
+    pub findings: Vec<Finding>,
+}
+
+/// The verdict on one requirement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Requirement, kebab-case.
+    pub id: String,
+    /// For people.
+    pub title: String,
+    /// Verdict.
+    pub state: FindingState,
+    /// What was seen, or what to do next.
+    pub detail: String,
+}
+
+/// Verdict on a requirement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingState {
+    /// Holds.
+    Met,
+    /// Does not hold; bramble knows the change.
+    Unmet,
+    /// Will hold by itself.
+    Waiting,
+    /// A person must act.
+    Blocked,
+    /// Does not apply to this node.
+    NotNeeded,
+    /// Could not tell.
+    Unknown,
+}
+
+/// One node's row of the mesh matrix. Retained; expires after three intervals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeshRow {
+    /// Version, time, origin.
+    #[serde(flatten)]
+    pub header: Header,
+    /// Time between two batches of probes, ms.
+    pub period_ms: u32,
+    /// How this node measures.
+    pub tier: Tier,
+    /// By peer.
+    pub peers: BTreeMap<Name, PeerReport>,
+}
+
+/// What a node knows of its two links with one peer: to the peer (`out`) and from it (`in`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Requests sent to the peer since this probe's start.
+    pub sent: u64,
+    /// Replies of the peer to them.
+    pub answered: u64,
+    /// Requests of the peer that arrived here since its probe's start (or ours, if later).
+    pub heard: u64,
+    /// The link towards the peer, by what the peer says it heard.
+    pub out: Way,
+    /// The link from the peer, by what arrived here.
+    #[serde(rename = "in")]
+    pub incoming: Way,
+    /// Last round trips.
+    pub round_trip: Option<RoundTrip>,
+}
+
+/// One direction between two nodes, over the last few seconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Way {
+    /// Verdict.
+    pub state: WayState,
+    /// Share of the probes that were lost, 0 to 1; `null` = could not tell.
+    pub loss: Option<f64>,
+    /// By how much this direction is slower than it used to be, ms; `null` = could not tell.
+    pub delay_ms: Option<f64>,
+}
+
+/// Verdict on one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WayState {
+    /// Seen, and fine.
+    Fine,
+    /// Could not be seen.
+    Unknown,
+    /// Slower than it used to be.
+    Slow,
+    /// Some probes are lost.
+    Lossy,
+    /// All probes are lost.
+    Cut,
+}
+
+/// Round trips of the last few seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundTrip {
+    /// Median, microseconds.
+    pub median_us: f64,
+    /// Fastest, microseconds.
+    pub min_us: f64,
+    /// Slowest, microseconds.
+    pub max_us: f64,
+    /// How many were measured.
+    pub samples: u32,
+    /// Who stamped them; the worst of all samples.
+    pub stamps: Stamps,
+}
+
+impl Condition {
+    /// Whether the condition asks for attention: raised, or could not tell.
+    pub fn needs_attention(&self) -> bool {
+        self.status != Status::Clear
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    #[test]
+    fn size_version_and_origin_are_checked_before_the_content_is_used() {
+        let good = r#"{"v":1,"ts":"2026-11-23T06:00:00Z","cluster":"home","node":"n1","findings":[]}"#;
+        let read = |text: &str| read::<NodeFindings>(text.as_bytes(), &name("home"), &name("n1"));
+        assert!(read(good).is_ok());
+        assert!(matches!(read(&good.replace("\"v\":1", "\"v\":2")), Err(BadMessage::Version(2))));
+        assert!(matches!(read(&good.replace("\"v\":1", "\"v\":0")), Err(BadMessage::Version(0))));
+        assert!(matches!(read(&good.replace("\"n1\"", "\"n2\"")), Err(BadMessage::Misplaced(_))));
+        assert!(matches!(read(&good.replace("\"home\"", "\"away\"")), Err(BadMessage::Misplaced(_))));
+        assert!(matches!(read(&good.replace("\"home\"", "\"a/b\"")), Err(BadMessage::Json(_))));
+        assert!(matches!(read(&"x".repeat(MAX_PAYLOAD + 1)), Err(BadMessage::TooLarge(_))));
+        for wrong in ["", "{", "null", "[]", "{\"v\":-1}", "{\"v\":1}", "\u{0}"] {
+            assert!(matches!(read(wrong), Err(BadMessage::Json(_))), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_a_newer_build_added_is_ignored() {
+        let text =
+            r#"{"v":1,"ts":"2026-11-23T06:00:00Z","cluster":"home","node":"n1","findings":[],"new":{"a":1}}"#;
+        assert!(read::<NodeFindings>(text.as_bytes(), &name("home"), &name("n1")).is_ok());
+    }
+}
+
+#[cfg(test)]
+mod golden {
+    //! Every message of every released version still parses, and this version still writes it the same way.
+    use serde_json::Value;
+
+    use super::*;
+    use crate::cluster::{Alert, ClusterState};
+
+    fn same<T: DeserializeOwned + Serialize>(text: &str) {
+        let parsed: T = serde_json::from_str(text).unwrap();
+        let written = serde_json::to_value(&parsed).unwrap();
+        assert_eq!(written, serde_json::from_str::<Value>(text).unwrap());
+    }
+
+    #[test]
+    fn version_1_is_read_and_written_as_it_always_was() {
+        same::<NodeInfo>(include_str!("../golden/v1/info.json"));
+        same::<NodeState>(include_str!("../golden/v1/state.json"));
+        same::<NodeFindings>(include_str!("../golden/v1/findings.json"));
+        same::<MeshRow>(include_str!("../golden/v1/mesh.json"));
+        same::<Alert>(include_str!("../golden/v1/alert.json"));
+        same::<ClusterState>(include_str!("../golden/v1/cluster.json"));
+    }
+}

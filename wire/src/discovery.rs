@@ -76,7 +76,8 @@ pub fn device(
             "name": "Problem",
             "device_class": "problem",
             "state_topic": state_topic,
-            "value_template": "{{ 'ON' if value_json.conditions | selectattr('status', 'eq', 'raised') | list else 'OFF' }}",
+            // Raised beats unknown, and unknown is never "no problem".
+            "value_template": "{% set s = value_json.conditions | map(attribute='status') | list %}{{ 'ON' if 'raised' in s else 'None' if 'unknown' in s else 'OFF' }}",
             "expire_after": expire_after,
         }),
     );

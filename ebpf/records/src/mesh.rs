@@ -30,7 +30,7 @@ pub const SAMPLES: usize = 16;
 /// How many peers the kernel map holds.
 pub const MAX_PEERS: u32 = 1024;
 
-/// The UDP payload of a probe, 48 bytes, little-endian (all supported boards are).
+/// The UDP payload of a probe, 56 bytes, little-endian (all supported boards are).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
@@ -56,6 +56,10 @@ pub struct Packet {
     pub heard_session: u32,
     /// Feedback to the destination: how many of its requests of `heard_session` arrived here.
     pub heard: u32,
+    /// Feedback to the destination: the highest sequence number among them.
+    pub heard_highest: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// Size of [`Packet`] on the wire, bytes.
@@ -73,6 +77,54 @@ pub struct RoundTrip {
     pub round_trip: u64,
     /// t2 - t1, ns: outbound delay plus the unknown, constant difference of the two clocks.
     pub outbound: i64,
+}
+
+impl Packet {
+    /// The packet as it goes on the wire.
+    pub fn to_bytes(&self) -> [u8; PACKET_LEN] {
+        let mut bytes = [0; PACKET_LEN];
+        let mut at = 0;
+        let mut put = |field: &[u8]| {
+            bytes[at..at + field.len()].copy_from_slice(field);
+            at += field.len();
+        };
+        put(&self.magic.to_le_bytes());
+        put(&[self.kind, self.stamped]);
+        put(&self.reserved.to_le_bytes());
+        for word in [self.session, self.sequence] {
+            put(&word.to_le_bytes());
+        }
+        for stamp in [self.sent, self.received, self.answered] {
+            put(&stamp.to_le_bytes());
+        }
+        for word in [self.heard_session, self.heard, self.heard_highest, self.padding] {
+            put(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Reads what arrived; `None` when it is no probe of this layout.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; PACKET_LEN] = bytes.try_into().ok()?;
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let stamp = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+        let packet = Self {
+            magic: word(0),
+            kind: bytes[4],
+            stamped: bytes[5],
+            reserved: 0,
+            session: word(8),
+            sequence: word(12),
+            sent: stamp(16),
+            received: stamp(24),
+            answered: stamp(32),
+            heard_session: word(40),
+            heard: word(44),
+            heard_highest: word(48),
+            padding: 0,
+        };
+        (packet.magic == MAGIC && matches!(packet.kind, REQUEST | REPLY)).then_some(packet)
+    }
 }
 
 impl RoundTrip {
@@ -114,13 +166,13 @@ pub struct Peer {
     pub heard_highest: u32,
     /// How many of our present session's requests the peer says it heard.
     pub peer_heard: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The highest sequence number among them.
+    pub peer_highest: u32,
     /// The last round trips; slot = sequence % [`SAMPLES`].
     pub samples: [RoundTrip; SAMPLES],
 }
 
-const _: () = assert!(PACKET_LEN == 48 && SAMPLES.is_power_of_two() && cfg!(target_endian = "little"));
+const _: () = assert!(PACKET_LEN == 56 && SAMPLES.is_power_of_two() && cfg!(target_endian = "little"));
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), only integers, no padding (checked by the sizes asserted below).
@@ -137,6 +189,28 @@ mod tests {
         let reply = Packet { sent: 1_000, received: 50_100, answered: 950_100, stamped: 7, ..Packet::default() };
         let trip = RoundTrip::complete(&reply, 901_250, STAMPED_RETURNED).unwrap();
         assert_eq!((trip.round_trip, trip.outbound, trip.stamped), (250, 49_100, 15));
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_the_rest_is_refused() {
+        let packet = Packet {
+            magic: MAGIC,
+            kind: REPLY,
+            stamped: 7,
+            session: 1,
+            sequence: 2,
+            sent: u64::MAX - 3,
+            received: 4 << 40,
+            answered: 5,
+            heard_session: 6,
+            heard: 7,
+            heard_highest: 8,
+            ..Packet::default()
+        };
+        let bytes = packet.to_bytes();
+        assert_eq!(Packet::from_bytes(&bytes), Some(packet));
+        assert_eq!(Packet::from_bytes(&bytes[1..]), None);
+        assert_eq!(Packet::from_bytes(&[0; PACKET_LEN]), None);
     }
 
     #[test]

@@ -6,15 +6,15 @@
 #![no_std]
 #![no_main]
 
-use core::mem::offset_of;
+use core::mem::{MaybeUninit, offset_of};
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_NO_PREALLOC, BPF_F_RECOMPUTE_CSUM, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::{bpf_csum_diff, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_csum_diff, bpf_ktime_get_ns, bpf_skb_load_bytes};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
-use ebpf::{Ipv4, PROTOCOL_IPV4, Udp, atomic, headers};
+use ebpf::{Ipv4Udp, PROTOCOL_IPV4, Udp, atomic, headers};
 use ebpf_records::mesh::{
     MAGIC, MAX_PEERS, PACKET_LEN, Packet, Peer, REPLY, REQUEST, RoundTrip, SAMPLES, STAMPED_ANSWERED,
     STAMPED_RECEIVED, STAMPED_RETURNED, STAMPED_SENT,
@@ -48,8 +48,8 @@ const ONE_HEARD: u64 = 1 << 32;
 /// Probes on their way out: t1 of our requests, t3 of our replies, and the feedback in both.
 #[classifier]
 pub fn egress(packet: TcContext) -> i32 {
-    if let Some(datagram) = Datagram::read(&packet) {
-        leaving(&packet, datagram);
+    if let Some(datagram) = Datagram::find(&packet) {
+        leaving(&datagram);
     }
     TC_ACT_UNSPEC
 }
@@ -57,16 +57,17 @@ pub fn egress(packet: TcContext) -> i32 {
 /// Probes on their way in: t2 of a peer's requests; a peer's replies complete a round trip.
 #[classifier]
 pub fn ingress(packet: TcContext) -> i32 {
-    if let Some(datagram) = Datagram::read(&packet) {
-        arriving(&packet, datagram);
+    if let Some(datagram) = Datagram::find(&packet) {
+        arriving(&datagram);
     }
     TC_ACT_UNSPEC
 }
 
 #[inline(always)]
-fn leaving(packet: &TcContext, datagram: Datagram) -> Option<()> {
+fn leaving(datagram: &Datagram) -> Option<()> {
+    let mut buffer = MaybeUninit::uninit();
+    let probe = datagram.probe(&mut buffer)?;
     let peer = PEERS.get_ptr_mut(datagram.destination)?;
-    let mut probe = datagram.probe;
     if probe.kind == REQUEST {
         if probe.session != SESSION.load() {
             return None;
@@ -85,19 +86,20 @@ fn leaving(packet: &TcContext, datagram: Datagram) -> Option<()> {
         probe.stamped |= STAMPED_ANSWERED;
         probe.answered = now();
     }
-    datagram.replace_with(packet, probe)
+    datagram.write(probe)
 }
 
 #[inline(always)]
-fn arriving(packet: &TcContext, datagram: Datagram) -> Option<()> {
+fn arriving(datagram: &Datagram) -> Option<()> {
     let now = now();
+    let mut buffer = MaybeUninit::uninit();
+    let probe = datagram.probe(&mut buffer)?;
     let peer = PEERS.get_ptr_mut(datagram.source)?;
-    let mut probe = datagram.probe;
     if probe.kind == REPLY && probe.session != SESSION.load() {
         return None;
     }
-    // SAFETY: the map hands out valid, aligned values. A lost race between two CPUs over these two costs one
-    // value that the next probe brings again; the counters below are atomic.
+    // SAFETY: the map hands out valid, aligned values. When two CPUs race for these two, the older value may win
+    // until the next probe; the counters are atomic.
     unsafe {
         (*peer).last_heard = now;
         if probe.heard_session == SESSION.load() {
@@ -105,14 +107,14 @@ fn arriving(packet: &TcContext, datagram: Datagram) -> Option<()> {
         }
     }
     if probe.kind == REPLY {
-        // SAFETY: as above.
-        return unsafe { returned(peer, &probe, now) };
+        // SAFETY: `peer` comes from the map.
+        return unsafe { returned(peer, probe, now) };
     }
-    // SAFETY: as above.
-    unsafe { heard(peer, &probe) };
+    // SAFETY: `peer` comes from the map.
+    unsafe { heard(peer, probe) };
     probe.stamped |= STAMPED_RECEIVED;
     probe.received = now;
-    datagram.replace_with(packet, probe)
+    datagram.write(probe)
 }
 
 /// Counts a request of `peer`; the first one of a new session starts its counters again.
@@ -182,14 +184,95 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Where a probe lies in the packet at hand.
-struct Datagram {
+/// A packet that came from or goes to a responder's port.
+struct Datagram<'a> {
+    packet: &'a TcContext,
     source: u32,
     destination: u32,
-    /// [`REQUEST`] or [`REPLY`], by the ports.
-    kinds: Kinds,
+    to_responder: bool,
+    from_responder: bool,
     /// UDP checksum as found.
     checksum: u16,
     /// Offset of the UDP payload in the packet.
-    payload: usize,
+    offset: usize,
+}
+
+impl<'a> Datagram<'a> {
+    /// Every packet of the node passes through here, so the tests that most of them fail come first.
+    #[inline(always)]
+    fn find(packet: &'a TcContext) -> Option<Self> {
+        const UDP: u8 = 17;
+        const NO_OPTIONS: u8 = 0x45;
+        const FRAGMENT: u16 = 0x3fff_u16.to_be();
+
+        // SAFETY: the context is valid as long as the program runs.
+        if unsafe { (*packet.skb.skb).protocol } != PROTOCOL_IPV4 {
+            return None;
+        }
+        let start = L2_LENGTH.load() as usize;
+        let Ipv4Udp { ip, udp } = headers(packet, start)?;
+        if ip.protocol != UDP {
+            return None;
+        }
+        let port = PORT.load().to_be();
+        let (to_responder, from_responder) = (udp.destination == port, udp.source == port);
+        if !to_responder && !from_responder
+            || ip.version_and_length != NO_OPTIONS
+            || ip.fragment & FRAGMENT != 0
+            || usize::from(u16::from_be(udp.length)) < size_of::<Udp>() + PACKET_LEN
+        {
+            return None;
+        }
+        Some(Self {
+            packet,
+            source: ip.source,
+            destination: ip.destination,
+            to_responder,
+            from_responder,
+            checksum: udp.checksum,
+            offset: start + size_of::<Ipv4Udp>(),
+        })
+    }
+
+    /// The probe in it, if it is one.
+    #[inline(always)]
+    fn probe<'b>(&self, buffer: &'b mut MaybeUninit<Packet>) -> Option<&'b mut Packet> {
+        let probe = self.payload(buffer)?;
+        let ours = probe.magic == MAGIC
+            && (probe.kind == REQUEST && self.to_responder || probe.kind == REPLY && self.from_responder);
+        ours.then_some(probe)
+    }
+
+    /// Copies the payload into `buffer`, where it stays: a move is compiled to loads and stores of its parts, some of
+    /// them across alignment, which the verifier does not allow on the stack.
+    #[inline(always)]
+    fn payload<'b>(&self, buffer: &'b mut MaybeUninit<Packet>) -> Option<&'b mut Packet> {
+        let (skb, offset) = (self.packet.skb.skb.cast(), self.offset as u32);
+        // SAFETY: the buffer has the length that is said; the helper fills it, with integers only.
+        unsafe {
+            let failed = bpf_skb_load_bytes(skb, offset, buffer.as_mut_ptr().cast(), PACKET_LEN as u32);
+            (failed == 0).then(|| buffer.assume_init_mut())
+        }
+    }
+
+    /// Writes the probe back into the packet, and keeps the checksums right.
+    #[inline(always)]
+    fn write(&self, probe: &mut Packet) -> Option<()> {
+        const LEN: u32 = PACKET_LEN as u32;
+
+        if self.checksum == 0 {
+            // No checksum of the packet covers the payload, so the NIC's own sum over the frame must follow it.
+            return self.packet.store(self.offset, probe, BPF_F_RECOMPUTE_CSUM.into()).ok();
+        }
+        let mut before = MaybeUninit::uninit();
+        let before = self.payload(&mut before)?;
+        // SAFETY: both have the length that is said, and are aligned.
+        let difference = unsafe {
+            bpf_csum_diff((&raw mut *before).cast(), LEN, (&raw mut *probe).cast(), LEN, 0)
+        };
+        // The changes of payload and checksum cancel each other out in the NIC's sum.
+        self.packet.store(self.offset, probe, 0).ok()?;
+        let field = self.offset - size_of::<Udp>() + offset_of!(Udp, checksum);
+        self.packet.l4_csum_replace(field, 0, difference as u64, BPF_F_MARK_MANGLED_0.into()).ok()
+    }
 }

@@ -1,2 +1,35 @@
-//! xtask: everything that is done to this repository rather than by it.
-fn main() {}
+//! xtask: everything that is done to this repository rather than by it. One file per verb.
+#![allow(clippy::disallowed_methods, reason = "works on the checkout and its own machine, not on a node")]
+#![allow(clippy::print_stdout, reason = "standard output is what a verb is asked for")]
+
+mod ebpf;
+mod setup;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Set-up, eBPF objects, demo, tests and benchmarks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Verb {
+    Setup(setup::Arguments),
+    Ebpf(ebpf::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Verb::parse() {
+        Verb::Setup(arguments) => setup::run(&arguments),
+        Verb::Ebpf(arguments) => ebpf::run(&arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// The checkout that this xtask was built from.
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}

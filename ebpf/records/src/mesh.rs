@@ -172,6 +172,44 @@ pub struct Peer {
     pub samples: [RoundTrip; SAMPLES],
 }
 
+impl Peer {
+    /// Counts a request that arrived from this peer. The kernel program does the same with atomic additions.
+    pub fn hear(&mut self, request: &Packet, now: u64, own_session: u32) {
+        if self.heard_session != request.session {
+            self.heard_session = request.session;
+            self.heard = 0;
+            self.heard_first = request.sequence;
+            self.heard_highest = request.sequence;
+        }
+        self.heard += 1;
+        self.heard_highest = self.heard_highest.max(request.sequence);
+        self.note(request, now, own_session);
+    }
+
+    /// Keeps the round trip that a reply of this peer completes.
+    pub fn returned(&mut self, reply: &Packet, now: u64, own_session: u32) {
+        if reply.session != own_session {
+            return;
+        }
+        self.note(reply, now, own_session);
+        let slot = &mut self.samples[reply.sequence as usize % SAMPLES];
+        if slot.sequence != reply.sequence
+            && let Some(trip) = RoundTrip::complete(reply, now, 0)
+        {
+            *slot = trip;
+            self.answered += 1;
+        }
+    }
+
+    fn note(&mut self, packet: &Packet, now: u64, own_session: u32) {
+        self.last_heard = now;
+        if packet.heard_session == own_session {
+            self.peer_heard = packet.heard;
+            self.peer_highest = packet.heard_highest;
+        }
+    }
+}
+
 const _: () = assert!(PACKET_LEN == 56 && SAMPLES.is_power_of_two() && cfg!(target_endian = "little"));
 
 #[cfg(feature = "user")]
@@ -211,6 +249,28 @@ mod tests {
         assert_eq!(Packet::from_bytes(&bytes), Some(packet));
         assert_eq!(Packet::from_bytes(&bytes[1..]), None);
         assert_eq!(Packet::from_bytes(&[0; PACKET_LEN]), None);
+    }
+
+    #[test]
+    fn a_reply_counts_once_and_only_in_its_session() {
+        let mut peer = Peer::default();
+        let reply = Packet { session: 7, sequence: 3, sent: 10, received: 20, answered: 30, ..Packet::default() };
+        for _ in 0..2 {
+            peer.returned(&reply, 100, 7);
+        }
+        peer.returned(&reply, 100, 8);
+        assert_eq!((peer.answered, peer.samples[3].round_trip), (1, 80));
+    }
+
+    #[test]
+    fn a_new_session_counts_from_its_first_request() {
+        let mut peer = Peer::default();
+        for (session, sequence) in [(1, 8), (1, 10), (2, 4), (2, 5)] {
+            let feedback = Packet { session, sequence, heard_session: 9, heard: sequence, heard_highest: 6, ..Packet::default() };
+            peer.hear(&feedback, 50, 9);
+        }
+        assert_eq!((peer.heard_session, peer.heard, peer.heard_first, peer.heard_highest), (2, 2, 4, 5));
+        assert_eq!((peer.peer_heard, peer.peer_highest, peer.last_heard), (5, 6, 50));
     }
 
     #[test]

@@ -76,9 +76,10 @@ fn leaving(datagram: &Datagram) -> Option<()> {
         unsafe { atomic::add(&raw mut (*peer).sent, 1) };
     }
     // SAFETY: as above.
-    let heard = unsafe { heard_word(peer).read_volatile() };
+    let (heard, highest) = unsafe { (heard_word(peer).read_volatile(), (*peer).heard_highest) };
     probe.heard_session = heard as u32;
     probe.heard = (heard >> 32) as u32;
+    probe.heard_highest = highest;
     if probe.kind == REQUEST {
         probe.stamped |= STAMPED_SENT;
         probe.sent = now();
@@ -98,12 +99,13 @@ fn arriving(datagram: &Datagram) -> Option<()> {
     if probe.kind == REPLY && probe.session != SESSION.load() {
         return None;
     }
-    // SAFETY: the map hands out valid, aligned values. When two CPUs race for these two, the older value may win
-    // until the next probe; the counters are atomic.
+    // SAFETY: the map hands out valid, aligned values. When two CPUs race for these, the older values may win until
+    // the next probe; what is counted here is counted atomically.
     unsafe {
         (*peer).last_heard = now;
         if probe.heard_session == SESSION.load() {
             (*peer).peer_heard = probe.heard;
+            (*peer).peer_highest = probe.heard_highest;
         }
     }
     if probe.kind == REPLY {
@@ -267,9 +269,8 @@ impl<'a> Datagram<'a> {
         let mut before = MaybeUninit::uninit();
         let before = self.payload(&mut before)?;
         // SAFETY: both have the length that is said, and are aligned.
-        let difference = unsafe {
-            bpf_csum_diff((&raw mut *before).cast(), LEN, (&raw mut *probe).cast(), LEN, 0)
-        };
+        let difference =
+            unsafe { bpf_csum_diff((&raw mut *before).cast(), LEN, (&raw mut *probe).cast(), LEN, 0) };
         // The changes of payload and checksum cancel each other out in the NIC's sum.
         self.packet.store(self.offset, probe, 0).ok()?;
         let field = self.offset - size_of::<Udp>() + offset_of!(Udp, checksum);

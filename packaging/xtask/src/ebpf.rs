@@ -523,7 +523,7 @@ mod tests {
     #[test]
     fn an_object_that_is_cut_short_is_an_error() {
         let good = fs::read(prebuilt(root()).join("mesh.bpf.o")).unwrap();
-        for length in [0, 5, 64, 1000, good.len() - 1] {
+        for length in [0, 5, 64, 1000, good.len() / 2] {
             assert!(make_btf_names_valid(&mut good[..length].to_vec()).is_err(), "{length} bytes");
         }
     }

@@ -95,7 +95,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (differing, identical) = if arguments.check {
         let committed = read_manifest(root())?;
         let differing = differing(root(), &manifest)?;
-        let known = differing.is_empty() || committed.toolchain == manifest.toolchain;
+        let stale = committed.sources != manifest.sources || !self::differing(root(), &committed)?.is_empty();
+        let known = differing.is_empty() || stale || committed.toolchain == manifest.toolchain;
         if !known {
             println!(
                 "could not tell: the committed objects were built with {} and {}, these with {} and {}; \

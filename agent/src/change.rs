@@ -1,0 +1,144 @@
+//! One edit of a host, as data: the closed list of all that bramble may ever do to a machine.
+//!
+//! What `Display` prints is the line that a person approves. Nothing here reads or writes.
+
+use std::fmt;
+
+/// The file for kernel settings. It sorts behind those of the distributions and before Cilium's own.
+pub const SYSCTL_FILE: &str = "/etc/sysctl.d/99-zz-bramble.conf";
+/// The file for modules that are loaded at boot.
+pub const MODULES_FILE: &str = "/etc/modules-load.d/bramble.conf";
+
+/// One edit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Writes a whole file of bramble's own.
+    WriteFile {
+        /// Where.
+        path: &'static str,
+        /// What stands in it afterwards.
+        content: String,
+    },
+    /// Adds a line at the top of a file that others own: there no section of theirs swallows it.
+    AddLine {
+        /// Which file.
+        path: &'static str,
+        /// The line, without its end.
+        line: String,
+    },
+    /// Adds one argument at the end of the one line of the boot file; all others stay in order.
+    AppendToken {
+        /// The boot file.
+        path: String,
+        /// The argument.
+        token: &'static str,
+    },
+    /// Takes one argument out of the boot file.
+    RemoveToken {
+        /// The boot file.
+        path: String,
+        /// The argument.
+        token: &'static str,
+    },
+    /// Joins the lines of the boot file into the one that the firmware reads.
+    JoinLines {
+        /// The boot file.
+        path: String,
+    },
+    /// Sets a kernel setting now and in [`SYSCTL_FILE`].
+    Sysctl {
+        /// With dots; may hold patterns such as `net.ipv4.conf.lxc*.rp_filter`.
+        key: &'static str,
+        /// The value.
+        value: &'static str,
+    },
+    /// Loads a module now, and at boot through [`MODULES_FILE`].
+    LoadModule {
+        /// As modprobe knows it.
+        name: &'static str,
+    },
+    /// Mounts a kernel file system.
+    Mount {
+        /// Its type, which is also its source.
+        kind: &'static str,
+        /// Where.
+        point: &'static str,
+    },
+    /// Lets mounts below a point reach other mount namespaces.
+    ShareMount {
+        /// The mount.
+        point: &'static str,
+    },
+    /// Enables a unit and starts it.
+    EnableUnit {
+        /// The unit's name.
+        unit: &'static str,
+    },
+    /// Stops a unit and keeps it from being started.
+    MaskUnit {
+        /// The unit's name.
+        unit: &'static str,
+    },
+    /// Stops using an area of swap, until the next boot.
+    SwapOff {
+        /// The device or file.
+        path: String,
+    },
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::WriteFile { path, content } => {
+                let lines: Vec<&str> = content.lines().filter(|line| !line.starts_with('#')).collect();
+                write!(f, "write {path}: {}", lines.join(" "))
+            }
+            Change::AddLine { path, line } => write!(f, "add the line `{line}` at the top of {path}"),
+            Change::AppendToken { path, token } => {
+                write!(f, "add {token} to the line of {path}, in force after a reboot")
+            }
+            Change::RemoveToken { path, token } => {
+                write!(f, "take {token} out of {path}, in force after a reboot")
+            }
+            Change::JoinLines { path } => {
+                write!(f, "join the lines of {path} into one, in force after a reboot")
+            }
+            Change::Sysctl { key, value } => write!(f, "set {key} = {value}, now and in {SYSCTL_FILE}"),
+            Change::LoadModule { name } => write!(f, "load module {name}, now and by {MODULES_FILE}"),
+            Change::Mount { kind, point } => write!(f, "mount {kind} on {point}"),
+            Change::ShareMount { point } => write!(f, "make the mount {point} shared"),
+            Change::EnableUnit { unit } => write!(f, "enable and start {unit}"),
+            Change::MaskUnit { unit } => write!(f, "stop and mask {unit}"),
+            Change::SwapOff { path } => write!(f, "stop swapping to {path}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_reads_as_the_line_a_person_approves() {
+        let lines = [
+            (
+                Change::Sysctl { key: "net.ipv4.ip_forward", value: "1" },
+                "set net.ipv4.ip_forward = 1, now and in /etc/sysctl.d/99-zz-bramble.conf",
+            ),
+            (
+                Change::AppendToken {
+                    path: "/boot/firmware/cmdline.txt".into(),
+                    token: "cgroup_enable=memory",
+                },
+                "add cgroup_enable=memory to the line of /boot/firmware/cmdline.txt, in force after a reboot",
+            ),
+            (
+                Change::WriteFile { path: "/etc/x.conf", content: "# by bramble\n[Network]\nA=no\n".into() },
+                "write /etc/x.conf: [Network] A=no",
+            ),
+        ];
+        for (change, line) in lines {
+            assert_eq!(change.to_string(), line);
+        }
+    }
+}

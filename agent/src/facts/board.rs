@@ -1,0 +1,52 @@
+//! Board and distribution: `/proc/device-tree/model`, `/etc/os-release`.
+
+use super::Fact;
+use crate::host::Host;
+
+/// What the machine is called.
+#[derive(Debug)]
+pub struct Board {
+    /// The device tree's model, for instance "Raspberry Pi 5 Model B Rev 1.0"; `None` without a device tree.
+    pub model: Fact<Option<String>>,
+    /// `PRETTY_NAME` of os-release.
+    pub os: Fact<String>,
+}
+
+impl Board {
+    /// Whether the board is a Raspberry Pi, as far as is known.
+    pub fn is_raspberry_pi(&self) -> bool {
+        matches!(&self.model, Ok(Some(model)) if model.starts_with("Raspberry Pi"))
+    }
+}
+
+pub(super) fn read(host: &Host) -> Board {
+    // The device tree ends its strings with a NUL, so this is bytes and not text.
+    let model = match host.present(MODEL) {
+        Ok(false) => Ok(None),
+        _ => host.bytes(MODEL).map(|bytes| {
+            Some(String::from_utf8_lossy(&bytes).trim_end_matches(['\0', '\n']).to_string())
+        }),
+    };
+    Board { model, os: host.text("/etc/os-release").map(|text| pretty_name(&text)) }
+}
+
+const MODEL: &str = "/proc/device-tree/model";
+
+/// os-release(5) gives "Linux" as the name of one that does not say.
+fn pretty_name(text: &str) -> String {
+    let value = |key| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let name = value("PRETTY_NAME").or_else(|| value("NAME")).unwrap_or("Linux");
+    name.trim_matches(['"', '\'']).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pretty_name_is_read_with_any_quotes() {
+        assert_eq!(pretty_name("ID=debian\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
+        assert_eq!(pretty_name("NAME='Void'\n"), "Void");
+        assert_eq!(pretty_name(""), "Linux");
+    }
+}

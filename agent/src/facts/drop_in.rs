@@ -1,0 +1,73 @@
+//! Drop-in directories (`sysctl.d`, `modules-load.d`, `networkd.conf.d`, ...) by systemd's rules, and the
+//! patterns that their settings use.
+
+use std::collections::BTreeMap;
+
+use super::Fact;
+use crate::host::Host;
+
+/// The `.conf` files in `name` below each directory, each name once from the first directory that has it,
+/// in the order of their names.
+pub(super) fn paths(host: &Host, name: &str, directories: &[&str]) -> Fact<Vec<String>> {
+    let mut paths = BTreeMap::new();
+    for directory in directories {
+        let directory = format!("{directory}/{name}");
+        for file in host.list_if_present(&directory)? {
+            if file.ends_with(".conf") {
+                let path = format!("{directory}/{file}");
+                paths.entry(file).or_insert(path);
+            }
+        }
+    }
+    // A link to /dev/null hides the files of that name and says nothing itself.
+    Ok(paths.into_values().filter(|path| host.link(path).as_deref() != Some("/dev/null")).collect())
+}
+
+/// Whether a pattern with `*` and `?` matches the whole of a name.
+pub(super) fn glob(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    let (mut p, mut n) = (0, 0);
+    // Where to go on when the part after the last star does not fit: one letter further.
+    let mut star = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(letter) if *letter == b'?' || *letter == name[n] => {
+                p += 1;
+                n += 1;
+            }
+            _ => {
+                let Some((at, taken)) = star else { return false };
+                star = Some((at, taken + 1));
+                p = at + 1;
+                n = taken + 1;
+            }
+        }
+    }
+    pattern[p..].iter().all(|letter| *letter == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, name, expected) in [
+            ("cilium*", "cilium_host", true),
+            ("cilium*", "xcilium", false),
+            ("*", "", true),
+            ("a*b*c", "a_b_b_c", true),
+            ("a*b*c", "a_b_b", false),
+            ("eth?", "eth0", true),
+            ("eth?", "eth", false),
+            ("eth0", "eth0", true),
+            ("", "x", false),
+        ] {
+            assert_eq!(glob(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}

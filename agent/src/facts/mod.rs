@@ -1,0 +1,122 @@
+//! What the host is, read once per pass: plain data.
+//!
+//! Each part stands for itself: a part that could not be read carries the path and the reason, and hides
+//! no other. Reading is here; judging is in `require`. It never writes.
+
+use crate::host::{Host, Unreadable};
+
+pub mod address_space;
+pub mod apparmor;
+pub mod bpf;
+pub mod board;
+pub mod boot_file;
+pub mod cgroup;
+pub mod cmdline;
+pub mod dhcpcd;
+mod drop_in;
+pub mod identity;
+pub mod kernel;
+pub mod kernel_config;
+pub mod memory;
+pub mod module;
+pub mod mount;
+pub mod network_manager;
+pub mod networkd;
+pub mod reboot;
+pub mod route;
+pub mod swap;
+pub mod sysctl;
+pub mod sysctl_file;
+pub mod unit;
+
+/// One part of the facts, or why it is not known.
+pub type Fact<T> = Result<T, Unreadable>;
+
+/// A host at one moment.
+#[derive(Debug)]
+pub struct Facts {
+    /// Model and distribution.
+    pub board: board::Board,
+    /// Release and architecture of the running kernel.
+    pub kernel: kernel::Kernel,
+    /// The options the running kernel was built with.
+    pub kernel_config: Fact<kernel_config::KernelConfig>,
+    /// The modules of the running kernel: on disk, loaded, wanted at boot.
+    pub modules: module::Modules,
+    /// Page size and address bits of a process.
+    pub address_space: address_space::AddressSpace,
+    /// BTF and the program types that load.
+    pub bpf: bpf::Bpf,
+    /// The running kernel's arguments.
+    pub cmdline: Fact<cmdline::Cmdline>,
+    /// The `cmdline.txt` the firmware reads; `None` on a machine that boots another way.
+    pub boot_file: Fact<Option<boot_file::BootFile>>,
+    /// Whether the machine waits for a reboot.
+    pub reboot: reboot::Reboot,
+    /// The controllers of the unified hierarchy; `None` without one at `/sys/fs/cgroup`.
+    pub controllers: Fact<Option<cgroup::Controllers>>,
+    /// What is mounted where.
+    pub mounts: Fact<mount::Mounts>,
+    /// File systems the kernel knows now.
+    pub file_systems: Fact<mount::FileSystems>,
+    /// Kernel settings, as they are now.
+    pub sysctl: sysctl::Sysctls,
+    /// Kernel settings, as files set them at boot and for new interfaces.
+    pub sysctl_files: Fact<sysctl_file::SysctlFiles>,
+    /// Swap in use.
+    pub swaps: Fact<Vec<swap::Swap>>,
+    /// Memory and pressure accounting.
+    pub memory: memory::Memory,
+    /// Room on the file system that keeps images and volumes.
+    pub room: Fact<crate::host::disk::Room>,
+    /// Host name, machine id.
+    pub identity: identity::Identity,
+    /// The largest error of the clock; `None` when nobody synchronises it.
+    pub clock_error: Fact<Option<std::time::Duration>>,
+    /// Routes of the main table.
+    pub routes: route::Routes,
+    /// Services that are enabled or running.
+    pub units: unit::Units,
+    /// What systemd-networkd is told.
+    pub networkd: Fact<networkd::Networkd>,
+    /// What NetworkManager is told.
+    pub network_manager: Fact<network_manager::NetworkManager>,
+    /// What dhcpcd is told; `None` without its file.
+    pub dhcpcd: Fact<Option<dhcpcd::Dhcpcd>>,
+    /// Whether AppArmor is active, and its parser installed.
+    pub apparmor: apparmor::AppArmor,
+}
+
+impl Facts {
+    /// Reads the whole host once.
+    pub fn observe(host: &Host) -> Facts {
+        let kernel_config = kernel_config::read(host);
+        Facts {
+            board: board::read(host),
+            kernel: kernel::read(host, &kernel_config),
+            modules: module::read(host),
+            address_space: address_space::read(host, &kernel_config),
+            kernel_config,
+            bpf: bpf::read(host),
+            cmdline: cmdline::read(host),
+            boot_file: boot_file::read(host),
+            reboot: reboot::read(host),
+            controllers: cgroup::read(host),
+            mounts: mount::read(host),
+            file_systems: mount::read_file_systems(host),
+            sysctl: sysctl::read(host),
+            sysctl_files: sysctl_file::read(host),
+            swaps: swap::read(host),
+            memory: memory::read(host),
+            room: host.room("/var"),
+            identity: identity::read(host),
+            clock_error: host.clock_error(),
+            routes: route::read(host),
+            units: unit::read(host),
+            networkd: networkd::read(host),
+            network_manager: network_manager::read(host),
+            dhcpcd: dhcpcd::read(host),
+            apparmor: apparmor::read(host),
+        }
+    }
+}

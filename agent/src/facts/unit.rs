@@ -1,0 +1,72 @@
+//! Which services are enabled (links in `/etc/systemd/system/*.wants`) or run (their cgroup exists).
+//!
+//! Both can be seen without asking systemd, so also on a captured tree.
+
+use super::Fact;
+use crate::host::Host;
+
+/// The services that were looked for.
+#[derive(Debug)]
+pub struct Units {
+    enabled: Fact<Vec<String>>,
+    running: Fact<Vec<String>>,
+}
+
+impl Units {
+    /// Whether a service is enabled or runs now. `name` without `.service`.
+    ///
+    /// Enabled is proof; not enabled and no word about what runs is not known.
+    pub fn uses(&self, name: &str) -> Fact<bool> {
+        let names = |units: &[String]| units.iter().any(|unit| unit.strip_suffix(".service") == Some(name));
+        if matches!(&self.enabled, Ok(enabled) if names(enabled)) {
+            return Ok(true);
+        }
+        let running = names(self.running.as_ref()?);
+        self.enabled.as_ref()?;
+        Ok(running)
+    }
+}
+
+pub(super) fn read(host: &Host) -> Units {
+    Units { enabled: enabled(host), running: running(host) }
+}
+
+fn enabled(host: &Host) -> Fact<Vec<String>> {
+    let directory = "/etc/systemd/system";
+    let mut units = Vec::new();
+    for name in host.list_if_present(directory)? {
+        if name.ends_with(".wants") || name.ends_with(".requires") {
+            units.extend(host.list(&format!("{directory}/{name}"))?);
+        }
+    }
+    Ok(units)
+}
+
+/// systemd keeps one cgroup a running service, in the unified hierarchy or in its own named one.
+fn running(host: &Host) -> Fact<Vec<String>> {
+    let unified = host.list("/sys/fs/cgroup/system.slice");
+    unified.or_else(|_| host.list_if_present("/sys/fs/cgroup/systemd/system.slice"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Unreadable;
+
+    #[test]
+    fn a_service_is_used_when_enabled_or_running() {
+        let list = |names: &[&str]| Ok(names.iter().map(|name| name.to_string()).collect());
+        let units = Units { enabled: list(&["ssh.service"]), running: list(&["dhcpcd.service"]) };
+        assert_eq!(units.uses("ssh"), Ok(true));
+        assert_eq!(units.uses("dhcpcd"), Ok(true));
+        assert_eq!(units.uses("NetworkManager"), Ok(false));
+    }
+
+    #[test]
+    fn without_a_word_about_what_runs_only_enabled_is_known() {
+        let running = Err(Unreadable::not_captured("/sys/fs/cgroup/system.slice"));
+        let units = Units { enabled: Ok(vec!["ssh.service".into()]), running };
+        assert_eq!(units.uses("ssh"), Ok(true));
+        assert!(units.uses("dhcpcd").is_err());
+    }
+}

@@ -1,0 +1,58 @@
+//! The wall clock: what time it is, and whether somebody keeps it right.
+#![allow(clippy::disallowed_methods, reason = "the door")]
+
+use std::time::Duration;
+
+use super::{Host, Unreadable, Why};
+
+/// The wall clock's time.
+pub fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}
+
+/// The file that systemd-timesyncd leaves once the clock was set from a server.
+const TIMESYNCD: &str = "/run/systemd/timesync/synchronized";
+
+impl Host {
+    /// The largest error of the clock that the kernel allows for, or `None` when nobody synchronises it.
+    ///
+    /// Follows `timedatectl`: synchronised means an estimated maximum error below 16 s, whoever did it.
+    /// Of a captured tree only systemd-timesyncd's mark can tell, and only that it was synchronised.
+    pub fn clock_error(&self) -> Result<Option<Duration>, Unreadable> {
+        if !self.is_live() {
+            self.bytes(TIMESYNCD)?;
+            return Ok(Some(Duration::ZERO));
+        }
+        let error = maximum_error().map_err(|error| Unreadable {
+            path: "adjtimex(2)".into(),
+            why: match error.kind() {
+                std::io::ErrorKind::PermissionDenied => Why::Denied,
+                _ => Why::Failed(error.to_string()),
+            },
+        })?;
+        Ok((error < Duration::from_secs(16)).then_some(error))
+    }
+}
+
+#[allow(unsafe_code, reason = "no crate of ours wraps adjtimex(2), and no file tells the same")]
+fn maximum_error() -> std::io::Result<Duration> {
+    // SAFETY: `timex` is plain integers, for which all zeroes is a value; `modes` of zero reads only.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live, writable `timex`; the kernel writes no further than its end.
+    if unsafe { libc::adjtimex(&mut timex) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    #[allow(clippy::unnecessary_cast, reason = "the field is narrower on 32-bit targets")]
+    Ok(Duration::from_micros((timex.maxerror as i64).unsigned_abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_gives_its_clock_error_without_a_right() {
+        assert!(maximum_error().is_ok());
+        assert!(now() > jiff::Timestamp::UNIX_EPOCH);
+    }
+}

@@ -1,0 +1,393 @@
+//! The door to the machine, reading half: files below a root, a few read-only queries, the clock.
+//!
+//! A host is either the running machine or a captured tree of its `/proc /sys /etc /boot ...`. Both
+//! answer the same calls. It never writes and never runs a program.
+#![allow(clippy::disallowed_methods, reason = "the door")]
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::sys::stat::Mode;
+
+pub mod bpf;
+pub mod clock;
+pub mod disk;
+
+/// The largest file that is read, in bytes: `modules.dep`, the largest file of a sane host, has less
+/// than one million.
+pub const LARGEST: u64 = 4 << 20;
+
+/// The file at the root of a captured tree that lists, one path a line, what the machine was seen not to
+/// have; a path ending in `/` stands for all below it. Without it a file that is not in the tree may have
+/// been there all the same.
+pub const ABSENT: &str = "absent";
+
+/// A machine, opened for reading.
+#[derive(Debug)]
+pub struct Host {
+    /// Every path is resolved below this directory, by the kernel.
+    root: OwnedFd,
+    origin: Origin,
+}
+
+#[derive(Debug)]
+enum Origin {
+    Live,
+    Tree { dir: PathBuf, absent: Vec<String> },
+}
+
+/// Something that was to be read and was not: the path (or the query) and the reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {why}")]
+pub struct Unreadable {
+    /// The path on the host, or the name of the query.
+    pub path: String,
+    /// Why it gave no answer.
+    pub why: Why,
+}
+
+/// Why something gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// The running machine has no such file.
+    Missing,
+    /// The captured tree does not have it; the machine may.
+    NotCaptured,
+    /// The reader lacks the right.
+    Denied,
+    /// A directory, device, pipe or socket where a file was expected.
+    NotAFile,
+    /// Larger than [`LARGEST`].
+    TooLarge,
+    /// Read, but not understood; says what was expected.
+    Malformed(String),
+    /// Any other answer of the kernel.
+    Failed(String),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::Missing => f.write_str("no such file"),
+            Why::NotCaptured => f.write_str("not in the captured tree"),
+            Why::Denied => f.write_str("permission denied"),
+            Why::NotAFile => f.write_str("not a regular file"),
+            Why::TooLarge => write!(f, "larger than {} MiB", LARGEST >> 20),
+            Why::Malformed(expected) => write!(f, "not understood, expected {expected}"),
+            Why::Failed(answer) => f.write_str(answer),
+        }
+    }
+}
+
+impl Unreadable {
+    /// `path` was read and is not what was `expected`.
+    pub fn malformed(path: impl Into<String>, expected: impl Into<String>) -> Unreadable {
+        Unreadable { path: path.into(), why: Why::Malformed(expected.into()) }
+    }
+
+    /// A captured tree cannot answer `query`; nothing but the running machine can.
+    pub fn not_captured(query: impl Into<String>) -> Unreadable {
+        Unreadable { path: query.into(), why: Why::NotCaptured }
+    }
+}
+
+/// Facts are read once and judged many times, so the reason is copied to each judge that meets it.
+impl From<&Unreadable> for Unreadable {
+    fn from(unreadable: &Unreadable) -> Unreadable {
+        unreadable.clone()
+    }
+}
+
+/// A directory that was given as a captured tree and is none.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotATree {
+    /// It cannot be opened as a directory.
+    #[error("{dir} is not a host tree: {why}")]
+    Unopened {
+        /// The directory as given.
+        dir: PathBuf,
+        /// The kernel's answer.
+        why: String,
+    },
+    /// It holds nothing that a host has.
+    #[error("{dir} is not a host tree: expected at least one of proc, sys, etc, boot, usr, lib in it")]
+    Bare {
+        /// The directory as given.
+        dir: PathBuf,
+    },
+}
+
+impl Host {
+    /// The machine this runs on.
+    pub fn live() -> Result<Host, Unreadable> {
+        let root = open_directory(Path::new("/")).map_err(|errno| failed("/", errno))?;
+        Ok(Host { root, origin: Origin::Live })
+    }
+
+    /// A captured tree; `/` is the machine itself.
+    pub fn tree(dir: &Path) -> Result<Host, NotATree> {
+        let root = open_directory(dir)
+            .map_err(|errno| NotATree::Unopened { dir: dir.into(), why: errno.desc().into() })?;
+        if dir == Path::new("/") {
+            return Ok(Host { root, origin: Origin::Live });
+        }
+        let mut host = Host { root, origin: Origin::Tree { dir: dir.into(), absent: Vec::new() } };
+        let known = ["proc", "sys", "etc", "boot", "usr", "lib"];
+        if !known.iter().any(|name| host.open(name, OFlag::O_PATH).is_ok()) {
+            return Err(NotATree::Bare { dir: dir.into() });
+        }
+        if let Ok(list) = host.text(ABSENT)
+            && let Origin::Tree { absent, .. } = &mut host.origin
+        {
+            *absent = list
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                .map(String::from)
+                .collect();
+        }
+        Ok(host)
+    }
+
+    /// Whether this is the running machine and not a captured tree.
+    pub fn is_live(&self) -> bool {
+        matches!(self.origin, Origin::Live)
+    }
+
+    /// The root as a person knows it: `/`, or the directory of the captured tree.
+    pub fn root(&self) -> &Path {
+        match &self.origin {
+            Origin::Live => Path::new("/"),
+            Origin::Tree { dir, .. } => dir,
+        }
+    }
+
+    /// The text of a file; a byte that is not UTF-8 becomes U+FFFD, a NUL makes it malformed.
+    pub fn text(&self, path: &str) -> Result<String, Unreadable> {
+        let bytes = self.bytes(path)?;
+        if bytes.contains(&0) {
+            return Err(Unreadable::malformed(path, "text"));
+        }
+        Ok(match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        })
+    }
+
+    /// The text of a file, or `None` when the machine is known not to have it.
+    pub fn text_if_present(&self, path: &str) -> Result<Option<String>, Unreadable> {
+        self.known_absence(path, self.text(path))
+    }
+
+    /// The content of a file of at most [`LARGEST`] bytes.
+    pub fn bytes(&self, path: &str) -> Result<Vec<u8>, Unreadable> {
+        self.head(path, LARGEST + 1).and_then(|content| {
+            let fits = content.len() as u64 <= LARGEST;
+            fits.then_some(content).ok_or(Unreadable { path: path.into(), why: Why::TooLarge })
+        })
+    }
+
+    /// At most `limit` bytes from the beginning of a file.
+    pub fn head(&self, path: &str, limit: u64) -> Result<Vec<u8>, Unreadable> {
+        // Non-blocking: a pipe in a captured tree must not stop the check.
+        let file = File::from(
+            self.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+                .map_err(|errno| self.unreadable(path, errno))?,
+        );
+        let failed = |error: io::Error| self.unreadable(path, errno_of(&error));
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(Unreadable { path: path.into(), why: Why::NotAFile });
+        }
+        let mut content = Vec::new();
+        file.take(limit).read_to_end(&mut content).map_err(failed)?;
+        Ok(content)
+    }
+
+    /// The names in a directory, sorted. A directory in a captured tree counts as captured whole.
+    pub fn list(&self, path: &str) -> Result<Vec<String>, Unreadable> {
+        let unreadable = |errno| self.unreadable(path, errno);
+        let directory = self.open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(unreadable)?;
+        let mut names = Vec::new();
+        for entry in Dir::from_fd(directory).map_err(unreadable)?.iter() {
+            let name = entry.map_err(unreadable)?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The names in a directory, or none when the machine is known not to have it.
+    pub fn list_if_present(&self, path: &str) -> Result<Vec<String>, Unreadable> {
+        self.known_absence(path, self.list(path)).map(Option::unwrap_or_default)
+    }
+
+    /// Whether something is at `path`; a link counts as what it points to.
+    pub fn present(&self, path: &str) -> Result<bool, Unreadable> {
+        let opened = self.open(path, OFlag::O_PATH).map(drop).map_err(|errno| self.unreadable(path, errno));
+        self.known_absence(path, opened).map(|found| found.is_some())
+    }
+
+    /// Where the link at `path` points to; `None` when it is no link, or nothing is there.
+    pub fn link(&self, path: &str) -> Option<String> {
+        let link = self.open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW).ok()?;
+        // Of an empty path the kernel reads the opened link itself.
+        Some(readlinkat(link, "").ok()?.to_string_lossy().into_owned())
+    }
+
+    /// Turns "the machine does not have it" into `None`.
+    fn known_absence<T>(&self, path: &str, read: Result<T, Unreadable>) -> Result<Option<T>, Unreadable> {
+        match read {
+            Ok(content) => Ok(Some(content)),
+            Err(Unreadable { why: Why::Missing, .. }) => Ok(None),
+            Err(Unreadable { why: Why::NotCaptured, .. }) if self.listed_absent(path) => Ok(None),
+            Err(unreadable) => Err(unreadable),
+        }
+    }
+
+    fn listed_absent(&self, path: &str) -> bool {
+        let Origin::Tree { absent, .. } = &self.origin else { return false };
+        absent.iter().any(|entry| {
+            path == entry || entry.ends_with('/') && format!("{path}/").starts_with(entry.as_str())
+        })
+    }
+
+    /// Opens below the root. The kernel resolves links as if the root were `/`, so that a link in a
+    /// captured tree never leads out of it.
+    fn open(&self, path: &str, flags: OFlag) -> Result<OwnedFd, Errno> {
+        let relative = match path.trim_start_matches('/') {
+            "" => ".",
+            relative => relative,
+        };
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .mode(Mode::empty())
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        openat2(&self.root, relative, how)
+    }
+
+    fn unreadable(&self, path: &str, errno: Errno) -> Unreadable {
+        match (errno, &self.origin) {
+            (Errno::ENOENT | Errno::ENOTDIR, Origin::Tree { .. }) => Unreadable::not_captured(path),
+            _ => failed(path, errno),
+        }
+    }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO))
+}
+
+fn failed(path: &str, errno: Errno) -> Unreadable {
+    let why = match errno {
+        Errno::ENOENT | Errno::ENOTDIR => Why::Missing,
+        Errno::EACCES | Errno::EPERM => Why::Denied,
+        errno => Why::Failed(errno.desc().to_lowercase()),
+    };
+    Unreadable { path: path.into(), why }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the tests build trees")]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A tree in the temporary directory, gone with its guard.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let dir = std::env::temp_dir().join(format!("bramble-host-{}-{name}", std::process::id()));
+            fs::create_dir_all(dir.join("etc")).unwrap();
+            Scratch(dir)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_link_in_a_captured_tree_never_leads_out_of_it() {
+        let scratch = Scratch::new("links");
+        fs::write(scratch.0.join("etc/inside"), "inside").unwrap();
+        symlink("/etc/inside", scratch.0.join("etc/absolute")).unwrap();
+        symlink("../../../../../../etc/hostname", scratch.0.join("etc/upward")).unwrap();
+        symlink("/proc/self/environ", scratch.0.join("etc/secret")).unwrap();
+        let host = Host::tree(&scratch.0).unwrap();
+        assert_eq!(host.text("/etc/absolute").unwrap(), "inside");
+        assert_eq!(host.link("/etc/absolute").as_deref(), Some("/etc/inside"));
+        assert_eq!(host.link("/etc/inside"), None);
+        assert_eq!(host.text("/etc/upward").unwrap_err().why, Why::NotCaptured);
+        assert_eq!(host.text("/etc/secret").unwrap_err().why, Why::NotCaptured);
+    }
+
+    #[test]
+    fn what_a_tree_does_not_hold_is_absent_only_when_listed() {
+        let scratch = Scratch::new("absent");
+        fs::write(scratch.0.join(ABSENT), "# seen\n/etc/dhcpcd.conf\n/sys/kernel/btf/\n").unwrap();
+        let host = Host::tree(&scratch.0).unwrap();
+        assert_eq!(host.present("/etc/dhcpcd.conf"), Ok(false));
+        assert_eq!(host.present("/sys/kernel/btf/vmlinux"), Ok(false));
+        assert_eq!(host.present("/sys/kernel/btf"), Ok(false));
+        let unknown = host.present("/sys/kernel/btfx").unwrap_err();
+        assert_eq!(unknown.to_string(), "/sys/kernel/btfx: not in the captured tree");
+        assert!(host.list("/proc").is_err());
+    }
+
+    #[test]
+    fn odd_files_are_refused_with_their_path() {
+        let scratch = Scratch::new("odd");
+        let etc = scratch.0.join("etc");
+        fs::write(etc.join("binary"), b"a\0b").unwrap();
+        fs::write(etc.join("latin"), b"caf\xe9").unwrap();
+        File::create(etc.join("huge")).unwrap().set_len(LARGEST + 1).unwrap();
+        nix::unistd::mkfifo(&etc.join("pipe"), Mode::S_IRWXU).unwrap();
+        symlink("loop", etc.join("loop")).unwrap();
+        let host = Host::tree(&scratch.0).unwrap();
+        assert_eq!(
+            host.text("/etc/binary").unwrap_err().to_string(),
+            "/etc/binary: not understood, expected text"
+        );
+        assert_eq!(host.text("/etc/latin").unwrap(), "caf\u{fffd}");
+        assert_eq!(host.bytes("/etc/huge").unwrap_err().why, Why::TooLarge);
+        assert_eq!(host.bytes("/etc/pipe").unwrap_err().why, Why::NotAFile);
+        assert_eq!(host.bytes("/etc").unwrap_err().why, Why::NotAFile);
+        assert!(matches!(host.bytes("/etc/loop").unwrap_err().why, Why::Failed(_)));
+    }
+
+    #[test]
+    fn a_directory_that_is_no_host_tree_is_refused() {
+        let scratch = Scratch::new("bare");
+        let bare = scratch.0.join("etc");
+        assert!(matches!(Host::tree(&bare).unwrap_err(), NotATree::Bare { .. }));
+        let missing = Host::tree(&scratch.0.join("nowhere")).unwrap_err().to_string();
+        assert!(missing.ends_with("is not a host tree: No such file or directory"), "{missing}");
+    }
+
+    #[test]
+    fn the_running_machine_answers() {
+        let host = Host::live().unwrap();
+        assert!(host.is_live());
+        assert!(!host.text("/proc/sys/kernel/osrelease").unwrap().is_empty());
+        assert_eq!(host.text("/nowhere/at/all").unwrap_err().why, Why::Missing);
+        assert_eq!(host.text_if_present("/nowhere/at/all"), Ok(None));
+        assert!(host.list("/proc/sys").unwrap().contains(&"kernel".to_string()));
+    }
+}

@@ -1,0 +1,35 @@
+//! The boot file holds the one line that the firmware reads.
+
+use super::{Area, Finding, Requirement};
+use crate::change::Change;
+
+pub(super) const REQUIREMENT: Requirement = Requirement {
+    id: "boot-cmdline",
+    area: Area::Boot,
+    title: "cmdline.txt is one line",
+    why: "the firmware reads the first line alone: arguments on a second line look set and are not",
+    source: "k3s-io/k3s#3283; raspberrypi/linux#3644",
+    catalogue: &["BOOT-002", "BOOT-003"],
+    judge: |facts, _| {
+        let Some(file) = facts.boot_file.as_ref()? else {
+            if facts.board.is_raspberry_pi() {
+                return Finding::blocked(
+                    "neither /boot/firmware nor /boot holds a config.txt: the boot partition is not mounted",
+                    "sudo mount /boot/firmware, then check again",
+                );
+            }
+            return Finding::not_needed("this machine does not boot by Raspberry Pi firmware");
+        };
+        match file.lines.len() {
+            1 => Finding::met(&*file.path),
+            0 => Finding::blocked(
+                format!("{} is empty: the next boot finds no root file system", file.path),
+                format!("write the arguments of /proc/cmdline from console= on as one line into {}", file.path),
+            ),
+            lines => Finding::unmet(
+                format!("{} has {lines} lines", file.path),
+                [Change::JoinLines { path: file.path.clone() }],
+            ),
+        }
+    },
+};

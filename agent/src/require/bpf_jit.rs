@@ -1,0 +1,29 @@
+//! BPF programs are compiled and not interpreted.
+
+use super::{Area, Finding, Requirement};
+use crate::change::Change;
+
+const KEY: &str = "net.core.bpf_jit_enable";
+
+pub(super) const REQUIREMENT: Requirement = Requirement {
+    id: "bpf-jit",
+    area: Area::Kernel,
+    title: "BPF programs are compiled (JIT)",
+    why: "interpreted, Cilium's programs take several times the processor for every packet",
+    source: "cilium/cilium pkg/datapath/loader/base.go",
+    catalogue: &[],
+    judge: |facts, _| {
+        // Only root may read the setting; a kernel without an interpreter needs no setting.
+        if matches!(&facts.kernel_config, Ok(config) if config.is_set("CONFIG_BPF_JIT_ALWAYS_ON")) {
+            return Finding::met("the kernel was built with the compiler alone");
+        }
+        match facts.sysctl.value(KEY)? {
+            Some("0") => Finding::unmet(format!("{KEY} is 0"), [Change::Sysctl { key: KEY, value: "1" }]),
+            Some(value) => Finding::met(format!("{KEY} is {value}")),
+            None => Finding::blocked(
+                "this kernel has no BPF compiler",
+                "install the distribution's standard kernel and reboot",
+            ),
+        }
+    },
+};

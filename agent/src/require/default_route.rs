@@ -1,0 +1,21 @@
+//! The node has a way out, and by it an address.
+
+use super::{Area, Finding, Requirement};
+
+pub(super) const REQUIREMENT: Requirement = Requirement {
+    id: "default-route",
+    area: Area::Network,
+    title: "the node has a default route",
+    why: "K3s takes the node's address from it and exits without: \"no default routes found\"",
+    source: "k3s-io/k3s#1144, #11640",
+    catalogue: &[],
+    judge: |facts, _| {
+        if let Some(interface) = facts.routes.uplink()? {
+            return Finding::met(format!("by {interface}"));
+        }
+        if let Some(interface) = facts.routes.v6_default.as_ref()? {
+            return Finding::met(format!("by {interface}, IPv6 alone"));
+        }
+        Finding::blocked("no default route", "connect the network, or set a gateway; then check: ip route")
+    },
+};

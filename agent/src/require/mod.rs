@@ -1,0 +1,333 @@
+//! What must hold for a node, one requirement a row.
+//!
+//! A judge is pure: facts and the owner's decisions in, a finding out. It never reads the host. `Err` means
+//! "could not tell", which is neither met nor unmet.
+
+use std::fmt;
+
+use crate::change::Change;
+use crate::config::Config;
+use crate::facts::Facts;
+use crate::facts::boot_file::Argument;
+use crate::host::Unreadable;
+
+mod address_bits;
+mod address_ranges;
+mod apparmor_parser;
+mod architecture;
+mod boot_cmdline;
+mod bpf_jit;
+mod bpf_programs;
+mod bpffs;
+mod btf;
+mod cgroup_controllers;
+mod cgroup_v2;
+mod clock;
+mod default_route;
+mod dhcpcd;
+mod disk_space;
+mod hostname;
+mod kernel_options;
+mod kernel_version;
+mod machine_id;
+mod memory_cgroup;
+mod memory_size;
+mod module;
+mod mount_propagation;
+mod network_manager;
+mod networkd;
+mod overlay;
+mod page_size;
+mod pressure;
+mod reboot;
+mod rp_filter;
+mod swap;
+mod sysctl;
+mod tracefs;
+
+#[cfg(test)]
+mod laws;
+
+/// All requirements, in the order of work: what a reboot brings first, what builds on it after.
+///
+/// br_netfilter is not among them: with Cilium, and without kube-proxy and Flannel, no bridge carries pods.
+pub const REQUIREMENTS: &[Requirement] = &[
+    kernel_version::REQUIREMENT,
+    architecture::REQUIREMENT,
+    page_size::REQUIREMENT,
+    address_bits::REQUIREMENT,
+    kernel_options::CILIUM,
+    kernel_options::K3S,
+    module::TREE,
+    module::TUNNEL,
+    module::MASQUERADE,
+    module::ENVOY,
+    module::AMBIENT,
+    module::LONGHORN,
+    bpf_programs::REQUIREMENT,
+    bpf_jit::REQUIREMENT,
+    btf::REQUIREMENT,
+    boot_cmdline::REQUIREMENT,
+    reboot::REQUIREMENT,
+    pressure::REQUIREMENT,
+    cgroup_v2::REQUIREMENT,
+    memory_cgroup::REQUIREMENT,
+    cgroup_controllers::REQUIREMENT,
+    bpffs::REQUIREMENT,
+    tracefs::REQUIREMENT,
+    mount_propagation::REQUIREMENT,
+    overlay::REQUIREMENT,
+    default_route::REQUIREMENT,
+    address_ranges::REQUIREMENT,
+    sysctl::FORWARDING,
+    sysctl::FORWARDING6,
+    rp_filter::REQUIREMENT,
+    sysctl::CONNTRACK,
+    networkd::REQUIREMENT,
+    network_manager::REQUIREMENT,
+    dhcpcd::REQUIREMENT,
+    hostname::REQUIREMENT,
+    machine_id::REQUIREMENT,
+    clock::REQUIREMENT,
+    memory_size::REQUIREMENT,
+    disk_space::REQUIREMENT,
+    swap::REQUIREMENT,
+    sysctl::INOTIFY,
+    sysctl::KEYS,
+    sysctl::KUBELET,
+    apparmor_parser::REQUIREMENT,
+];
+
+/// One thing that must hold.
+#[derive(Debug)]
+pub struct Requirement {
+    /// Kebab-case, never changed; the file's name, or its family's.
+    pub id: &'static str,
+    /// What the requirement is about.
+    pub area: Area,
+    /// What holds when it is met, as a sentence without a full stop.
+    pub title: &'static str,
+    /// What goes wrong for the owner when it is not met.
+    pub why: &'static str,
+    /// Where that is known from.
+    pub source: &'static str,
+    /// Rows of the project's catalogue of known faults that it answers.
+    pub catalogue: &'static [&'static str],
+    /// The verdict.
+    pub judge: fn(&Facts, &Config) -> Verdict,
+}
+
+/// A finding, or what could not be read to come to one.
+pub type Verdict = Result<Finding, Unreadable>;
+
+/// What a requirement is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Area {
+    /// The kernel and what is built into it.
+    Kernel,
+    /// The kernel's arguments, and reboots.
+    Boot,
+    /// Control groups and mounts.
+    Mount,
+    /// Routes, forwarding, network managers.
+    Network,
+    /// All else of the host.
+    System,
+}
+
+impl fmt::Display for Area {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Area::Kernel => "kernel",
+            Area::Boot => "boot",
+            Area::Mount => "cgroups and mounts",
+            Area::Network => "network",
+            Area::System => "system",
+        })
+    }
+}
+
+/// What a judge found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// It holds.
+    Met {
+        /// What shows it.
+        evidence: String,
+    },
+    /// It does not hold, and these changes would mend it.
+    Unmet {
+        /// What is wrong.
+        what: String,
+        /// At least one.
+        changes: Vec<Change>,
+    },
+    /// It does not hold yet; nothing needs to be changed for it.
+    Waiting {
+        /// What it waits for.
+        why: String,
+    },
+    /// It does not hold, and only a person can mend it.
+    Blocked {
+        /// What is wrong.
+        what: String,
+        /// What the person does next.
+        next: String,
+    },
+    /// It does not matter on this node.
+    NotNeeded {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Finding {
+    fn met(evidence: impl Into<String>) -> Verdict {
+        Ok(Finding::Met { evidence: evidence.into() })
+    }
+
+    fn unmet(what: impl Into<String>, changes: impl Into<Vec<Change>>) -> Verdict {
+        Ok(Finding::Unmet { what: what.into(), changes: changes.into() })
+    }
+
+    fn waiting(why: impl Into<String>) -> Verdict {
+        Ok(Finding::Waiting { why: why.into() })
+    }
+
+    fn blocked(what: impl Into<String>, next: impl Into<String>) -> Verdict {
+        Ok(Finding::Blocked { what: what.into(), next: next.into() })
+    }
+
+    fn not_needed(why: impl Into<String>) -> Verdict {
+        Ok(Finding::NotNeeded { why: why.into() })
+    }
+
+    /// A kernel argument is lacking, with `what` as its consequence: how to get it.
+    fn lacks_argument(facts: &Facts, token: &'static str, what: &str) -> Verdict {
+        match facts.argument(token)? {
+            Argument::Addable(path) => Finding::unmet(what, [Change::AppendToken { path, token }]),
+            Argument::Written(path) => {
+                Finding::waiting(format!("{token} stands in {path} and counts after a reboot: sudo reboot"))
+            }
+            Argument::Running => Finding::blocked(
+                format!("{what}, although the kernel was started with {token}"),
+                "install the distribution's current kernel and reboot",
+            ),
+            Argument::NotMounted => Finding::blocked(
+                format!("{what}, and the boot partition is not mounted"),
+                "sudo mount /boot/firmware, then check again",
+            ),
+            Argument::Elsewhere => Finding::blocked(
+                what,
+                format!("add {token} to the kernel's arguments in the boot loader (with GRUB: GRUB_CMDLINE_LINUX \
+                         in /etc/default/grub, then sudo update-grub) and reboot"),
+            ),
+        }
+    }
+}
+
+/// The state of a requirement, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// It holds.
+    Met,
+    /// It does not hold; changes would mend it.
+    Unmet,
+    /// It does not hold yet.
+    Waiting,
+    /// Only a person can mend it.
+    Blocked,
+    /// It does not matter here.
+    NotNeeded,
+    /// Could not tell.
+    Unknown,
+}
+
+impl State {
+    /// The word that JSON carries.
+    pub const fn word(self) -> &'static str {
+        match self {
+            State::Met => "met",
+            State::Unmet => "unmet",
+            State::Waiting => "waiting",
+            State::Blocked => "blocked",
+            State::NotNeeded => "not_needed",
+            State::Unknown => "unknown",
+        }
+    }
+}
+
+/// A requirement with its verdict.
+#[derive(Debug)]
+pub struct Judged {
+    /// What was judged.
+    pub requirement: &'static Requirement,
+    /// How.
+    pub verdict: Verdict,
+}
+
+impl Judged {
+    /// The verdict in one word.
+    pub fn state(&self) -> State {
+        match &self.verdict {
+            Ok(Finding::Met { .. }) => State::Met,
+            Ok(Finding::Unmet { .. }) => State::Unmet,
+            Ok(Finding::Waiting { .. }) => State::Waiting,
+            Ok(Finding::Blocked { .. }) => State::Blocked,
+            Ok(Finding::NotNeeded { .. }) => State::NotNeeded,
+            Err(_) => State::Unknown,
+        }
+    }
+
+    /// What the verdict rests on, in the words for a person.
+    pub fn evidence(&self) -> String {
+        match &self.verdict {
+            Ok(Finding::Met { evidence }) => evidence.clone(),
+            Ok(Finding::Unmet { what, .. } | Finding::Blocked { what, .. }) => what.clone(),
+            Ok(Finding::Waiting { why } | Finding::NotNeeded { why }) => why.clone(),
+            Err(unreadable) => unreadable.to_string(),
+        }
+    }
+
+    /// The changes that would mend it.
+    pub fn changes(&self) -> &[Change] {
+        match &self.verdict {
+            Ok(Finding::Unmet { changes, .. }) => changes,
+            _ => &[],
+        }
+    }
+
+    /// What a person does next, where a person has to act.
+    pub fn next(&self) -> Option<&str> {
+        match &self.verdict {
+            Ok(Finding::Blocked { next, .. }) => Some(next),
+            _ => None,
+        }
+    }
+}
+
+/// The requirement of an id, or those that answer a row of the catalogue of known faults.
+pub fn named(id: &str) -> Vec<&'static Requirement> {
+    let answers = |requirement: &&Requirement| {
+        requirement.id == id || requirement.catalogue.iter().any(|row| row.eq_ignore_ascii_case(id))
+    };
+    REQUIREMENTS.iter().filter(answers).collect()
+}
+
+/// Judges the given requirements, in their order.
+///
+/// A shortfall that the owner accepts by configuration is not needed here; what could not be told stays so.
+pub fn judge<'a>(
+    requirements: impl IntoIterator<Item = &'static Requirement> + 'a,
+    facts: &'a Facts,
+    config: &'a Config,
+) -> impl Iterator<Item = Judged> + 'a {
+    requirements.into_iter().map(move |requirement| {
+        let mut judged = Judged { requirement, verdict: (requirement.judge)(facts, config) };
+        let short = matches!(judged.state(), State::Unmet | State::Blocked);
+        if short && config.cluster.accept.iter().any(|id| id == requirement.id) {
+            judged.verdict = Finding::not_needed(format!("accepted by configuration: {}", judged.evidence()));
+        }
+        judged
+    })
+}

@@ -35,7 +35,7 @@ static SESSION: Global<u32> = Global::new(0);
 #[map]
 static PEERS: HashMap<u32, Peer> = HashMap::with_max_entries(MAX_PEERS, BPF_F_NO_PREALLOC);
 
-// A session and its count are one word, in the map and on the wire, so that they always fit together.
+// A session and its count are one word of the map, and so are a sequence number and its stamps: they always fit.
 const _: () = assert!(
     offset_of!(Peer, heard_session) % 8 == 0
         && offset_of!(Peer, heard) == offset_of!(Peer, heard_session) + 4

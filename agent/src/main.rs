@@ -1,13 +1,28 @@
-//! bramble: arguments, journal, dispatch.
+//! bramble: the command, the agent and the companion in one program.
 
-use clap::Parser;
+use std::process::ExitCode;
 
-#[derive(Parser)]
-enum Verb {
-    Check(bramble::cli::check::Check),
+fn main() -> ExitCode {
+    journal();
+    bramble::cli::main()
 }
 
-fn main() -> anyhow::Result<std::process::ExitCode> {
-    let Verb::Check(args) = Verb::parse();
-    bramble::cli::check::run(&args, &bramble::config::Config::default())
+/// Under systemd into the journal, with fields and priorities; otherwise to standard error.
+fn journal() {
+    use tracing_journald::{Priority, PriorityMappings};
+    use tracing_subscriber::{filter::LevelFilter, prelude::*};
+
+    let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
+    let journal = under_systemd.then(tracing_journald::layer).and_then(Result::ok).map(|layer| {
+        layer.with_field_prefix(None).with_priority_mappings(PriorityMappings {
+            info: Priority::Informational,
+            ..PriorityMappings::new()
+        })
+    });
+    let stderr = journal
+        .is_none()
+        .then(|| tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time());
+    // rumqttc logs what wire::connection reports better.
+    let ours = tracing_subscriber::filter::filter_fn(|meta| !meta.target().starts_with("rumqttc"));
+    tracing_subscriber::registry().with(journal).with(stderr).with(ours).with(LevelFilter::INFO).init();
 }

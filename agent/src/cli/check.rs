@@ -203,14 +203,14 @@ fn table(host: &Host, facts: &Facts, judged: &[Judged], summary: &Summary, width
         let evidence = wrap(&printable(&judged.evidence()), indent, width);
         text += &format!("  {style}{sign} {word:<8}{style:#}{:<ids$}  {evidence}\n", requirement.id);
         let mut detail = |label: &str, content: &str| {
-            let content = wrap(&printable(content), SIGN_AND_WORD + 6, width);
-            text += &format!("{:SIGN_AND_WORD$}{dim}{label:<6}{dim:#}{content}\n", "");
+            let content = wrap(&printable(content), SIGN_AND_WORD + 8, width);
+            text += &format!("{:SIGN_AND_WORD$}{dim}{label:<8}{dim:#}{content}\n", "");
         };
         if matches!(judged.state(), State::Unmet | State::Blocked | State::Waiting | State::Unknown) {
             detail("why", requirement.why);
         }
         for change in judged.changes() {
-            detail("change", &format!(" {change}"));
+            detail("change", &change.to_string());
         }
         if let Some(next) = next(judged) {
             detail("next", &next);

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use super::Fact;
 use crate::host::Host;
 
-/// The `.conf` files in `name` below each directory, each name once from the first directory that has it,
-/// in the order of their names.
-pub(super) fn paths(host: &Host, name: &str, directories: &[&str]) -> Fact<Vec<String>> {
+/// The texts of the `.conf` files in `name` below each directory, each name once from the first directory
+/// that has it, in the order of their names.
+pub(super) fn texts(host: &Host, name: &str, directories: &[&str]) -> Fact<Vec<String>> {
     let mut paths = BTreeMap::new();
     for directory in directories {
         let directory = format!("{directory}/{name}");
@@ -19,8 +19,13 @@ pub(super) fn paths(host: &Host, name: &str, directories: &[&str]) -> Fact<Vec<S
             }
         }
     }
-    // A link to /dev/null hides the files of that name and says nothing itself.
-    Ok(paths.into_values().filter(|path| host.link(path).as_deref() != Some("/dev/null")).collect())
+    paths
+        .into_values()
+        // A link to /dev/null hides the files of that name and says nothing itself; a link to a file that is
+        // gone says as little.
+        .filter(|path| host.link(path).as_deref() != Some("/dev/null"))
+        .filter_map(|path| host.text_if_present(&path).transpose())
+        .collect()
 }
 
 /// Whether a pattern with `*` and `?` matches the whole of a name.

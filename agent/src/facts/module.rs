@@ -91,10 +91,9 @@ fn loaded(host: &Host) -> Fact<Names> {
 /// modules-load.d(5): a file in `/etc` hides the file of the same name in `/run` and `/usr/lib`.
 fn at_boot(host: &Host) -> Fact<Names> {
     let mut names = Names::new();
-    for path in drop_in::paths(host, "modules-load.d", &["/etc", "/run", "/usr/lib"])? {
+    for text in drop_in::texts(host, "modules-load.d", &["/etc", "/run", "/usr/lib"])? {
         names.extend(
-            host.text(&path)?
-                .lines()
+            text.lines()
                 .map(str::trim)
                 .filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
                 .map(kernel_spelling),

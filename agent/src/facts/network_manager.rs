@@ -36,11 +36,11 @@ impl NetworkManager {
 pub(super) fn read(host: &Host) -> Fact<NetworkManager> {
     let mut manager = NetworkManager::default();
     // NetworkManager.conf(5): packages first, then the main file, then the administrator's drop-ins.
-    let mut paths = drop_in::paths(host, "conf.d", &["/usr/lib/NetworkManager", "/run/NetworkManager"])?;
-    paths.push("/etc/NetworkManager/NetworkManager.conf".into());
-    paths.extend(drop_in::paths(host, "conf.d", &["/etc/NetworkManager"])?);
-    for path in paths {
-        manager.absorb(&host.text_if_present(&path)?.unwrap_or_default());
+    let mut texts = drop_in::texts(host, "conf.d", &["/usr/lib/NetworkManager", "/run/NetworkManager"])?;
+    texts.extend(host.text_if_present("/etc/NetworkManager/NetworkManager.conf")?);
+    texts.extend(drop_in::texts(host, "conf.d", &["/etc/NetworkManager"])?);
+    for text in texts {
+        manager.absorb(&text);
     }
     Ok(manager)
 }

@@ -42,8 +42,8 @@ pub(super) fn read(host: &Host) -> Fact<Networkd> {
             break;
         }
     }
-    for path in drop_in::paths(host, "systemd/networkd.conf.d", &["/etc", "/run", "/usr/lib"])? {
-        networkd.absorb(&host.text(&path)?);
+    for text in drop_in::texts(host, "systemd/networkd.conf.d", &["/etc", "/run", "/usr/lib"])? {
+        networkd.absorb(&text);
     }
     Ok(networkd)
 }

@@ -37,8 +37,8 @@ impl SysctlFiles {
 pub(super) fn read(host: &Host) -> Fact<SysctlFiles> {
     let mut files = SysctlFiles::default();
     let directories = ["/etc", "/run", "/usr/local/lib", "/usr/lib"];
-    for path in drop_in::paths(host, "sysctl.d", &directories)? {
-        files.absorb(&host.text(&path)?);
+    for text in drop_in::texts(host, "sysctl.d", &directories)? {
+        files.absorb(&text);
     }
     Ok(files)
 }

@@ -18,6 +18,7 @@ use nix::sys::stat::Mode;
 pub mod bpf;
 pub mod clock;
 pub mod disk;
+pub mod state;
 
 /// The largest file that is read, in bytes: `modules.dep`, the largest file of a sane host, has less
 /// than one million.

@@ -28,7 +28,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             _ if facts.cmdline.as_ref()?.has(FORCED) => {
                 Finding::blocked(kind, format!("take {FORCED} out of the boot loader's kernel arguments and reboot"))
             }
-            _ => Finding::blocked(kind, "boot with systemd 247 or newer (Debian 11, Ubuntu 22.04 and later)"),
+            _ => Finding::blocked(kind, "boot a system whose systemd mounts version 2 alone: Debian 11, Ubuntu 22.04 and later do"),
         }
     },
 };

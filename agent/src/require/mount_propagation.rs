@@ -7,8 +7,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "mount-propagation",
     area: Area::Mount,
     title: "mounts are shared between host and containers",
-    why: "the Cilium agent does not start: \"path /sys/fs/bpf is mounted but it is not a shared mount\"; volumes \
-          stay empty",
+    why: "the Cilium agent does not start (\"not a shared mount\"), and volumes stay empty",
     source: "cilium/charts mountPropagation: Bidirectional",
     catalogue: &[],
     judge: |facts, _| {

@@ -1,0 +1,84 @@
+//! The operator's command: one file per verb.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{config::Config, host::Host};
+
+pub mod check;
+pub mod mesh;
+pub mod probe;
+pub mod run;
+pub mod status;
+
+/// Wrong use of the command line, or of the configuration (sysexits.h, `EX_USAGE`).
+pub const USAGE: u8 = 64;
+/// Something that should not happen (sysexits.h, `EX_SOFTWARE`).
+pub const FAILURE: u8 = 70;
+
+/// Makes a Raspberry Pi fit for K3s with Cilium, proves that the network works, and says what is wrong when it does not.
+#[derive(Debug, Parser)]
+#[command(name = "bramble", version)]
+pub struct Bramble {
+    /// Configuration to use instead of /etc/bramble/bramble.toml.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<std::path::PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Check(check::Check),
+    Status(status::Status),
+    Mesh(mesh::Mesh),
+    Run(run::Run),
+    Probe(probe::Probe),
+}
+
+/// Parses the command line and does what it says. Exit codes: 0 all is well, 1 something is not, 2 a person must act,
+/// 3 could not tell, 64 and up wrong use and bugs.
+pub fn main() -> ExitCode {
+    let bramble = match Bramble::try_parse() {
+        Ok(bramble) => bramble,
+        Err(error) => {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            // A closed pipe is the reader's business.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match bramble.run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bramble: {error:#}");
+            let usage = error.is::<crate::config::BadConfig>();
+            ExitCode::from(if usage { USAGE } else { FAILURE })
+        }
+    }
+}
+
+impl Bramble {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let host = Host::live()?;
+        let path = match &self.config {
+            // Paths are resolved from the root of the host, so this one is made to begin there.
+            Some(path) => Some(std::path::absolute(path)?.to_string_lossy().into_owned()),
+            None => None,
+        };
+        let config = Config::load(&host, path.as_deref())?;
+        match &self.verb {
+            Verb::Check(args) => check::run(args, &config),
+            Verb::Status(args) => status::run(args, &config),
+            Verb::Mesh(args) => mesh::run(args, &config),
+            Verb::Run(_) => run::run(&config, &host),
+            Verb::Probe(_) => probe::run(&config, &host),
+        }
+    }
+}
+
+/// One thread is enough for each daemon, and takes less memory than two.
+fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
+}

@@ -1,0 +1,237 @@
+//! The companion's loop: send, answer, read, tell the agent.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Context as _;
+use tokio::{net::UnixListener, time::Instant};
+use wire::report::{Stamps, Tier};
+
+use super::{Link, Sample, Wanted, listen, trusted};
+use crate::{
+    config::Config,
+    host::{Host, clock},
+    probe::{PROBES, Source, mesh::prober::Prober},
+    shutdown::Shutdown,
+};
+
+/// How long after a batch the counts are read: round trips in a home are over by then.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How often the uplink is looked at again, in periods.
+const UPLINK_EVERY: u32 = 5;
+
+/// Runs until it is told to stop; takes its programs away then.
+///
+/// # Errors
+/// The socket cannot be opened. Everything else is said to the agent and tried again.
+pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Result<()> {
+    let listener = listen(&config.probe_socket(), 0o660).map_err(anyhow::Error::msg)?;
+    let mut companion = Companion {
+        config,
+        host,
+        prober: Prober::open(host, config),
+        sources: PROBES
+            .iter()
+            .filter_map(|probe| Some((probe.id, probe.kernel?)))
+            .map(|(id, open)| (id, open(host).map_err(|e| e.to_string())))
+            .collect(),
+        wanted: Wanted::default(),
+        agent: None,
+        ticks: 0,
+    };
+    for (id, source) in &companion.sources {
+        if let Err(why) = source {
+            tracing::warn!("the {id} program does not run: {why}");
+        }
+    }
+    companion.say_tier();
+    let mut tick = Instant::now() + until_next(config.probe.period);
+    let mut settle = None;
+    loop {
+        tokio::select! {
+            () = stop.wanted() => return Ok(()),
+            () = tokio::time::sleep_until(tick) => {
+                companion.tick();
+                tick = Instant::now() + until_next(config.probe.period);
+                settle = Some(Instant::now() + SETTLE);
+            }
+            () = sleep_until(settle) => {
+                settle = None;
+                companion.tell().await;
+            }
+            step = companion.next(&listener) => companion.take(step).await.context("answering peers")?,
+        }
+    }
+}
+
+/// Ticks of all nodes fall on the same moments of the wall clock, so that one wake-up answers many.
+fn until_next(period: Duration) -> Duration {
+    let now = clock::now().as_nanosecond().unsigned_abs();
+    let period_ns = period.as_nanos();
+    Duration::from_nanos((period_ns - now % period_ns) as u64)
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Companion<'a> {
+    config: &'a Config,
+    host: &'a Host,
+    prober: Result<Prober, String>,
+    sources: BTreeMap<&'static str, Result<Box<dyn Source>, String>>,
+    wanted: Wanted,
+    agent: Option<Link>,
+    ticks: u32,
+}
+
+/// Something that happened between two ticks.
+enum Step {
+    Agent(Option<Link>),
+    Wanted(Wanted),
+    AgentGone,
+    Asked,
+    Answered,
+}
+
+impl Companion<'_> {
+    /// Waits; dropping it loses nothing.
+    async fn next(&mut self, listener: &UnixListener) -> Step {
+        let agent = async {
+            match &mut self.agent {
+                Some(agent) => agent.receive::<Wanted>().await,
+                None => std::future::pending().await,
+            }
+        };
+        let asked = async {
+            match &self.prober {
+                Ok(prober) => prober.asked().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let answered = async {
+            match &self.prober {
+                Ok(prober) => prober.answered().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            stream = listener.accept() => Step::Agent(match stream {
+                Ok((stream, _)) => match trusted(&stream) {
+                    Ok(()) => Some(Link::new(stream)),
+                    Err(why) => {
+                        tracing::warn!("a connection was refused: {why}");
+                        None
+                    }
+                },
+                Err(_) => None,
+            }),
+            wanted = agent => match wanted {
+                Ok(wanted) => Step::Wanted(wanted),
+                Err(_) => Step::AgentGone,
+            },
+            () = asked => Step::Asked,
+            () = answered => Step::Answered,
+        }
+    }
+
+    async fn take(&mut self, step: Step) -> anyhow::Result<()> {
+        match step {
+            Step::Agent(Some(link)) => self.agent = Some(link),
+            Step::Agent(None) => {}
+            // Peers are probed on: the mesh must not go blind because the agent restarts.
+            Step::AgentGone => self.agent = None,
+            Step::Wanted(wanted) => {
+                self.wanted = wanted;
+                if let Ok(prober) = &mut self.prober {
+                    prober.set_peers(&self.wanted.peers);
+                }
+            }
+            Step::Asked => {
+                if let Ok(prober) = &mut self.prober {
+                    prober.answer().await;
+                }
+            }
+            Step::Answered => {
+                if let Ok(prober) = &mut self.prober {
+                    prober.take_replies();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks.is_multiple_of(UPLINK_EVERY) {
+            self.follow_uplink();
+        }
+        if let Ok(prober) = &mut self.prober {
+            prober.send();
+        }
+    }
+
+    /// Opens again when there was no uplink, or when it is another one now.
+    fn follow_uplink(&mut self) {
+        if let Ok(prober) = &self.prober {
+            let now = crate::datapath::uplink::Uplink::find(self.host, self.config.probe.uplink.as_deref());
+            if now.is_ok_and(|now| now == *prober.uplink()) {
+                return;
+            }
+        }
+        // The old one is dropped first: its port must be free.
+        self.prober = Err(String::new());
+        self.prober = Prober::open(self.host, self.config);
+        if let Ok(prober) = &mut self.prober {
+            prober.set_peers(&self.wanted.peers);
+            self.say_tier();
+        }
+    }
+
+    fn say_tier(&self) {
+        match &self.prober {
+            Ok(prober) => {
+                let (device, tier) = (&prober.uplink().name, prober.tier());
+                match tier.attached {
+                    Some(attached) => tracing::info!("probes on {device} are stamped by the kernel, by {attached}"),
+                    None => tracing::warn!("probes on {device} are stamped in user space: {}", tier.why),
+                }
+            }
+            Err(why) => tracing::error!("peers are not probed: {why}"),
+        }
+    }
+
+    async fn tell(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        let sample = Sample {
+            tier: match &self.prober {
+                Ok(prober) => prober.tier(),
+                Err(why) => Tier { stamps: Stamps::None, attached: None, why: why.clone() },
+            },
+            address: self.prober.as_ref().ok().map(|p| p.uplink().address),
+            period_ms: self.config.probe.period.as_millis() as u64,
+            mesh: match &mut self.prober {
+                Ok(prober) => Ok(prober.sample()),
+                Err(why) => Err(why.clone()),
+            },
+            sources: self
+                .sources
+                .iter_mut()
+                .map(|(id, source)| {
+                    let counts = match source {
+                        Ok(source) => Ok(source.read()),
+                        Err(why) => Err(why.clone()),
+                    };
+                    ((*id).to_owned(), counts)
+                })
+                .collect(),
+        };
+        // An agent that does not read must not stop the probing.
+        let sent = tokio::time::timeout(SETTLE, agent.send(&sample)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            self.agent = None;
+        }
+    }
+}

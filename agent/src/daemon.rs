@@ -1,0 +1,580 @@
+//! The agent: listens to the companion and the broker, judges, and says what it sees. Composition root; no rights needed.
+//!
+//! One task owns everything. It never waits for the broker: what it has to say goes into the connection's outbox.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use tokio::{io::AsyncWriteExt, net::UnixListener, sync::mpsc};
+use wire::{
+    connection::{self, Bus, Event, Settings, Will},
+    discovery::{self, Announced},
+    report::{
+        self, Finding, FindingState, NodeInfo, NodeState, ONLINE, Severity, Stamps, Status, Tier,
+    },
+    topic::{Name, NodeTopic, Topic},
+};
+
+use crate::{
+    companion::{self, Link, Sample, Wanted},
+    config::Config,
+    facts::Facts,
+    host::{Host, clock, state::State},
+    probe::{Health, Judge, PROBES, Pace, Seen, Statement},
+    random,
+    report::{History, Machine, Snapshot, Speaker, count},
+    require,
+    shutdown::Shutdown,
+};
+
+/// How often the requirements are judged again.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
+/// Wait between two attempts to reach the companion.
+const RETRY: Duration = Duration::from_millis(500);
+/// A companion that says nothing for so many periods is as good as gone.
+const SILENT_PERIODS: u32 = 4;
+/// How long a retained presence is worth something.
+const INFO_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Peers that are listened to: more than the kernel's map holds are never probed.
+const MOST_PEERS: usize = ebpf_records::mesh::MAX_PEERS as usize;
+
+/// Runs until it is told to stop. The last will speaks for it then, so that a quick restart goes unnoticed.
+///
+/// # Errors
+/// The agent's socket cannot be opened. Everything else is a condition.
+pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Result<()> {
+    let listener = companion::listen(&config.agent_socket(), 0o666).map_err(anyhow::Error::msg)?;
+    let id = identity(config);
+    let (node, cluster) = (config.node.name.clone(), config.node.cluster.clone());
+    let topic = |leaf| Topic::Node(node.clone(), leaf).in_cluster(&cluster);
+    let (bus, mut broker) = connection::start(Settings {
+        host: config.mqtt.host.clone(),
+        port: config.mqtt.port,
+        client_id: format!("bramble-{id}"),
+        user: config.mqtt.user.clone(),
+        keep_alive: config.mqtt.keep_alive,
+        will: Will { topic: topic(NodeTopic::Availability), delay: config.mqtt.will_delay },
+        filters: Topic::filters_of_the_agent(&cluster),
+    });
+    let (samples, mut companion) = mpsc::channel(4);
+    let (wanted, peers_wanted) = tokio::sync::watch::channel(Wanted::default());
+    let talk = tokio::spawn(talk(config.probe_socket(), samples, peers_wanted));
+
+    let mut agent = Agent::new(config, host, bus, id, wanted);
+    agent.check();
+    agent.judge(Pace::Report);
+    let mut report = tokio::time::interval(config.report.interval);
+    let mut check = tokio::time::interval_at(tokio::time::Instant::now() + CHECK_EVERY, CHECK_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.wanted() => break,
+            Some(sample) = companion.recv() => agent.take_sample(sample),
+            Some(event) = broker.recv() => agent.take_event(event),
+            _ = report.tick() => agent.report(),
+            _ = check.tick() => agent.check(),
+            () = at(agent.announce_at) => agent.announce(),
+            stream = listener.accept() => answer(&listener, stream, &agent).await,
+        }
+    }
+    talk.abort();
+    Ok(())
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes the whole snapshot to whoever connects; nothing is read from them.
+async fn answer(
+    _: &UnixListener,
+    stream: std::io::Result<(tokio::net::UnixStream, tokio::net::unix::SocketAddr)>,
+    agent: &Agent<'_>,
+) {
+    let Ok((mut stream, _)) = stream else { return };
+    let snapshot = serde_json::to_vec(&agent.snapshot()).expect("a snapshot is JSON");
+    // Somebody who does not read must not stop the agent.
+    let _ = tokio::time::timeout(Duration::from_millis(200), stream.write_all(&snapshot)).await;
+}
+
+/// Keeps the conversation with the companion going: samples in, wanted peers out.
+async fn talk(
+    socket: std::path::PathBuf,
+    samples: mpsc::Sender<Result<Sample, String>>,
+    mut wanted: tokio::sync::watch::Receiver<Wanted>,
+) {
+    let shown = socket.display();
+    loop {
+        let why = match Link::connect(&socket).await {
+            Err(why) => format!("bramble probe does not answer on {shown}: {why}"),
+            Ok(mut link) => {
+                wanted.mark_changed();
+                loop {
+                    let step = tokio::select! {
+                        sample = link.receive::<Sample>() => sample.map(Some),
+                        Ok(()) = wanted.changed() => Ok(None),
+                    };
+                    let done = match step {
+                        Ok(Some(sample)) => samples.send(Ok(sample)).await.map_err(|_| String::new()),
+                        Ok(None) => {
+                            let peers = wanted.borrow_and_update().clone();
+                            link.send(&peers).await.map_err(|e| e.to_string())
+                        }
+                        Err(why) => Err(why.to_string()),
+                    };
+                    if let Err(why) = done {
+                        break format!("bramble probe on {shown} ended the conversation: {why}");
+                    }
+                }
+            }
+        };
+        if samples.send(Err(why)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// The random id of this installation, made at first start.
+fn identity(config: &Config) -> String {
+    const FILE: &str = "id";
+    let state = State::new(&config.node.state_dir);
+    let is_id = |id: &str| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit());
+    let fresh = || format!("{:08x}", random::u32());
+    let id = match state.read(FILE) {
+        Ok(Some(text)) if is_id(text.trim()) => return text.trim().to_owned(),
+        Ok(_) => fresh(),
+        Err(why) => {
+            tracing::warn!("the node's id cannot be read from {}: {why}", config.node.state_dir.display());
+            return fresh();
+        }
+    };
+    if let Err(why) = state.write(FILE, &format!("{id}\n")) {
+        tracing::warn!(
+            "the node's id cannot be kept in {}: {why}; Home Assistant will see a new device at each start",
+            config.node.state_dir.display()
+        );
+    }
+    id
+}
+
+/// A peer as the broker tells of it.
+#[derive(Debug, Clone, Default)]
+struct Peer {
+    address: Option<Ipv4Addr>,
+    online: Option<bool>,
+}
+
+struct Agent<'a> {
+    config: &'a Config,
+    host: &'a Host,
+    bus: Bus,
+    speaker: Speaker,
+    machine: Machine,
+    wanted: tokio::sync::watch::Sender<Wanted>,
+    peers: BTreeMap<Name, Peer>,
+    /// Another node that speaks under our name: its id.
+    namesake: Option<String>,
+    sample: Result<Sample, String>,
+    sample_at: Instant,
+    judges: Vec<(Pace, Box<dyn Judge>)>,
+    healths: Vec<Health>,
+    history: History,
+    conditions: Vec<report::Condition>,
+    findings: Vec<Finding>,
+    broker: Result<jiff::Timestamp, String>,
+    refused: Option<String>,
+    refused_messages: u64,
+    announced: Announced,
+    announced_as: Option<serde_json::Value>,
+    announce_at: Option<Instant>,
+}
+
+impl<'a> Agent<'a> {
+    fn new(
+        config: &'a Config,
+        host: &'a Host,
+        bus: Bus,
+        id: String,
+        wanted: tokio::sync::watch::Sender<Wanted>,
+    ) -> Self {
+        let (cluster, node) = (config.node.cluster.clone(), config.node.name.clone());
+        Self {
+            config,
+            host,
+            bus,
+            speaker: Speaker { cluster, node, id },
+            machine: Machine::default(),
+            wanted,
+            peers: BTreeMap::new(),
+            namesake: None,
+            sample: Err("bramble probe has not been reached yet".to_owned()),
+            sample_at: Instant::now(),
+            judges: PROBES.iter().map(|p| (p.pace, (p.judge)())).collect(),
+            healths: PROBES.iter().map(|_| Health::default()).collect(),
+            history: History::default(),
+            conditions: Vec::new(),
+            findings: Vec::new(),
+            broker: Err("not connected yet".to_owned()),
+            refused: None,
+            refused_messages: 0,
+            announced: Announced::new(),
+            announced_as: None,
+            announce_at: None,
+        }
+    }
+
+    fn publish<T: serde::Serialize>(&self, leaf: NodeTopic, message: &T, expiry: Option<Duration>) {
+        let topic = Topic::Node(self.speaker.node.clone(), leaf).in_cluster(&self.speaker.cluster);
+        self.bus.publish_latest(topic, serde_json::to_vec(message).expect("a message is JSON"), expiry);
+    }
+
+    /// Judges the requirements; says the findings when one changed.
+    fn check(&mut self) {
+        let facts = Facts::observe(self.host);
+        self.machine = Machine {
+            model: facts.board.model.as_ref().ok().cloned().flatten(),
+            kernel: facts.kernel.release.as_ref().ok().cloned(),
+            os: facts.board.os.as_ref().ok().cloned(),
+        };
+        let findings: Vec<Finding> = require::judge(require::REQUIREMENTS, &facts, self.config)
+            .map(|judged| Finding {
+                id: judged.requirement.id.to_owned(),
+                title: judged.requirement.title.to_owned(),
+                state: finding_state(judged.state()),
+                detail: match judged.next() {
+                    Some(next) => format!("{}; {next}", judged.evidence()),
+                    None => judged.evidence(),
+                },
+            })
+            .collect();
+        if findings != self.findings {
+            self.findings = findings;
+            self.publish(NodeTopic::Findings, &self.speaker.findings(clock::now(), self.findings.clone()), None);
+        }
+    }
+
+    fn take_sample(&mut self, sample: Result<Sample, String>) {
+        let address = |s: &Result<Sample, String>| s.as_ref().ok().and_then(|s| s.address);
+        let moved = address(&sample) != address(&self.sample);
+        self.sample = sample;
+        self.sample_at = Instant::now();
+        if moved && address(&self.sample).is_some() {
+            self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
+        }
+        if self.judge(Pace::Sample) {
+            self.say();
+        }
+    }
+
+    /// Lets the probes of this pace judge, and dates what they say; whether a status changed.
+    fn judge(&mut self, pace: Pace) -> bool {
+        let online =
+            self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.online?))).collect();
+        let seen = Seen {
+            host: self.host,
+            companion: self.sample.as_ref().map_err(String::as_str),
+            online: &online,
+            node: &self.speaker.node,
+            now: Instant::now(),
+        };
+        let mut ways_changed = false;
+        for ((own_pace, judge), health) in self.judges.iter_mut().zip(&mut self.healths) {
+            if *own_pace == pace {
+                let before = std::mem::replace(health, judge.judge(&seen));
+                ways_changed |= ways(&before) != ways(health);
+            }
+        }
+        let mut statements = vec![self.companion(), self.stamps(), self.broker(), self.name()];
+        statements.extend(self.healths.iter().flat_map(|h| h.statements.iter().cloned()));
+        let (conditions, changed) = self.history.date(statements, clock::now());
+        self.conditions = conditions;
+        changed || ways_changed
+    }
+
+    fn companion(&self) -> Statement {
+        let (status, evidence) = match &self.sample {
+            Ok(_) => (Status::Clear, "bramble probe answers".to_owned()),
+            Err(why) => (Status::Raised, why.clone()),
+        };
+        Statement {
+            id: "companion",
+            subject: None,
+            title: "Companion does not answer",
+            status,
+            severity: Severity::Critical,
+            depends_on: &[],
+            evidence,
+        }
+    }
+
+    fn stamps(&self) -> Statement {
+        let tier = self.tier();
+        let (status, evidence) = match tier.stamps {
+            Stamps::Kernel => (Status::Clear, "round trips are stamped by the kernel".to_owned()),
+            Stamps::None => (Status::Unknown, tier.why),
+            Stamps::User | Stamps::Mixed => (Status::Raised, tier.why),
+        };
+        Statement {
+            id: "user-space-stamps",
+            subject: None,
+            title: "Round trips include scheduling noise",
+            status,
+            severity: Severity::Warning,
+            depends_on: &["companion"],
+            evidence,
+        }
+    }
+
+    fn broker(&self) -> Statement {
+        let (status, evidence) = match (&self.broker, &self.refused) {
+            (Err(why), _) => (Status::Raised, why.clone()),
+            (Ok(_), Some(refused)) => (Status::Raised, refused.clone()),
+            (Ok(_), None) => (Status::Clear, "connected".to_owned()),
+        };
+        Statement {
+            id: "broker",
+            subject: None,
+            title: "Broker cannot be used",
+            status,
+            severity: Severity::Warning,
+            depends_on: &["isolated"],
+            evidence,
+        }
+    }
+
+    fn name(&self) -> Statement {
+        let (status, evidence) = match &self.namesake {
+            Some(id) => (
+                Status::Raised,
+                format!("a node with id {id} is called {} too; was this card cloned?", self.speaker.node),
+            ),
+            None => (Status::Clear, "nobody else uses it".to_owned()),
+        };
+        Statement {
+            id: "name-taken",
+            subject: None,
+            title: "Another node has the same name",
+            status,
+            severity: Severity::Critical,
+            depends_on: &[],
+            evidence,
+        }
+    }
+
+    fn tier(&self) -> Tier {
+        match &self.sample {
+            Ok(sample) => sample.tier.clone(),
+            Err(why) => Tier { stamps: Stamps::None, attached: None, why: why.clone() },
+        }
+    }
+
+    fn info(&self) -> NodeInfo {
+        let address = self.sample.as_ref().ok().and_then(|s| s.address);
+        self.speaker.info(clock::now(), address, self.config.probe.port, &self.machine)
+    }
+
+    fn state(&self) -> NodeState {
+        let counts = count(&self.findings);
+        self.speaker.state(
+            clock::now(),
+            self.tier(),
+            &self.healths,
+            self.conditions.clone(),
+            counts,
+            self.refused_messages,
+        )
+    }
+
+    fn mesh(&self) -> report::MeshRow {
+        self.speaker.mesh(
+            clock::now(),
+            self.tier(),
+            self.config.probe.period.as_millis() as u64,
+            &self.healths,
+        )
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            info: self.info(),
+            state: self.state(),
+            mesh: self.mesh(),
+            findings: self.speaker.findings(clock::now(), self.findings.clone()),
+            broker_since: self.broker.as_ref().ok().copied(),
+            broker_why: self.broker.as_ref().err().cloned(),
+        }
+    }
+
+    /// The regular report.
+    fn report(&mut self) {
+        if self.sample.is_ok() && self.sample_at.elapsed() > self.config.probe.period * SILENT_PERIODS {
+            self.sample = Err("bramble probe is connected and says nothing".to_owned());
+            self.judge(Pace::Sample);
+        }
+        self.judge(Pace::Report);
+        self.say();
+    }
+
+    /// Says numbers and health now.
+    fn say(&mut self) {
+        let expiry = Some(self.config.report.interval * 3);
+        let state = self.state();
+        self.publish(NodeTopic::State, &state, expiry);
+        self.publish(NodeTopic::Mesh, &self.mesh(), expiry);
+        if self.config.report.home_assistant {
+            self.discover(&state);
+        }
+    }
+
+    /// Tells Home Assistant what there is, when that changed.
+    fn discover(&mut self, state: &NodeState) {
+        let (payload, announced) =
+            discovery::device(&self.info(), state, self.config.report.interval, &self.announced);
+        self.announced = announced;
+        if self.announced_as.as_ref() != Some(&payload) {
+            let topic = Topic::Discovery(self.speaker.node.clone()).in_cluster(&self.speaker.cluster);
+            self.bus.publish_latest(topic, payload.to_string().into_bytes(), None);
+            self.announced_as = Some(payload);
+        }
+    }
+
+    /// Home Assistant has started: everything once more.
+    fn announce(&mut self) {
+        self.announce_at = None;
+        self.announced_as = None;
+        self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
+        self.say();
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Connected => {
+                tracing::info!("connected to the broker at {}:{}", self.config.mqtt.host, self.config.mqtt.port);
+                self.broker = Ok(clock::now());
+                self.refused = None;
+                self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
+                self.judge(Pace::Sample);
+                self.say();
+            }
+            Event::Disconnected { why, next_try } => {
+                // One line when it breaks or breaks in another way, not one for each attempt.
+                if self.broker.as_ref().err() != Some(&why) {
+                    tracing::warn!("not connected to the broker: {why}; next attempt in {next_try:.1?}");
+                }
+                self.broker = Err(why);
+                for peer in self.peers.values_mut() {
+                    peer.online = None;
+                }
+                self.judge(Pace::Sample);
+            }
+            Event::Refused { what, reason } => {
+                let refused = format!("the broker refuses {what}: {reason}");
+                if self.refused.as_ref() != Some(&refused) {
+                    tracing::error!("{refused}");
+                }
+                self.refused = Some(refused);
+            }
+            Event::Message { topic, payload, retained } => {
+                if let Err(why) = self.take_message(&topic, &payload, retained) {
+                    self.refused_messages += 1;
+                    tracing::debug!(topic, "message refused: {why}");
+                }
+            }
+        }
+    }
+
+    fn take_message(&mut self, topic: &str, payload: &[u8], retained: bool) -> Result<(), String> {
+        match Topic::parse(topic, &self.speaker.cluster).map_err(|e| e.to_string())? {
+            Topic::Node(node, leaf) if node == self.speaker.node => self.take_own(leaf, payload),
+            Topic::Node(node, NodeTopic::Info) if payload.is_empty() => {
+                self.peers.remove(&node);
+                self.want();
+                Ok(())
+            }
+            Topic::Node(node, NodeTopic::Info) => {
+                let info: NodeInfo =
+                    report::read(payload, &self.speaker.cluster, &node).map_err(|e| e.to_string())?;
+                self.peer(node)?.address = info.address.filter(probeable);
+                self.want();
+                Ok(())
+            }
+            Topic::Node(node, NodeTopic::Availability) => {
+                self.peer(node)?.online = Some(payload == ONLINE.as_bytes());
+                Ok(())
+            }
+            Topic::HomeAssistantStatus => {
+                if payload == ONLINE.as_bytes() && !retained && self.config.report.home_assistant {
+                    // All nodes hear it at once; Home Assistant should not hear them all at once.
+                    let wait = Duration::from_millis(1000 + u64::from(random::u32() % 9000));
+                    self.announce_at = Some(Instant::now() + wait);
+                }
+                Ok(())
+            }
+            _ => Err("not a topic that was subscribed to".to_owned()),
+        }
+    }
+
+    /// Something was said in our name: by us, by a clone, or by our last will of before.
+    fn take_own(&mut self, leaf: NodeTopic, payload: &[u8]) -> Result<(), String> {
+        match leaf {
+            NodeTopic::Info if !payload.is_empty() => {
+                let info: NodeInfo = report::read(payload, &self.speaker.cluster, &self.speaker.node)
+                    .map_err(|e| e.to_string())?;
+                // Retained by an earlier installation on this name, it is replaced by ours and not repeated; a living
+                // namesake repeats it.
+                self.namesake = (info.id != self.speaker.id).then_some(info.id);
+            }
+            NodeTopic::Availability if payload != ONLINE.as_bytes() => {
+                // The will of our last connection fired late: we are here.
+                let topic = Topic::Node(self.speaker.node.clone(), leaf).in_cluster(&self.speaker.cluster);
+                self.bus.publish_latest(topic, ONLINE.into(), None);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn peer(&mut self, node: Name) -> Result<&mut Peer, String> {
+        if self.peers.len() >= MOST_PEERS && !self.peers.contains_key(&node) {
+            return Err(format!("more than {MOST_PEERS} nodes; this one is not listened to"));
+        }
+        Ok(self.peers.entry(node).or_default())
+    }
+
+    /// Tells the companion whom to probe, if that changed.
+    fn want(&mut self) {
+        let peers = self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.address?))).collect();
+        self.wanted.send_if_modified(|wanted| {
+            let changed = wanted.peers != peers;
+            wanted.peers = peers;
+            changed
+        });
+    }
+}
+
+/// Addresses that a node can have on a network; anything else would make us send to where no node is.
+fn probeable(address: &Ipv4Addr) -> bool {
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.is_broadcast())
+}
+
+/// What makes a report urgent beside the conditions: a way of the mesh that changed its state.
+fn ways(health: &Health) -> Vec<(&Name, report::WayState, report::WayState)> {
+    health.links.iter().map(|(name, link)| (name, link.out.state, link.incoming.state)).collect()
+}
+
+fn finding_state(state: require::State) -> FindingState {
+    match state {
+        require::State::Met => FindingState::Met,
+        require::State::Unmet => FindingState::Unmet,
+        require::State::Waiting => FindingState::Waiting,
+        require::State::Blocked => FindingState::Blocked,
+        require::State::NotNeeded => FindingState::NotNeeded,
+        require::State::Unknown => FindingState::Unknown,
+    }
+}

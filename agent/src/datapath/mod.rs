@@ -1,0 +1,275 @@
+//! Loads bramble's eBPF objects and hands out their maps. Nothing is pinned: programs, links and maps live as long as the
+//! companion that holds them, so a companion that is killed leaves nothing in the kernel, except a tc filter on
+//! kernels without tcx, which the next start takes away by its name.
+//!
+//! On tcx every program runs first and returns "next", on tc it returns "unspecified": what Cilium or anybody else
+//! attached runs as before. Never XDP, never a name that begins with `cil_`.
+
+use std::{fmt, net::Ipv4Addr};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuHashMap},
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, TracePoint,
+        tc::{self, NlOptions, TcAttachOptions},
+    },
+};
+use ebpf_records::{drop as drop_records, mesh::Peer};
+
+use crate::{config::Attach, host::Host};
+
+/// The node's link to its peers.
+pub mod uplink;
+
+use uplink::Uplink;
+
+/// Why a program is not running: what was being done to it, and the kernel's answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {why}")]
+pub struct Refused {
+    doing: String,
+    why: String,
+}
+
+fn refused<E: std::error::Error>(doing: impl Into<String>) -> impl FnOnce(E) -> Refused {
+    move |error| {
+        // The innermost cause is the kernel's answer; what aya says around it repeats what we were doing.
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(next) = cause.source() {
+            cause = next;
+        }
+        let why = cause.to_string();
+        // The verifier's log can be hundreds of lines.
+        Refused { doing: doing.into(), why: why.lines().next().unwrap_or_default().to_owned() }
+    }
+}
+
+/// How the mesh's programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attached {
+    /// tcx links, gone with the process.
+    Tcx,
+    /// tc filters, taken away at the end or by the next start.
+    Tc,
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Tc => "tc",
+        })
+    }
+}
+
+/// The two programs that stamp probes, attached to the uplink.
+#[derive(Debug)]
+pub struct MeshPrograms {
+    /// Holds programs and links; dropping it detaches.
+    _ebpf: Ebpf,
+    peers: HashMap<MapData, u32, Peer>,
+    /// How they are attached.
+    pub attached: Attached,
+}
+
+static MESH: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/mesh.bpf.o");
+static DROP: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/drop.bpf.o");
+
+/// Program and direction; the program's name is also the tc filter's, by which a stale one is known as ours.
+const DIRECTIONS: [(&str, TcAttachType); 2] =
+    [("bramble_egress", TcAttachType::Egress), ("bramble_ingress", TcAttachType::Ingress)];
+
+impl MeshPrograms {
+    /// Loads and attaches. `session` is the number that our own requests carry.
+    ///
+    /// # Errors
+    /// The kernel's refusal, with the step; nothing stays attached then.
+    pub fn attach(uplink: &Uplink, port: u16, session: u32, how: Attach) -> Result<Self, Refused> {
+        for (name, direction) in DIRECTIONS {
+            // A filter that a killed companion left. "None there" is the usual answer, and any other one will come again
+            // when we attach, with a better reason.
+            let _ = tc::qdisc_detach_program(&uplink.name, direction, name);
+        }
+        let mut ebpf = EbpfLoader::new()
+            .override_global("L2_LENGTH", &uplink.header_length, true)
+            .override_global("PORT", &port, true)
+            .override_global("SESSION", &session, true)
+            .load(MESH)
+            .map_err(refused("loading the mesh programs"))?;
+        let attached = match how {
+            Attach::Tc => Attached::Tc,
+            Attach::Tcx => Attached::Tcx,
+            Attach::Auto if uplink::has_tcx() => Attached::Tcx,
+            Attach::Auto => Attached::Tc,
+        };
+        if attached == Attached::Tc {
+            match tc::qdisc_add_clsact(&uplink.name) {
+                Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() != Some(nix::errno::Errno::EEXIST as i32) => {
+                    return Err(refused(format!("adding clsact to {}", uplink.name))(error));
+                }
+                _ => {}
+            }
+        }
+        for (name, direction) in DIRECTIONS {
+            let doing = || format!("attaching {name} to {} by {attached}", uplink.name);
+            let program: &mut SchedClassifier = ebpf
+                .program_mut(name)
+                .expect("the object has both programs")
+                .try_into()
+                .map_err(refused(doing()))?;
+            program.load().map_err(refused(format!("loading {name}")))?;
+            let options = match attached {
+                Attached::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
+                Attached::Tc => TcAttachOptions::Netlink(NlOptions::default()),
+            };
+            program.attach_with_options(&uplink.name, direction, options).map_err(refused(doing()))?;
+        }
+        let peers = HashMap::try_from(ebpf.take_map("PEERS").expect("the object has the map"))
+            .map_err(refused("opening the peers' map"))?;
+        Ok(Self { _ebpf: ebpf, peers, attached })
+    }
+
+    /// Lets the kernel stamp probes to and from `peer`; what was counted before is kept.
+    ///
+    /// # Errors
+    /// The map is full.
+    pub fn add_peer(&mut self, peer: Ipv4Addr) -> Result<(), Refused> {
+        const NO_EXIST: u64 = 1;
+        match self.peers.insert(key(peer), Peer::default(), NO_EXIST) {
+            Err(_) if self.peers.get(&key(peer), 0).is_ok() => Ok(()),
+            result => result.map_err(refused(format!("adding {peer} to the peers' map"))),
+        }
+    }
+
+    /// Stops stamping probes of `peer`.
+    pub fn remove_peer(&mut self, peer: Ipv4Addr) {
+        // Not there is what we want.
+        let _ = self.peers.remove(&key(peer));
+    }
+
+    /// What the kernel counted for `peer`; `None` when it is not in the map.
+    pub fn peer(&self, peer: Ipv4Addr) -> Option<Peer> {
+        self.peers.get(&key(peer), 0).ok()
+    }
+}
+
+/// As the address lies in the packet.
+fn key(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+/// The program that counts dropped packets by reason.
+pub struct DropProgram {
+    _ebpf: Ebpf,
+    drops: PerCpuHashMap<MapData, u32, u64>,
+}
+
+impl DropProgram {
+    /// Attaches to `skb:kfree_skb`, whose layout `format` describes.
+    ///
+    /// # Errors
+    /// The kernel's refusal, with the step.
+    pub fn attach(format: &TracepointFormat) -> Result<Self, Refused> {
+        let offset = format.offset("reason").unwrap_or(drop_records::NO_OFFSET);
+        let mut ebpf = EbpfLoader::new()
+            .override_global("REASON_OFFSET", &offset, true)
+            .load(DROP)
+            .map_err(refused("loading the drop program"))?;
+        let program: &mut TracePoint = ebpf
+            .program_mut("kfree_skb")
+            .expect("the object has the program")
+            .try_into()
+            .map_err(refused("loading kfree_skb"))?;
+        program.load().map_err(refused("loading kfree_skb"))?;
+        program.attach("skb", "kfree_skb").map_err(refused("attaching to skb:kfree_skb"))?;
+        let drops = PerCpuHashMap::try_from(ebpf.take_map("DROPS").expect("the object has the map"))
+            .map_err(refused("opening the drops' map"))?;
+        Ok(Self { _ebpf: ebpf, drops })
+    }
+
+    /// Packets dropped since the program was attached, by the kernel's reason number.
+    pub fn counts(&self) -> Vec<(u32, u64)> {
+        self.drops.iter().filter_map(Result::ok).map(|(reason, per_cpu)| (reason, per_cpu.iter().sum())).collect()
+    }
+}
+
+/// A tracepoint's `format` file: where its fields are and what its symbols are called. Both move between kernels.
+#[derive(Debug, Default)]
+pub struct TracepointFormat {
+    text: String,
+}
+
+impl TracepointFormat {
+    /// Reads the format of `category:name`.
+    ///
+    /// # Errors
+    /// tracefs is not mounted, or not readable: it belongs to root, so the companion needs `CAP_DAC_READ_SEARCH`.
+    pub fn read(host: &Host, category: &str, name: &str) -> Result<Self, Refused> {
+        let path = format!("/sys/kernel/tracing/events/{category}/{name}/format");
+        let text = host.text(&path).map_err(|e| Refused {
+            doing: format!("reading the layout of {category}:{name}"),
+            why: e.to_string(),
+        })?;
+        Ok(Self { text })
+    }
+
+    /// Byte offset of a field.
+    pub fn offset(&self, field: &str) -> Option<u32> {
+        self.text.lines().find_map(|line| {
+            let mut parts = line.trim().strip_prefix("field:")?.split(';');
+            let name = parts.next()?.split_whitespace().last()?;
+            let name = name.split('[').next()?.trim_start_matches('*');
+            let offset = parts.next()?.trim().strip_prefix("offset:")?;
+            (name == field).then(|| offset.parse().ok())?
+        })
+    }
+
+    /// Number and name of the values that `print fmt` knows for a field.
+    pub fn symbols(&self, field: &str) -> Vec<(u32, String)> {
+        let Some((_, list)) = self.text.split_once(&format!("__print_symbolic(REC->{field},")) else {
+            return Vec::new();
+        };
+        list.split('{')
+            .filter_map(|pair| {
+                let (number, rest) = pair.split_once(',')?;
+                Some((number.trim().parse().ok()?, rest.split('"').nth(1)?.to_owned()))
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As 6.1 and 6.18 print it, shortened: the reason moved from 28 to 36, and its numbers with it.
+    const FORMATS: [(&str, u32, &str); 2] = [
+        (
+            "name: kfree_skb\nID: 1\nformat:\n\tfield:void * skbaddr;\toffset:8;\tsize:8;\tsigned:0;\n\
+             \tfield:unsigned short protocol;\toffset:24;\tsize:2;\tsigned:0;\n\
+             \tfield:enum skb_drop_reason reason;\toffset:28;\tsize:4;\tsigned:0;\n\n\
+             print fmt: \"skbaddr=%p reason: %s\", REC->skbaddr, __print_symbolic(REC->reason, { 1, \"NOT_SPECIFIED\" }, { 2, \"NO_SOCKET\" })",
+            28,
+            "NO_SOCKET",
+        ),
+        (
+            "\tfield:void * rx_sk;\toffset:24;\tsize:8;\tsigned:0;\n\
+             \tfield:enum skb_drop_reason reason;\toffset:36;\tsize:4;\tsigned:0;\n\n\
+             print fmt: \"%p\", REC->skbaddr, __print_symbolic(REC->reason, { 2, \"NOT_SPECIFIED\" }, { 3, \"NO_SOCKET\" })",
+            36,
+            "NOT_SPECIFIED",
+        ),
+    ];
+
+    #[test]
+    fn offsets_and_names_come_from_the_kernel_s_own_text() {
+        for (text, offset, name) in FORMATS {
+            let format = TracepointFormat { text: text.to_owned() };
+            assert_eq!(format.offset("reason"), Some(offset));
+            assert_eq!(format.offset("color"), None);
+            assert!(format.symbols("reason").contains(&(2, name.to_owned())));
+        }
+        assert_eq!(TracepointFormat::default().symbols("reason"), []);
+    }
+}

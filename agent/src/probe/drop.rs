@@ -1,0 +1,113 @@
+//! Packets that this kernel dropped, by its own reasons (`skb:kfree_skb`, kernel 5.17 or newer for the reason).
+//!
+//! Most drops are healthy (a packet for a closed port, for another host), so a number of them is no alarm; the reading
+//! and the most frequent reason are there to explain one.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use wire::report::{Kind, Severity, Status, Unit};
+
+use super::{Health, Judge, Pace, Probe, Seen, Source, Statement};
+use crate::{
+    datapath::{DropProgram, TracepointFormat},
+};
+
+/// The table's row.
+pub(super) const PROBE: Probe = Probe {
+    id: "drop",
+    title: "Dropped packets",
+    why: "How many packets the kernel threw away on this node, and its most frequent reason.",
+    pace: Pace::Report,
+    judge: || Box::new(Drops::default()),
+    kernel: Some(|host| {
+        let format = TracepointFormat::read(host, "skb", "kfree_skb")?;
+        let names = format.symbols("reason").into_iter().collect();
+        Ok(Box::new(Counter { program: DropProgram::attach(&format)?, names }))
+    }),
+};
+
+/// Dropped packets since the companion's start, by reason.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Counts {
+    by_reason: BTreeMap<String, u64>,
+}
+
+struct Counter {
+    program: DropProgram,
+    names: BTreeMap<u32, String>,
+}
+
+impl Source for Counter {
+    fn read(&mut self) -> serde_json::Value {
+        let mut counts = Counts::default();
+        for (reason, packets) in self.program.counts() {
+            let name = match self.names.get(&reason) {
+                Some(name) => name.clone(),
+                None if reason == ebpf_records::drop::OTHER => "OTHER".to_owned(),
+                // Subsystems (mac80211, openvswitch) number their own reasons in the upper half; the format does not name them.
+                None => format!("REASON_{reason:#x}"),
+            };
+            *counts.by_reason.entry(name).or_default() += packets;
+        }
+        serde_json::to_value(counts).expect("a map of numbers is JSON")
+    }
+}
+
+#[derive(Default)]
+struct Drops {
+    before: Option<Counts>,
+}
+
+impl Judge for Drops {
+    fn judge(&mut self, seen: &Seen<'_>) -> Health {
+        let mut health = Health::default();
+        let counts: Result<Counts, String> = seen.kernel("drop");
+        let total = counts.as_ref().ok().map(|c| c.by_reason.values().sum::<u64>() as f64);
+        health.reading("dropped-packets", "Dropped packets", total, Unit::Count, Kind::Total);
+        let (status, evidence) = match &counts {
+            Ok(now) => (Status::Clear, most_frequent(self.before.as_ref(), now)),
+            Err(why) => (Status::Unknown, why.clone()),
+        };
+        self.before = counts.ok();
+        health.statements.push(Statement {
+            id: "drop-reasons",
+            subject: None,
+            title: "Drop reasons",
+            status,
+            severity: Severity::Warning,
+            depends_on: &["companion"],
+            evidence,
+        });
+        health
+    }
+}
+
+/// What most packets of the last interval were dropped for.
+fn most_frequent(before: Option<&Counts>, now: &Counts) -> String {
+    let old = |reason: &str| before.and_then(|b| b.by_reason.get(reason)).copied().unwrap_or(0);
+    let recent = now.by_reason.iter().map(|(reason, packets)| (packets.saturating_sub(old(reason)), reason));
+    match recent.max().filter(|(packets, _)| *packets > 0) {
+        Some((packets, reason)) => format!("most of the last ones: {reason} ({packets})"),
+        None => "none since the last report".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(pairs: &[(&str, u64)]) -> Counts {
+        Counts { by_reason: pairs.iter().map(|(r, n)| ((*r).to_owned(), *n)).collect() }
+    }
+
+    #[test]
+    fn the_most_frequent_reason_is_that_of_the_last_interval() {
+        let before = counts(&[("NO_SOCKET", 100), ("OTHERHOST", 5)]);
+        let now = counts(&[("NO_SOCKET", 101), ("OTHERHOST", 9)]);
+        assert_eq!(most_frequent(Some(&before), &now), "most of the last ones: OTHERHOST (4)");
+        assert_eq!(most_frequent(Some(&now), &now), "none since the last report");
+        // A restarted companion counts from nothing.
+        assert_eq!(most_frequent(Some(&now), &before), "none since the last report");
+    }
+}

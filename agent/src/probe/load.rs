@@ -1,0 +1,66 @@
+//! How busy the processors are, from `/proc/stat`.
+
+use wire::report::{Kind, Unit};
+
+use super::{Health, Judge, Pace, Probe, Seen};
+
+/// The table's row.
+pub(super) const PROBE: Probe = Probe {
+    id: "load",
+    title: "Processor load",
+    why: "A control plane on a busy Pi misses its own deadlines.",
+    pace: Pace::Report,
+    judge: || Box::new(Load::default()),
+    kernel: None,
+};
+
+#[derive(Default)]
+struct Load {
+    before: Option<Ticks>,
+}
+
+/// Clock ticks of all processors since boot.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Ticks {
+    idle: u64,
+    all: u64,
+}
+
+impl Judge for Load {
+    fn judge(&mut self, seen: &Seen<'_>) -> Health {
+        let mut health = Health::default();
+        let now = seen.host.text("/proc/stat").ok().and_then(|text| ticks(&text));
+        let busy = now.zip(self.before).and_then(|(now, before)| busy(before, now));
+        self.before = now;
+        health.reading("cpu-usage", "CPU usage", busy, Unit::Percent, Kind::Gauge);
+        health
+    }
+}
+
+/// The first line of `/proc/stat`: user nice system idle iowait irq softirq steal; guest time is inside user's.
+fn ticks(stat: &str) -> Option<Ticks> {
+    let mut columns = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().map(str::parse::<u64>);
+    let columns: Vec<u64> = columns.by_ref().take(8).collect::<Result<_, _>>().ok()?;
+    Some(Ticks { idle: columns.get(3)? + columns.get(4)?, all: columns.iter().sum() })
+}
+
+fn busy(before: Ticks, now: Ticks) -> Option<f64> {
+    let all = now.all.checked_sub(before.all).filter(|all| *all > 0)?;
+    let idle = now.idle.saturating_sub(before.idle).min(all);
+    Some((all - idle) as f64 * 100.0 / all as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_is_what_was_not_idle_since_the_last_time() {
+        let before = ticks("cpu  100 0 50 800 50 0 0 0 0 0\ncpu0 1").unwrap();
+        let now = ticks("cpu  130 0 70 840 60 0 0 0 0 0\n").unwrap();
+        assert_eq!(busy(before, now), Some(50.0));
+        assert_eq!(busy(now, now), None);
+        assert_eq!(ticks("cpu  1 x"), None);
+        assert_eq!(ticks(""), None);
+    }
+}

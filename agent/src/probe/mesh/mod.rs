@@ -1,0 +1,546 @@
+//! The mesh: each way between this node and each of its peers, judged from counted and stamped probes.
+//!
+//! What arrives here tells about the ways to this node: every peer numbers its requests, so a gap is a loss. What the
+//! peer says it heard tells about the ways from here. A way of which nothing can be seen is unknown, never fine.
+//! Round trips are compared with the fastest one that was ever seen; which way became slower is told by the
+//! one-way differences, whose unknown clock offset is constant as long as neither machine restarts.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use wire::{
+    report::{Kind, PeerReport, RoundTrip, Severity, Stamps, Status, Unit, Way, WayState},
+    topic::Name,
+};
+
+use super::{Health, Judge, Pace, Probe, Seen, Statement};
+
+pub mod prober;
+
+/// The table's row.
+pub const PROBE: Probe = Probe {
+    id: "mesh",
+    title: "Mesh",
+    why: "Which link between two nodes loses, delays or stops packets, and in which direction.",
+    pace: Pace::Sample,
+    judge: || Box::new(Mesh::default()),
+    // The prober sends as well as it reads, so the companion runs it by itself.
+    kernel: None,
+};
+
+/// What the companion counted for one peer, cumulative.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PeerSample {
+    /// For how long the peer is probed, ms.
+    pub known_ms: u64,
+    /// Requests handed to the network.
+    pub sequence: u32,
+    /// Requests that left by the uplink.
+    pub sent: u64,
+    /// Replies.
+    pub answered: u64,
+    /// Session of the peer that the next two speak of; 0 = nothing was ever heard.
+    pub heard_session: u32,
+    /// The peer's requests that arrived.
+    pub heard: u32,
+    /// The highest number among them.
+    pub heard_highest: u32,
+    /// Our requests that arrived there, as the peer says.
+    pub peer_heard: u32,
+    /// The highest number among them.
+    pub peer_highest: u32,
+    /// Time since anything of the peer arrived, ms; `None` = never.
+    pub silent_ms: Option<u64>,
+    /// Round trips that were completed since the last sample.
+    pub trips: Vec<Trip>,
+}
+
+/// One round trip.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Trip {
+    /// Without the time that the peer's user space took, ns.
+    pub round_trip: u64,
+    /// Way there plus the unknown difference of the two clocks, ns.
+    pub outbound: i64,
+    /// Who stamped it.
+    pub stamps: Stamps,
+}
+
+/// Over how many samples loss is judged.
+const WINDOW: usize = 3;
+/// Lost probes within the window that make a way lossy.
+const LOST: u32 = 2;
+/// Samples for which a way stays lossy after the last such window.
+const HOLD: u32 = 5;
+/// Silence that makes a way cut, in periods: two whole ticks.
+const SILENCE: f64 = 2.1;
+/// Samples that a round trip must be slow before it counts.
+const SLOW: u32 = 2;
+/// Round trips after which there is something to compare with.
+const LEARNT: u32 = 5;
+/// Clock drift that is forgiven when directions are compared: two undisciplined crystals, ns per second.
+const DRIFT: i64 = 100_000;
+
+/// The judge.
+#[derive(Default)]
+struct Mesh {
+    links: BTreeMap<Name, Link>,
+}
+
+/// What is remembered of one peer.
+#[derive(Default)]
+struct Link {
+    history: VecDeque<PeerSample>,
+    lossy_in: u32,
+    lossy_out: u32,
+    pace: Delay,
+    trips: VecDeque<Trip>,
+}
+
+/// What is remembered of the round trips with one peer.
+#[derive(Default)]
+struct Delay {
+    learnt: u32,
+    fastest: Option<u64>,
+    /// Lowest one-way differences, there and back, raised by the forgiven drift.
+    there: Option<i64>,
+    back: Option<i64>,
+    slow_for: u32,
+    /// What the last sample was slower by, there and back, ns; while slow it is kept.
+    excess: Option<(i64, i64)>,
+}
+
+impl Delay {
+    /// Takes the round trips of one sample in.
+    fn learn(&mut self, trips: &[Trip], period_ms: u64) {
+        let Some(round_trip) = median(trips.iter().map(|t| t.round_trip)) else { return };
+        let there = median(trips.iter().map(|t| t.outbound)).unwrap_or_default();
+        let back = median(trips.iter().map(|t| t.round_trip as i64 - t.outbound)).unwrap_or_default();
+        let user_space = trips.iter().any(|t| t.stamps != Stamps::Kernel);
+        let fastest = self.fastest.map_or(round_trip, |f| f.min(round_trip));
+        self.fastest = Some(fastest);
+        let margin = (4 * fastest).max(if user_space { 20_000_000 } else { 5_000_000 });
+        let drift = DRIFT * period_ms as i64 / 1000;
+        let base = |base: Option<i64>, now: i64| base.map_or(now, |b| now.min(b + drift));
+        if self.learnt >= LEARNT && round_trip - fastest >= margin {
+            self.slow_for += 1;
+            if let (Some(base_there), Some(base_back)) = (self.there, self.back) {
+                self.excess = Some((there - base_there, back - base_back));
+            }
+        } else {
+            self.slow_for = 0;
+            self.there = Some(base(self.there, there));
+            self.back = Some(base(self.back, back));
+            self.excess = Some((there - self.there.unwrap_or(there), back - self.back.unwrap_or(back)));
+        }
+        self.learnt = self.learnt.saturating_add(trips.len() as u32);
+    }
+
+    /// Whether the way there and the way back are slow, and by how much, ms.
+    fn verdict(&self) -> [(bool, Option<f64>); 2] {
+        let Some((there, back)) = self.excess.filter(|_| self.learnt >= LEARNT) else { return [(false, None); 2] };
+        let slow = self.slow_for >= SLOW;
+        // A way is to blame when it has at least a third of the delay: both, when they share it.
+        let total = there.max(0) + back.max(0);
+        [there, back].map(|excess| (slow && excess * 3 >= total && excess > 0, Some(excess.max(0) as f64 / 1e6)))
+    }
+}
+
+fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut values: Vec<T> = values.collect();
+    values.sort_unstable();
+    let middle = values.len() / 2;
+    (middle < values.len()).then(|| values.swap_remove(middle))
+}
+
+impl Link {
+    fn judge(&mut self, sample: &PeerSample, period_ms: u64) -> PeerReport {
+        if self.history.back().is_some_and(|last| {
+            last.heard_session != sample.heard_session || last.sequence > sample.sequence
+        }) {
+            // One of the two probers started anew: its numbers did too.
+            self.history.clear();
+        }
+        self.history.push_back(sample.clone());
+        if self.history.len() > WINDOW + 1 {
+            self.history.pop_front();
+        }
+        self.trips.extend(&sample.trips);
+        while self.trips.len() > 16 {
+            self.trips.pop_front();
+        }
+        self.pace.learn(&sample.trips, period_ms);
+        let [(slow_out, delay_out), (slow_in, delay_in)] = self.pace.verdict();
+
+        let silent_for = |periods: f64| {
+            let limit = (period_ms as f64 * periods) as u64;
+            sample.silent_ms.unwrap_or(sample.known_ms) >= limit
+        };
+        let then = &self.history[0];
+        let lost_in = lost((then.heard, then.heard_highest), (sample.heard, sample.heard_highest));
+        let lost_out = lost((then.peer_heard, then.peer_highest), (sample.peer_heard, sample.peer_highest));
+        let young = sample.known_ms < 3 * period_ms;
+
+        let incoming = if young && sample.silent_ms.is_none() {
+            UNSEEN
+        } else if silent_for(SILENCE) {
+            Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
+        } else {
+            way(lost_in, &mut self.lossy_in, slow_in, delay_in)
+        };
+        let out = if young || silent_for(1.1) || sample.heard_session == 0 {
+            // Nothing arrives, so nothing is told of the ways from here.
+            UNSEEN
+        } else if self.out_is_cut(sample) {
+            Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
+        } else {
+            way(lost_out, &mut self.lossy_out, slow_out, delay_out)
+        };
+        if incoming.state == WayState::Cut {
+            self.trips.clear();
+        }
+        PeerReport {
+            sent: sample.sent,
+            answered: sample.answered,
+            heard: sample.heard.into(),
+            out,
+            incoming,
+            round_trip: self.round_trip(),
+        }
+    }
+
+    /// Two ticks long the peer is heard and has not heard us.
+    fn out_is_cut(&self, sample: &PeerSample) -> bool {
+        let Some(then) = self.history.iter().rev().nth(2) else { return false };
+        sample.sequence > then.sequence
+            && sample.peer_highest == then.peer_highest
+            && sample.answered == then.answered
+    }
+
+    fn round_trip(&self) -> Option<RoundTrip> {
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let times = || self.trips.iter().map(|t| t.round_trip);
+        Some(RoundTrip {
+            median_us: us(median(times())?),
+            min_us: us(times().min()?),
+            max_us: us(times().max()?),
+            samples: self.trips.len() as u32,
+            stamps: self.trips.iter().map(|t| t.stamps).min()?,
+        })
+    }
+}
+
+const UNSEEN: Way = Way { state: WayState::Unknown, loss: None, delay_ms: None };
+
+/// Lost and expected, from (heard, highest) then and now.
+fn lost(then: (u32, u32), now: (u32, u32)) -> (u32, u32) {
+    let expected = now.1.saturating_sub(then.1);
+    let heard = now.0.saturating_sub(then.0);
+    (expected.saturating_sub(heard), expected)
+}
+
+fn way((lost, expected): (u32, u32), lossy: &mut u32, slow: bool, delay_ms: Option<f64>) -> Way {
+    if lost >= LOST {
+        *lossy = HOLD;
+    } else {
+        *lossy = lossy.saturating_sub(1);
+    }
+    let state = match (*lossy > 0, slow) {
+        (true, _) => WayState::Lossy,
+        (false, true) => WayState::Slow,
+        (false, false) => WayState::Fine,
+    };
+    Way { state, loss: (expected > 0).then(|| f64::from(lost) / f64::from(expected)), delay_ms }
+}
+
+impl Judge for Mesh {
+    fn judge(&mut self, seen: &Seen<'_>) -> Health {
+        let mut health = Health::default();
+        let peers = match seen.companion {
+            Ok(sample) => match &sample.mesh {
+                Ok(peers) => Ok((peers, sample.period_ms)),
+                Err(why) => Err(why.as_str()),
+            },
+            Err(why) => Err(why),
+        };
+        let (peers, period_ms) = match peers {
+            Ok(seen) => seen,
+            Err(why) => {
+                self.links.clear();
+                for kind in KINDS {
+                    health.statements.push(kind.statement(None, Status::Unknown, why.to_owned()));
+                }
+                health.reading(ROUND_TRIP.0, ROUND_TRIP.1, None, Unit::Millisecond, Kind::Gauge);
+                health.reading(LOSS.0, LOSS.1, None, Unit::Percent, Kind::Gauge);
+                return health;
+            }
+        };
+        self.links.retain(|name, _| peers.contains_key(name));
+        for (name, sample) in peers {
+            let link = self.links.entry(name.clone()).or_default();
+            health.links.insert(name.clone(), link.judge(sample, period_ms));
+        }
+        let statements: Vec<Statement> = health
+            .links
+            .iter()
+            .flat_map(|(peer, report)| {
+                [(peer, seen.node, &report.incoming, true), (seen.node, peer, &report.out, false)]
+                    .into_iter()
+                    .filter_map(|(from, to, way, arrives)| statement(seen, from, to, way, arrives))
+            })
+            .collect();
+        for kind in KINDS {
+            let raised: Vec<&str> = statements
+                .iter()
+                .filter(|s| s.id == kind.id)
+                .filter_map(|s| s.subject.as_deref())
+                .collect();
+            let (status, evidence) = match raised.as_slice() {
+                [] if peers.is_empty() => (Status::Clear, "no peers are known yet".to_owned()),
+                [] => (Status::Clear, format!("{} peers are probed", peers.len())),
+                raised => (Status::Raised, raised.join(", ")),
+            };
+            health.statements.push(kind.statement(None, status, evidence));
+        }
+        health.statements.extend(statements);
+        let cut_off = health.links.len() > 1 && health.links.values().all(|l| l.incoming.state == WayState::Cut);
+        health.statements.push(Statement {
+            id: "isolated",
+            subject: None,
+            title: "Node is cut off",
+            status: if cut_off { Status::Raised } else { Status::Clear },
+            severity: Severity::Critical,
+            depends_on: &[],
+            evidence: if cut_off {
+                format!("none of {} peers is heard; check this node's cable and switch port", health.links.len())
+            } else {
+                "peers are heard, or there are too few to tell".to_owned()
+            },
+        });
+        let worst = |values: &mut dyn Iterator<Item = f64>| values.fold(None, |w: Option<f64>, v| Some(w.map_or(v, |w| w.max(v))));
+        let round_trip = worst(&mut health.links.values().filter_map(|l| Some(l.round_trip?.median_us / 1000.0)));
+        let loss = worst(&mut health.links.values().flat_map(|l| [l.out.loss, l.incoming.loss]).flatten());
+        health.reading(ROUND_TRIP.0, ROUND_TRIP.1, round_trip, Unit::Millisecond, Kind::Gauge);
+        health.reading(LOSS.0, LOSS.1, loss.map(|l| l * 100.0), Unit::Percent, Kind::Gauge);
+        health
+    }
+}
+
+const ROUND_TRIP: (&str, &str) = ("worst-round-trip", "Worst round trip");
+const LOSS: (&str, &str) = ("worst-probe-loss", "Worst probe loss");
+
+/// A kind of trouble on a way.
+struct WayTrouble {
+    state: WayState,
+    id: &'static str,
+    title: &'static str,
+    severity: Severity,
+}
+
+const KINDS: [WayTrouble; 3] = [
+    WayTrouble {
+        state: WayState::Cut,
+        id: "path-cut",
+        title: "Nothing arrives between two nodes",
+        severity: Severity::Critical,
+    },
+    WayTrouble {
+        state: WayState::Lossy,
+        id: "path-loss",
+        title: "Packets are lost between two nodes",
+        severity: Severity::Warning,
+    },
+    WayTrouble {
+        state: WayState::Slow,
+        id: "path-delay",
+        title: "Packets are late between two nodes",
+        severity: Severity::Warning,
+    },
+];
+
+impl WayTrouble {
+    fn statement(&self, subject: Option<String>, status: Status, evidence: String) -> Statement {
+        let depends_on: &[&str] =
+            if self.state == WayState::Cut { &["companion", "isolated"] } else { &["companion", "path-cut"] };
+        Statement {
+            id: self.id,
+            subject,
+            title: self.title,
+            status,
+            severity: self.severity,
+            depends_on,
+            evidence,
+        }
+    }
+}
+
+/// What is to be said of one way that is not fine.
+fn statement(seen: &Seen<'_>, from: &Name, to: &Name, way: &Way, arrives: bool) -> Option<Statement> {
+    let kind = KINDS.iter().find(|k| k.state == way.state)?;
+    let evidence = match way.state {
+        WayState::Cut if !arrives => format!("{to} is heard, and says that nothing of {from} arrives"),
+        WayState::Cut => match seen.online.get(from) {
+            Some(false) => format!("nothing of {from} arrives, and the broker says that it is gone"),
+            Some(true) => format!("nothing of {from} arrives, though the broker says that it is connected"),
+            None => format!("nothing of {from} arrives, and the broker has not told of it"),
+        },
+        WayState::Lossy => {
+            format!("{:.0} % of the last probes were lost", way.loss.unwrap_or_default() * 100.0)
+        }
+        _ => format!("{:.1} ms slower than it was", way.delay_ms.unwrap_or_default()),
+    };
+    Some(kind.statement(Some(format!("{from} -> {to}")), Status::Raised, evidence))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: u64 = 1000;
+
+    fn trip(there_us: i64, back_us: i64) -> Trip {
+        // The clocks differ by a day.
+        let offset = 86_400_000_000_000;
+        Trip {
+            round_trip: ((there_us + back_us) * 1000) as u64,
+            outbound: there_us * 1000 + offset,
+            stamps: Stamps::Kernel,
+        }
+    }
+
+    /// One tick of a link: how many of five requests arrive in each direction, and the round trips.
+    struct Tick {
+        out: u32,
+        back: u32,
+        trips: Vec<Trip>,
+    }
+
+    fn fine() -> Tick {
+        Tick { out: 5, back: 5, trips: vec![trip(100, 100); 5] }
+    }
+
+    fn play(ticks: impl IntoIterator<Item = Tick>) -> Vec<PeerReport> {
+        let (mut link, mut s) = (Link::default(), PeerSample { heard_session: 7, ..PeerSample::default() });
+        let mut silent = 0;
+        ticks
+            .into_iter()
+            .map(|tick| {
+                s.known_ms += PERIOD;
+                s.sequence += 5;
+                s.sent += 5;
+                if tick.back > 0 {
+                    silent = 0;
+                    s.heard += tick.back;
+                    s.heard_highest = s.sequence;
+                    // Feedback travels on the way back.
+                    s.peer_heard += tick.out;
+                    if tick.out > 0 {
+                        s.peer_highest = s.sequence;
+                        s.answered += u64::from(tick.out.min(tick.back));
+                    }
+                } else {
+                    silent += PERIOD;
+                }
+                s.silent_ms = Some(silent + 200);
+                s.trips = tick.trips;
+                link.judge(&s, PERIOD)
+            })
+            .collect()
+    }
+
+    fn states(reports: &[PeerReport]) -> Vec<(WayState, WayState)> {
+        reports.iter().map(|r| (r.out.state, r.incoming.state)).collect()
+    }
+
+    fn many(n: usize, tick: impl Fn() -> Tick) -> impl Iterator<Item = Tick> {
+        (0..n).map(move |_| tick())
+    }
+
+    use WayState::{Cut, Fine, Lossy, Slow, Unknown};
+
+    #[test]
+    fn a_healthy_link_is_fine_both_ways_once_it_is_known() {
+        let reports = play(many(5, fine));
+        assert_eq!(states(&reports)[2..], [(Fine, Fine); 3]);
+        let last = reports[4].round_trip.unwrap();
+        assert_eq!((last.median_us, last.stamps), (200.0, Stamps::Kernel));
+    }
+
+    #[test]
+    fn loss_is_named_in_its_own_direction_at_the_next_tick() {
+        let out = play(many(5, fine).chain([Tick { out: 3, ..fine() }]));
+        assert_eq!(states(&out)[5], (Lossy, Fine));
+        let back = play(many(5, fine).chain([Tick { back: 2, ..fine() }]));
+        assert_eq!(states(&back)[5], (Fine, Lossy));
+        assert_eq!(back[5].incoming.loss, Some(0.2));
+    }
+
+    #[test]
+    fn one_lost_probe_is_no_alarm_and_a_lossy_way_recovers() {
+        let one = play(many(5, fine).chain([Tick { out: 4, ..fine() }]));
+        assert_eq!(states(&one)[5], (Fine, Fine));
+        let over = play(many(5, fine).chain([Tick { out: 0, ..fine() }]).chain(many(12, fine)));
+        assert_eq!(states(&over)[6], (Lossy, Fine));
+        assert_eq!(states(&over)[17], (Fine, Fine));
+    }
+
+    #[test]
+    fn a_way_that_is_cut_is_named_after_two_ticks_and_the_other_is_unknown_or_fine() {
+        let silent = || Tick { out: 0, back: 0, trips: vec![] };
+        let back = play(many(5, fine).chain(many(2, silent)));
+        assert_eq!(states(&back)[6], (Unknown, Cut));
+        let deaf = || Tick { out: 0, back: 5, trips: vec![] };
+        let out = play(many(5, fine).chain(many(2, deaf)));
+        assert_eq!(states(&out)[6], (Cut, Fine));
+    }
+
+    #[test]
+    fn a_peer_that_was_never_heard_is_unknown_first_and_cut_then() {
+        let mut link = Link::default();
+        let mut judge = |known_ms| {
+            let s = PeerSample { known_ms, sequence: known_ms as u32 / 200, ..PeerSample::default() };
+            let report = link.judge(&s, PERIOD);
+            (report.out.state, report.incoming.state)
+        };
+        assert_eq!(judge(1200), (Unknown, Unknown));
+        assert_eq!(judge(3200), (Unknown, Cut));
+    }
+
+    #[test]
+    fn the_slower_direction_is_named_whatever_the_clocks_say() {
+        let slow = |there, back| move || Tick { trips: vec![trip(there, back); 5], ..fine() };
+        let there = play(many(5, fine).chain(many(2, slow(50_100, 100))));
+        assert_eq!(states(&there)[6], (Slow, Fine));
+        assert!((there[6].out.delay_ms.unwrap() - 50.0).abs() < 1.0);
+        let back = play(many(5, fine).chain(many(2, slow(100, 50_100))));
+        assert_eq!(states(&back)[6], (Fine, Slow));
+        let both = play(many(5, fine).chain(many(2, slow(30_000, 30_000))));
+        assert_eq!(states(&both)[6], (Slow, Slow));
+    }
+
+    #[test]
+    fn one_slow_sample_is_no_alarm_and_a_slow_way_stays_slow() {
+        let slow = || Tick { trips: vec![trip(50_100, 100); 5], ..fine() };
+        assert_eq!(states(&play(many(5, fine).chain([slow()])))[5], (Fine, Fine));
+        let reports = play(many(5, fine).chain(many(100, slow)).chain(many(2, fine)));
+        assert_eq!(states(&reports)[104], (Slow, Fine));
+        assert_eq!(states(&reports)[106], (Fine, Fine));
+    }
+
+    #[test]
+    fn a_restarted_peer_begins_again_without_an_alarm() {
+        let mut link = Link::default();
+        let s = |session, heard| PeerSample {
+            known_ms: 60_000,
+            sequence: 300,
+            heard_session: session,
+            heard,
+            heard_highest: heard,
+            silent_ms: Some(200),
+            ..PeerSample::default()
+        };
+        link.judge(&s(1, 1000), PERIOD);
+        link.judge(&s(1, 1005), PERIOD);
+        assert_eq!(link.judge(&s(2, 5), PERIOD).incoming.state, Fine);
+    }
+}

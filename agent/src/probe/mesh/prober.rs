@@ -1,0 +1,324 @@
+//! Sends this node's probes, answers its peers', and reads what was counted.
+//!
+//! One batch per tick for all peers, because the wake-up is the cost and not the packet. With the kernel programs
+//! attached nobody here looks at a clock or at a reply: replies are thrown away at the next tick. Without them the same
+//! fields are filled in here, and every round trip says so.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::{self, IoSlice},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
+
+use ebpf_records::mesh::{
+    Packet, Peer, REPLY, REQUEST, RoundTrip, SAMPLES, STAMPED_ALL, STAMPED_ANSWERED, STAMPED_RECEIVED,
+};
+use nix::{
+    sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, sendmmsg},
+    time::{ClockId, clock_gettime},
+};
+use tokio::net::UdpSocket;
+use wire::{
+    report::{Stamps, Tier},
+    topic::Name,
+};
+
+use super::{PeerSample, Trip};
+use crate::{
+    config::{self, Config},
+    datapath::{MeshPrograms, uplink::Uplink},
+    host::Host,
+};
+
+/// Requests to all peers per tick: few peers get several each, so that loss shows in one tick.
+const BUDGET: usize = 40;
+/// Requests to one peer per tick, at most; three ticks fit into the kernel's record of round trips.
+const BURST: usize = 5;
+const _: () = assert!(BURST * 3 <= SAMPLES);
+/// How long the first request of a batch waits for the others, so that one wake-up answers all peers whose clocks agree. With
+/// kernel stamps this time drops out of the round trip.
+const GATHER: Duration = Duration::from_millis(2);
+/// Most datagrams that are taken in one go, so that a flood cannot hold the tick up.
+const MOST: usize = 4096;
+
+/// The mesh's sending, answering and reading half.
+pub struct Prober {
+    uplink: Uplink,
+    session: u32,
+    port: u16,
+    programs: Result<MeshPrograms, String>,
+    requests: UdpSocket,
+    responder: UdpSocket,
+    peers: BTreeMap<Name, Probed>,
+    names: HashMap<Ipv4Addr, Name>,
+}
+
+struct Probed {
+    address: Ipv4Addr,
+    since: Instant,
+    sequence: u32,
+    /// Highest request whose round trip was reported.
+    reported: u32,
+    /// The user-space counterpart of the kernel's map.
+    counted: Peer,
+}
+
+impl Prober {
+    /// Finds the uplink, attaches the programs if they may be used, and opens the two sockets. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// One sentence with the next step; without the kernel programs it still opens, in the lower tier.
+    pub fn open(host: &Host, config: &Config) -> Result<Self, String> {
+        let uplink = Uplink::find(host, config.probe.uplink.as_deref()).map_err(|e| e.to_string())?;
+        let session = crate::random::u32().max(1);
+        let port = config.probe.port;
+        let programs = match config.probe.stamps {
+            config::Stamps::User => Err("probe.stamps is \"user\" in the configuration".to_owned()),
+            config::Stamps::Auto => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
+                .map_err(|e| format!("{e}; bramble probe needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")),
+        };
+        let bind = |port| bind(port).map_err(|e| match e.kind() {
+            io::ErrorKind::AddrInUse => format!("UDP port {port} is taken; set probe.port, on all nodes"),
+            _ => format!("opening UDP port {port}: {e}"),
+        });
+        Ok(Self {
+            uplink,
+            session,
+            port,
+            programs,
+            requests: bind(0)?,
+            responder: bind(port)?,
+            peers: BTreeMap::new(),
+            names: HashMap::new(),
+        })
+    }
+
+    /// The link that probes leave by.
+    pub fn uplink(&self) -> &Uplink {
+        &self.uplink
+    }
+
+    /// Whether kernel programs stamp.
+    pub fn stamped_by_kernel(&self) -> bool {
+        self.programs.is_ok()
+    }
+
+    /// How the mesh is measured, and why not better.
+    pub fn tier(&self) -> Tier {
+        match &self.programs {
+            Ok(programs) => {
+                Tier { stamps: Stamps::Kernel, attached: Some(programs.attached.to_string()), why: String::new() }
+            }
+            Err(why) => Tier { stamps: Stamps::User, attached: None, why: why.clone() },
+        }
+    }
+
+    /// Probes exactly these peers from now on; what is known of those that stay is kept.
+    pub fn set_peers(&mut self, wanted: &BTreeMap<Name, Ipv4Addr>) {
+        let gone: Vec<Name> = self
+            .peers
+            .iter()
+            .filter(|(name, probed)| wanted.get(*name) != Some(&probed.address))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            let Some(probed) = self.peers.remove(&name) else { continue };
+            self.names.remove(&probed.address);
+            if let Ok(programs) = &mut self.programs {
+                programs.remove_peer(probed.address);
+            }
+        }
+        for (name, &address) in wanted {
+            if self.peers.contains_key(name) || self.names.contains_key(&address) || address == self.uplink.address {
+                continue;
+            }
+            if let Ok(programs) = &mut self.programs
+                && let Err(why) = programs.add_peer(address)
+            {
+                tracing::error!(peer = %name, "not probed: {why}");
+                continue;
+            }
+            self.names.insert(address, name.clone());
+            let (since, counted) = (Instant::now(), Peer::default());
+            self.peers.insert(name.clone(), Probed { address, since, sequence: 0, reported: 0, counted });
+        }
+    }
+
+    /// Sends one batch: a few requests to every peer.
+    pub fn send(&mut self) {
+        if self.stamped_by_kernel() {
+            // Counted and timed by the kernel already.
+            drain(&self.requests, |_, _| {});
+        }
+        let burst = (BUDGET / self.peers.len().max(1)).clamp(1, BURST);
+        let sent = now_ns();
+        let mut batch = Vec::with_capacity(burst * self.peers.len());
+        for _ in 0..burst {
+            for probed in self.peers.values_mut() {
+                probed.sequence = probed.sequence.wrapping_add(1).max(1);
+                probed.counted.sent += 1;
+                let packet = Packet {
+                    magic: ebpf_records::mesh::MAGIC,
+                    kind: REQUEST,
+                    session: self.session,
+                    sequence: probed.sequence,
+                    sent,
+                    heard_session: probed.counted.heard_session,
+                    heard: probed.counted.heard,
+                    heard_highest: probed.counted.heard_highest,
+                    ..Packet::default()
+                };
+                batch.push((packet.to_bytes(), SocketAddrV4::new(probed.address, self.port)));
+            }
+        }
+        send_batch(&self.requests, &batch);
+    }
+
+    /// Waits until a peer asks.
+    pub async fn asked(&self) {
+        // An error shows again, with its reason, when the socket is read.
+        let _ = self.responder.readable().await;
+    }
+
+    /// Waits until a reply must be looked at: never with kernel stamps.
+    pub async fn answered(&self) {
+        if self.stamped_by_kernel() {
+            std::future::pending::<()>().await;
+        }
+        let _ = self.requests.readable().await;
+    }
+
+    /// Turns the requests of known peers round.
+    pub async fn answer(&mut self) {
+        let by_kernel = self.stamped_by_kernel();
+        if by_kernel {
+            tokio::time::sleep(GATHER).await;
+        }
+        let (peers, names) = (&mut self.peers, &self.names);
+        let mut batch = Vec::new();
+        drain(&self.responder, |bytes, from| {
+            let Some(mut packet) = Packet::from_bytes(bytes).filter(|p| p.kind == REQUEST) else { return };
+            // Strangers get no answer, so nobody can be flooded through us.
+            let Some(probed) = names.get(from.ip()).and_then(|name| peers.get_mut(name)) else { return };
+            let now = now_ns();
+            if !by_kernel {
+                probed.counted.hear(&packet, now, self.session);
+            }
+            if packet.stamped & STAMPED_RECEIVED == 0 {
+                packet.received = now;
+            }
+            packet.kind = REPLY;
+            packet.stamped &= !STAMPED_ANSWERED;
+            packet.heard_session = probed.counted.heard_session;
+            packet.heard = probed.counted.heard;
+            packet.heard_highest = probed.counted.heard_highest;
+            packet.answered = now;
+            batch.push((packet.to_bytes(), from));
+        });
+        send_batch(&self.responder, &batch);
+    }
+
+    /// Takes replies in, without kernel stamps.
+    pub fn take_replies(&mut self) {
+        let (peers, names, session) = (&mut self.peers, &self.names, self.session);
+        drain(&self.requests, |bytes, from| {
+            let Some(packet) = Packet::from_bytes(bytes).filter(|p| p.kind == REPLY) else { return };
+            if let Some(probed) = names.get(from.ip()).and_then(|name| peers.get_mut(name)) {
+                probed.counted.returned(&packet, now_ns(), session);
+            }
+        });
+    }
+
+    /// What was counted for every peer, and the round trips since the last call.
+    pub fn sample(&mut self) -> BTreeMap<Name, PeerSample> {
+        let now = now_ns();
+        let programs = self.programs.as_ref().ok();
+        self.peers
+            .iter_mut()
+            .map(|(name, probed)| {
+                let peer = match programs {
+                    Some(programs) => programs.peer(probed.address).unwrap_or_default(),
+                    None => probed.counted,
+                };
+                let mut new: Vec<&RoundTrip> =
+                    peer.samples.iter().filter(|s| s.sequence > probed.reported).collect();
+                new.sort_unstable_by_key(|s| s.sequence);
+                probed.reported = new.last().map_or(probed.reported, |s| s.sequence);
+                let sample = PeerSample {
+                    known_ms: probed.since.elapsed().as_millis() as u64,
+                    sequence: probed.sequence,
+                    sent: peer.sent,
+                    answered: peer.answered,
+                    heard_session: peer.heard_session,
+                    heard: peer.heard,
+                    heard_highest: peer.heard_highest,
+                    peer_heard: peer.peer_heard,
+                    peer_highest: peer.peer_highest,
+                    silent_ms: (peer.last_heard > 0).then(|| now.saturating_sub(peer.last_heard) / 1_000_000),
+                    trips: new
+                        .into_iter()
+                        .map(|s| Trip { round_trip: s.round_trip, outbound: s.outbound, stamps: stamps(s.stamped) })
+                        .collect(),
+                };
+                (name.clone(), sample)
+            })
+            .collect()
+    }
+}
+
+fn stamps(stamped: u32) -> Stamps {
+    match stamped {
+        0 => Stamps::User,
+        all if all == u32::from(STAMPED_ALL) => Stamps::Kernel,
+        _ => Stamps::Mixed,
+    }
+}
+
+/// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns()`, ns.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has this clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+fn bind(port: u16) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+/// Takes what has arrived, at most [`MOST`] datagrams.
+fn drain(socket: &UdpSocket, mut each: impl FnMut(&[u8], SocketAddrV4)) {
+    let mut buffer = [0; 256];
+    for _ in 0..MOST {
+        match socket.try_recv_from(&mut buffer) {
+            Ok((length, SocketAddr::V4(from))) => each(&buffer[..length], from),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            // An ICMP error of an earlier send: the peer's port is closed, which silence says as well.
+            Err(_) => {}
+        }
+    }
+}
+
+/// One system call for the batch. What cannot be sent counts as lost, which it is.
+fn send_batch<const N: usize>(socket: &UdpSocket, batch: &[([u8; N], SocketAddrV4)]) {
+    let slices: Vec<[IoSlice<'_>; 1]> = batch.iter().map(|(bytes, _)| [IoSlice::new(bytes)]).collect();
+    let addresses: Vec<Option<SockaddrIn>> = batch.iter().map(|(_, to)| Some(SockaddrIn::from(*to))).collect();
+    let mut from = 0;
+    while from < batch.len() {
+        let mut headers = MultiHeaders::preallocate(batch.len() - from, None);
+        let none: [ControlMessage<'_>; 0] = [];
+        let sent = sendmmsg(
+            socket.as_raw_fd(),
+            &mut headers,
+            &slices[from..],
+            &addresses[from..],
+            none,
+            MsgFlags::MSG_DONTWAIT,
+        );
+        // The first of the rest is the one that was refused (no route, a pending ICMP error): go on behind it.
+        from += sent.map_or(1, |results| results.count().max(1));
+    }
+}

@@ -1,0 +1,162 @@
+//! What the node says, made of findings and health. The only place where inside types become [`wire`] types.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use wire::{
+    report::{
+        Condition, Finding, FindingCounts, FindingState, Header, MeshRow, NodeFindings, NodeInfo, NodeState,
+        Status, Tier, VERSION,
+    },
+    topic::Name,
+};
+
+use crate::probe::{Health, Statement};
+
+/// Since when each condition has its status.
+#[derive(Debug, Default)]
+pub struct History {
+    known: BTreeMap<(&'static str, Option<String>), (Status, Timestamp)>,
+}
+
+impl History {
+    /// Dates the statements; says whether one of them changed its status, appeared or went.
+    pub fn date(&mut self, statements: Vec<Statement>, now: Timestamp) -> (Vec<Condition>, bool) {
+        let mut changed = false;
+        let mut seen = BTreeSet::new();
+        let conditions = statements
+            .into_iter()
+            .map(|s| {
+                let key = (s.id, s.subject.clone());
+                let entry = self.known.entry(key.clone()).or_insert_with(|| {
+                    changed = true;
+                    (s.status, now)
+                });
+                if entry.0 != s.status {
+                    *entry = (s.status, now);
+                    changed = true;
+                }
+                let since = entry.1;
+                seen.insert(key);
+                Condition {
+                    id: s.id.to_owned(),
+                    subject: s.subject,
+                    title: s.title.to_owned(),
+                    status: s.status,
+                    severity: s.severity,
+                    since,
+                    depends_on: s.depends_on.iter().map(|d| (*d).to_owned()).collect(),
+                    evidence: s.evidence,
+                }
+            })
+            .collect();
+        let before = self.known.len();
+        self.known.retain(|key, _| seen.contains(key));
+        (conditions, changed || self.known.len() != before)
+    }
+}
+
+/// Who speaks.
+#[derive(Debug, Clone)]
+pub struct Speaker {
+    /// Cluster and node.
+    pub cluster: Name,
+    /// This node.
+    pub node: Name,
+    /// Random id.
+    pub id: String,
+}
+
+impl Speaker {
+    /// What every message begins with.
+    pub fn header(&self, now: Timestamp) -> Header {
+        Header { v: VERSION, ts: now, cluster: self.cluster.clone(), node: self.node.clone() }
+    }
+
+    /// This node's presence.
+    pub fn info(&self, now: Timestamp, address: Option<Ipv4Addr>, probe_port: u16, machine: &Machine) -> NodeInfo {
+        NodeInfo {
+            header: self.header(now),
+            id: self.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            address,
+            probe_port,
+            model: machine.model.clone(),
+            kernel: machine.kernel.clone(),
+            os: machine.os.clone(),
+        }
+    }
+
+    /// Numbers and health.
+    pub fn state(
+        &self,
+        now: Timestamp,
+        tier: Tier,
+        healths: &[Health],
+        conditions: Vec<Condition>,
+        findings: FindingCounts,
+        refused_messages: u64,
+    ) -> NodeState {
+        let readings = healths.iter().flat_map(|h| h.readings.iter().cloned()).collect();
+        NodeState { header: self.header(now), tier, readings, conditions, findings, refused_messages }
+    }
+
+    /// This node's row of the mesh.
+    pub fn mesh(&self, now: Timestamp, tier: Tier, period_ms: u64, healths: &[Health]) -> MeshRow {
+        let peers = healths.iter().flat_map(|h| h.links.clone()).collect();
+        MeshRow { header: self.header(now), period_ms: period_ms as u32, tier, peers }
+    }
+
+    /// All findings.
+    pub fn findings(&self, now: Timestamp, findings: Vec<Finding>) -> NodeFindings {
+        NodeFindings { header: self.header(now), findings }
+    }
+}
+
+/// What kind of machine this is; read once.
+#[derive(Debug, Clone, Default)]
+pub struct Machine {
+    /// Board.
+    pub model: Option<String>,
+    /// Kernel release.
+    pub kernel: Option<String>,
+    /// Distribution.
+    pub os: Option<String>,
+}
+
+/// What the agent's socket answers: all that it would tell the broker, and whether it can.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// This node.
+    pub info: NodeInfo,
+    /// Its health.
+    pub state: NodeState,
+    /// Its row of the mesh.
+    pub mesh: MeshRow,
+    /// The verdicts of `check`.
+    pub findings: NodeFindings,
+    /// Connected to the broker since this time.
+    pub broker_since: Option<Timestamp>,
+    /// Why not connected.
+    pub broker_why: Option<String>,
+}
+
+/// How many findings are in which state.
+pub fn count(findings: &[Finding]) -> FindingCounts {
+    let mut counts = FindingCounts::default();
+    for finding in findings {
+        *match finding.state {
+            FindingState::Met => &mut counts.met,
+            FindingState::Unmet => &mut counts.unmet,
+            FindingState::Waiting => &mut counts.waiting,
+            FindingState::Blocked => &mut counts.blocked,
+            FindingState::NotNeeded => &mut counts.not_needed,
+            FindingState::Unknown => &mut counts.unknown,
+        } += 1;
+    }
+    counts
+}

@@ -47,7 +47,7 @@ const ONE_HEARD: u64 = 1 << 32;
 
 /// Probes on their way out: t1 of our requests, t3 of our replies, and the feedback in both.
 #[classifier]
-pub fn egress(packet: TcContext) -> i32 {
+pub fn bramble_egress(packet: TcContext) -> i32 {
     if let Some(datagram) = Datagram::find(&packet) {
         leaving(&datagram);
     }
@@ -56,7 +56,7 @@ pub fn egress(packet: TcContext) -> i32 {
 
 /// Probes on their way in: t2 of a peer's requests; a peer's replies complete a round trip.
 #[classifier]
-pub fn ingress(packet: TcContext) -> i32 {
+pub fn bramble_ingress(packet: TcContext) -> i32 {
     if let Some(datagram) = Datagram::find(&packet) {
         arriving(&datagram);
     }

@@ -52,10 +52,10 @@ pub enum Change {
         /// The value.
         value: &'static str,
     },
-    /// Loads a module now, and at boot through [`MODULES_FILE`].
-    LoadModule {
-        /// As modprobe knows it.
-        name: &'static str,
+    /// Loads modules now, and at boot through [`MODULES_FILE`].
+    LoadModules {
+        /// As modprobe knows them.
+        names: Vec<&'static str>,
     },
     /// Mounts a kernel file system.
     Mount {
@@ -104,7 +104,7 @@ impl fmt::Display for Change {
                 write!(f, "join the lines of {path} into one, in force after a reboot")
             }
             Change::Sysctl { key, value } => write!(f, "set {key} = {value}, now and in {SYSCTL_FILE}"),
-            Change::LoadModule { name } => write!(f, "load module {name}, now and by {MODULES_FILE}"),
+            Change::LoadModules { names } => write!(f, "load {}, now and by {MODULES_FILE}", names.join(", ")),
             Change::Mount { kind, point } => write!(f, "mount {kind} on {point}"),
             Change::ShareMount { point } => write!(f, "make the mount {point} shared"),
             Change::EnableUnit { unit } => write!(f, "enable and start {unit}"),

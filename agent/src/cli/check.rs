@@ -243,6 +243,7 @@ fn next(judged: &Judged) -> Option<String> {
         Err(Unreadable { why: Why::NotCaptured, path }) => {
             Some(format!("capture {path}, or check on the machine itself"))
         }
+        Err(Unreadable { why: Why::NotLive, .. }) => Some("check on the machine itself".into()),
         _ => judged.next().map(String::from),
     }
 }
@@ -416,7 +417,7 @@ mod tests {
     fn what_could_not_be_read_says_how_to_read_it() {
         let denied = judged(Err(Unreadable { path: "/x".into(), why: Why::Denied }));
         assert_eq!(next(&denied).unwrap(), "sudo bramble check kernel-version");
-        let missing = judged(Err(Unreadable::not_captured("/x")));
+        let missing = judged(Err(Unreadable { path: "/x".into(), why: Why::NotCaptured }));
         assert_eq!(next(&missing).unwrap(), "capture /x, or check on the machine itself");
     }
 }

@@ -104,17 +104,12 @@ fn page(snapshot: &Snapshot) -> String {
         f.met, f.unmet, f.blocked, f.waiting, f.unknown, f.not_needed
     ));
     lines.push(String::new());
-    let mut attention: Vec<&Condition> = state.conditions.iter().filter(|c| c.needs_attention()).collect();
-    // The explanation comes before what it explains.
-    attention.sort_by_key(|c| (c.status != wire::report::Status::Raised, c.depends_on.len(), c.subject.is_none()));
-    // A sum of links says nothing that the links below it do not say better.
-    let told = |c: &&Condition| {
-        c.subject.is_some() || !attention.iter().any(|other| other.id == c.id && other.subject.is_some())
-    };
-    for condition in attention.iter().copied().filter(|c| told(c)) {
-        lines.push(line(condition));
+    let (told, explained) = attention(&state.conditions);
+    lines.extend(told.iter().map(|c| line(c)));
+    if explained > 0 {
+        lines.push(format!("{dim}  {explained} more follow from this; --json shows them{dim:#}"));
     }
-    if attention.is_empty() {
+    if told.is_empty() {
         lines.push(format!("{green}●{green:#} nothing is wrong", green = colour(AnsiColor::Green)));
     }
     lines.push(String::new());
@@ -129,6 +124,21 @@ fn page(snapshot: &Snapshot) -> String {
     lines.push(format!("{dim}{:<20}{dim:#} {known}; bramble mesh shows them", "Peers"));
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// The conditions that a person should read, worst first, and how many others they explain.
+fn attention(conditions: &[Condition]) -> (Vec<&Condition>, usize) {
+    use wire::report::Status::Raised;
+    let raised = |id: &str| conditions.iter().any(|c| c.id == id && c.status == Raised);
+    // A sum of links says nothing that its links do not say better.
+    let summed = |c: &Condition| {
+        c.subject.is_none() && conditions.iter().any(|o| o.id == c.id && o.subject.is_some() && o.needs_attention())
+    };
+    let open = conditions.iter().filter(|c| c.needs_attention() && !summed(c));
+    let (explained, mut told): (Vec<_>, Vec<_>) =
+        open.partition(|c| c.depends_on.iter().any(|d| *d != c.id && raised(d)));
+    told.sort_by_key(|c| std::cmp::Reverse((c.status, c.severity)));
+    (told, explained.len())
 }
 
 fn line(condition: &Condition) -> String {
@@ -159,5 +169,41 @@ fn unit(unit: wire::report::Unit) -> &'static str {
         U::Byte => "B",
         U::Count => "",
         U::PerSecond => "/s",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(id: &str, subject: Option<&str>, status: wire::report::Status, depends_on: &[&str]) -> Condition {
+        Condition {
+            id: id.to_owned(),
+            subject: subject.map(str::to_owned),
+            title: String::new(),
+            status,
+            severity: Severity::Warning,
+            since: jiff::Timestamp::UNIX_EPOCH,
+            depends_on: depends_on.iter().map(|d| (*d).to_owned()).collect(),
+            evidence: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_cause_is_told_and_what_follows_from_it_is_counted() {
+        use wire::report::Status::{Clear, Raised, Unknown};
+        let conditions = [
+            condition("path-cut", None, Raised, &["isolated"]),
+            condition("path-cut", Some("n1 -> n2"), Raised, &["isolated"]),
+            condition("path-cut", Some("n3 -> n2"), Raised, &["isolated"]),
+            condition("drop-reasons", None, Unknown, &["companion"]),
+            condition("companion", None, Clear, &[]),
+            condition("isolated", None, Raised, &[]),
+        ];
+        let (told, explained) = attention(&conditions);
+        assert_eq!(told.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["isolated", "drop-reasons"]);
+        assert_eq!(explained, 2);
+        let (told, _) = attention(&conditions[..3]);
+        assert_eq!(told.len(), 2);
     }
 }

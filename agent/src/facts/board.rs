@@ -13,9 +13,9 @@ pub struct Board {
 }
 
 impl Board {
-    /// Whether the board is a Raspberry Pi, as far as is known.
-    pub fn is_raspberry_pi(&self) -> bool {
-        matches!(&self.model, Ok(Some(model)) if model.starts_with("Raspberry Pi"))
+    /// Whether the board is a Raspberry Pi.
+    pub fn is_raspberry_pi(&self) -> Fact<bool> {
+        Ok(self.model.as_ref()?.as_ref().is_some_and(|model| model.starts_with("Raspberry Pi")))
     }
 }
 

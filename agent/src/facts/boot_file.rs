@@ -48,7 +48,7 @@ impl Facts {
         Ok(match self.boot_file.as_ref()? {
             Some(file) if file.cmdline().has(token) => Argument::Written(file.path.clone()),
             Some(file) => Argument::Addable(file.path.clone()),
-            None if self.board.is_raspberry_pi() => Argument::NotMounted,
+            None if self.board.is_raspberry_pi()? => Argument::NotMounted,
             None => Argument::Elsewhere,
         })
     }

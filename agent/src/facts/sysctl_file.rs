@@ -16,7 +16,8 @@ pub struct SysctlFiles(Vec<Setting>);
 struct Setting {
     /// With dots, as sysctl(8) prints it; `*` and `?` stand for parts of an interface's name.
     key: String,
-    value: String,
+    /// `None` takes the keys that match out of all patterns.
+    value: Option<String>,
 }
 
 impl SysctlFiles {
@@ -24,9 +25,14 @@ impl SysctlFiles {
     /// speaks of it.
     pub fn for_interface(&self, interface: &str, name: &str) -> Option<&str> {
         let wanted = format!("net.ipv4.conf.{interface}.{name}");
-        let exact = self.0.iter().rev().find(|setting| setting.key == wanted);
-        let matching = || self.0.iter().rev().find(|setting| glob(&setting.key, &wanted));
-        exact.or_else(matching).map(|setting| setting.value.as_str())
+        let set = || self.0.iter().rev().filter_map(|setting| Some((&setting.key, setting.value.as_deref()?)));
+        if let Some((_, value)) = set().find(|(key, _)| **key == wanted) {
+            return Some(value);
+        }
+        if self.0.iter().any(|setting| setting.value.is_none() && glob(&setting.key, &wanted)) {
+            return None;
+        }
+        set().find(|(key, _)| glob(key, &wanted)).map(|(_, value)| value)
     }
 
     fn absorb(&mut self, text: &str) {
@@ -49,13 +55,15 @@ fn setting(line: &str) -> Option<Setting> {
     if line.is_empty() || line.starts_with(['#', ';']) {
         return None;
     }
-    let (key, value) = line.split_once('=')?;
-    let key = key.trim().trim_start_matches('-');
+    let (key, value) = match line.split_once('=') {
+        Some((key, value)) => (key.trim().trim_start_matches('-'), Some(value.trim().to_string())),
+        None => (line.strip_prefix('-')?, None),
+    };
     let key = match key.find(['.', '/']).map(|at| key.as_bytes()[at]) {
         Some(b'/') => key.chars().map(|c| swap_separator(c)).collect(),
         _ => key.to_string(),
     };
-    Some(Setting { key, value: value.trim().to_string() })
+    Some(Setting { key, value })
 }
 
 fn swap_separator(c: char) -> char {
@@ -81,6 +89,9 @@ mod tests {
         assert_eq!(files.for_interface("lxc1", "rp_filter"), Some("2"));
         assert_eq!(files.for_interface("lxc9", "rp_filter"), Some("1"));
         assert_eq!(files.for_interface("lxc1", "forwarding"), None);
+        files.absorb("-net.ipv4.conf.lxc1.rp_filter\n");
+        assert_eq!(files.for_interface("lxc1", "rp_filter"), None, "taken out of all patterns");
+        assert_eq!(files.for_interface("lxc9", "rp_filter"), Some("1"));
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn running(host: &Host) -> Fact<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Unreadable;
+    use crate::host::{Unreadable, Why};
 
     #[test]
     fn a_service_is_used_when_enabled_or_running() {
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn without_a_word_about_what_runs_only_enabled_is_known() {
-        let running = Err(Unreadable::not_captured("/sys/fs/cgroup/system.slice"));
+        let running = Err(Unreadable { path: "/sys/fs/cgroup/system.slice".into(), why: Why::NotCaptured });
         let units = Units { enabled: Ok(vec!["ssh.service".into()]), running };
         assert_eq!(units.uses("ssh"), Ok(true));
         assert!(units.uses("dhcpcd").is_err());

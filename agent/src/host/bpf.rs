@@ -26,7 +26,7 @@ impl Host {
     pub fn bpf_programs(&self) -> Result<Programs, Unreadable> {
         const QUERY: &str = "bpf(BPF_PROG_LOAD)";
         if !self.is_live() {
-            return Err(Unreadable::not_captured(QUERY));
+            return Err(Unreadable::not_live(QUERY));
         }
         asked()
             .into_iter()

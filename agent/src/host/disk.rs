@@ -18,7 +18,7 @@ impl Host {
     pub fn room(&self, path: &str) -> Result<Room, Unreadable> {
         let query = format!("statvfs({path})");
         if !self.is_live() {
-            return Err(Unreadable::not_captured(query));
+            return Err(Unreadable::not_live(query));
         }
         let answer = statvfs(path).map_err(|errno| failed(&query, errno))?;
         let unit = answer.fragment_size();

@@ -60,6 +60,8 @@ pub enum Why {
     Missing,
     /// The captured tree does not have it; the machine may.
     NotCaptured,
+    /// No file tells it: the kernel must be asked, and a captured tree has none.
+    NotLive,
     /// The reader lacks the right.
     Denied,
     /// A directory, device, pipe or socket where a file was expected.
@@ -77,6 +79,7 @@ impl fmt::Display for Why {
         match self {
             Why::Missing => f.write_str("no such file"),
             Why::NotCaptured => f.write_str("not in the captured tree"),
+            Why::NotLive => f.write_str("only the running machine can tell"),
             Why::Denied => f.write_str("permission denied"),
             Why::NotAFile => f.write_str("not a regular file"),
             Why::TooLarge => write!(f, "larger than {} MiB", LARGEST >> 20),
@@ -92,9 +95,13 @@ impl Unreadable {
         Unreadable { path: path.into(), why: Why::Malformed(expected.into()) }
     }
 
-    /// A captured tree cannot answer `query`; nothing but the running machine can.
-    pub fn not_captured(query: impl Into<String>) -> Unreadable {
-        Unreadable { path: query.into(), why: Why::NotCaptured }
+    fn not_captured(path: impl Into<String>) -> Unreadable {
+        Unreadable { path: path.into(), why: Why::NotCaptured }
+    }
+
+    /// The kernel must be asked for `query`, and a captured tree has none.
+    fn not_live(query: impl Into<String>) -> Unreadable {
+        Unreadable { path: query.into(), why: Why::NotLive }
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     catalogue: &["BOOT-002", "BOOT-003"],
     judge: |facts, _| {
         let Some(file) = facts.boot_file.as_ref()? else {
-            if facts.board.is_raspberry_pi() {
+            if facts.board.is_raspberry_pi()? {
                 return Finding::blocked(
                     "neither /boot/firmware nor /boot holds a config.txt: the boot partition is not mounted",
                     "sudo mount /boot/firmware, then check again",

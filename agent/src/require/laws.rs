@@ -1,0 +1,423 @@
+//! What holds for every requirement on every host tree, and what each requirement makes of one edit of one.
+#![allow(clippy::disallowed_methods, reason = "the tests read and edit host trees")]
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::config::cluster::{Cluster, Role, Tunnel};
+use crate::host::{Host, LARGEST, Why};
+
+/// The host trees of the repository.
+fn trees() -> Vec<PathBuf> {
+    let hosts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/hosts");
+    let mut trees: Vec<PathBuf> = fs::read_dir(hosts).unwrap().map(|entry| entry.unwrap().path()).collect();
+    trees.retain(|tree| tree.is_dir());
+    trees.sort();
+    assert!(trees.len() >= 3, "{trees:?}");
+    trees
+}
+
+fn tree(name: &str) -> PathBuf {
+    trees().into_iter().find(|tree| tree.ends_with(name)).unwrap()
+}
+
+fn config(cluster: Cluster) -> Config {
+    Config { cluster, ..Config::default() }
+}
+
+/// Every feature off, as shipped, and every feature on.
+fn configs() -> [Config; 3] {
+    let least = Cluster { tunnel: Tunnel::Off, envoy: false, ambient: false, ..Cluster::default() };
+    let most = Cluster {
+        role: Role::Server,
+        ipv6: true,
+        tunnel: Tunnel::Geneve,
+        longhorn: true,
+        protect_kernel_defaults: true,
+        ..Cluster::default()
+    };
+    [config(least), Config::default(), config(most)]
+}
+
+fn check(root: &Path, config: &Config) -> Vec<Judged> {
+    judge(REQUIREMENTS, &Facts::observe(&Host::tree(root).unwrap()), config).collect()
+}
+
+fn states(root: &Path, config: &Config) -> BTreeMap<&'static str, &'static str> {
+    check(root, config).iter().map(|judged| (judged.requirement.id, judged.state().word())).collect()
+}
+
+/// A copy of a tree that may be spoilt; gone with its guard.
+struct Copy(PathBuf);
+
+impl Copy {
+    fn of(tree: &Path) -> Copy {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let copy = std::env::temp_dir().join(format!("bramble-laws-{}-{number}", std::process::id()));
+        copy_directory(tree, &copy);
+        Copy(copy)
+    }
+
+    fn empty() -> Copy {
+        let copy = Copy::of(&tree("pi4-trixie-4k").join("etc/systemd"));
+        fs::remove_dir_all(copy.0.join("system")).unwrap();
+        fs::create_dir(copy.0.join("etc")).unwrap();
+        copy
+    }
+
+    /// Paths of all files, links left out.
+    fn files(&self) -> Vec<PathBuf> {
+        let (mut files, mut directories) = (Vec::new(), vec![self.0.clone()]);
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let entry = entry.unwrap();
+                match entry.file_type().unwrap() {
+                    kind if kind.is_dir() => directories.push(entry.path()),
+                    kind if kind.is_file() => files.push(entry.path()),
+                    _ => {}
+                }
+            }
+        }
+        files
+    }
+
+    fn write(&self, path: &str, content: &str) {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy_directory(&from, &to),
+            kind if kind.is_symlink() => symlink(fs::read_link(from).unwrap(), to).unwrap(),
+            _ => drop(fs::copy(from, to).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn each_tree_gives_the_findings_it_is_known_for() {
+    for tree in trees() {
+        let text = fs::read_to_string(tree.join("expected.json")).unwrap();
+        let expected: BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
+        let expected: BTreeMap<&str, &str> =
+            expected.iter().map(|(id, state)| (id.as_str(), state.as_str())).collect();
+        assert_eq!(states(&tree, &Config::default()), expected, "{}", tree.display());
+    }
+}
+
+#[test]
+fn of_an_empty_tree_nothing_is_claimed() {
+    let empty = Copy::empty();
+    let [least, ..] = configs();
+    for judged in check(&empty.0, &least) {
+        let id = judged.requirement.id;
+        match judged.verdict {
+            Err(Unreadable { path, why }) => {
+                assert!(!path.is_empty(), "{id}");
+                assert!(matches!(why, Why::NotCaptured | Why::NotLive), "{id}: {why}");
+            }
+            // What the owner switched off is not looked for.
+            verdict => assert!(matches!(verdict, Ok(Finding::NotNeeded { .. })), "{id}: {verdict:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_file_that_was_not_captured_never_turns_into_a_claim() {
+    // Directories that count as captured whole, and files that only name what is in them.
+    let whole = [
+        "etc/systemd/system",
+        "sys/fs/cgroup/system.slice",
+        "proc/sys/net/ipv4/conf",
+        "etc/sysctl.d",
+        "usr/lib/sysctl.d",
+        "absent",
+    ];
+    for tree in trees() {
+        let copy = Copy::of(&tree);
+        let before = states(&copy.0, &Config::default());
+        for file in copy.files() {
+            let path = file.strip_prefix(&copy.0).unwrap();
+            if whole.iter().any(|whole| path.starts_with(whole)) {
+                continue;
+            }
+            let aside = copy.0.join("aside");
+            fs::rename(&file, &aside).unwrap();
+            for (id, state) in states(&copy.0, &Config::default()) {
+                assert!(
+                    state == before[id] || state == "unknown",
+                    "{}: without {} {id} is {state}, with it {}",
+                    tree.display(),
+                    path.display(),
+                    before[id]
+                );
+            }
+            fs::rename(&aside, &file).unwrap();
+        }
+    }
+}
+
+#[test]
+fn spoilt_files_are_survived_and_named() {
+    type Spoil = fn(&Path);
+    let spoils: [Spoil; 6] = [
+        |file| fs::write(file, "").unwrap(),
+        |file| fs::write(file, b"\0\xff\xfe\x7fELF").unwrap(),
+        |file| fs::write(file, "\n= - : [ ]\nCONFIG_ \u{1b}[2J 99999999999999999999 -\n").unwrap(),
+        |file| fs::File::create(file).unwrap().set_len(LARGEST + 1).unwrap(),
+        |file| {
+            fs::remove_file(file).unwrap();
+            fs::create_dir(file).unwrap();
+        },
+        |file| {
+            fs::remove_file(file).unwrap();
+            symlink(file.file_name().unwrap(), file).unwrap();
+        },
+    ];
+    for tree in trees() {
+        for spoil in spoils {
+            let copy = Copy::of(&tree);
+            for file in copy.files() {
+                spoil(&file);
+            }
+            for config in configs() {
+                for judged in check(&copy.0, &config) {
+                    assert!(!judged.evidence().is_empty(), "{}", judged.requirement.id);
+                    if let Err(unreadable) = judged.verdict {
+                        assert!(!unreadable.path.is_empty(), "{}", judged.requirement.id);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shortfall_carries_what_mends_it() {
+    for tree in trees() {
+        for config in configs() {
+            for judged in check(&tree, &config) {
+                let id = judged.requirement.id;
+                match &judged.verdict {
+                    Ok(Finding::Unmet { what, changes }) => {
+                        assert!(!what.is_empty() && !changes.is_empty(), "{id}");
+                    }
+                    Ok(Finding::Blocked { what, next }) => assert!(!what.is_empty() && !next.is_empty(), "{id}"),
+                    _ => assert!(!judged.evidence().is_empty(), "{id}"),
+                }
+                for change in judged.changes() {
+                    let line = change.to_string();
+                    assert!(!line.is_empty() && !line.contains('\n'), "{id}: {line:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_requirement_is_documented_and_has_an_id_of_its_own() {
+    let mut ids = HashSet::new();
+    for requirement in REQUIREMENTS {
+        let Requirement { id, title, why, source, catalogue, .. } = requirement;
+        assert!(ids.insert(*id), "{id} stands twice");
+        let kebab = |part: &str| {
+            !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        };
+        assert!(id.split('-').all(kebab), "{id} is not kebab-case");
+        for text in [title, why, source] {
+            assert!(text.len() > 5 && !text.ends_with('.') && !text.contains('\n'), "{id}: {text:?}");
+        }
+        for row in *catalogue {
+            let (area, number) = row.split_once('-').unwrap();
+            assert!(area.len() >= 2 && number.len() == 3, "{id}: {row}");
+        }
+    }
+}
+
+#[test]
+fn a_shortfall_that_the_owner_accepts_is_not_needed() {
+    let accept = vec!["page-size".into(), "kernel-version".into(), "disk-space".into()];
+    let states = states(&tree("pi5-bookworm-16k"), &config(Cluster { accept, ..Cluster::default() }));
+    assert_eq!(states["page-size"], "not_needed");
+    assert_eq!(states["kernel-version"], "met", "what holds, holds");
+    assert_eq!(states["disk-space"], "unknown", "what could not be told stays so");
+}
+
+/// One edit of a tree: a file and what stands in it afterwards, or that it is known not to exist.
+type Edit = (&'static str, Option<&'static str>);
+
+#[test]
+fn one_edit_of_a_host_changes_the_finding_it_should() {
+    const ARGUMENTS: &str = "console=serial0,115200 console=tty1 root=PARTUUID=4e639091-02 rootfstype=ext4 \
+                             fsck.repair=yes rootwait cfg80211.ieee80211_regdom=ES";
+    let cases: &[(&str, &[Edit], &str, State)] = &[
+        ("kernel-version", &[("proc/sys/kernel/osrelease", Some("5.4.83-v8+\n"))], "5.10", State::Blocked),
+        ("kernel-version", &[("proc/sys/kernel/osrelease", Some("../../etc\n"))], "osrelease", State::Unknown),
+        ("architecture", &[("usr/bin/dash", Some("\u{7f}ELF\u{1}\u{1}\u{1}\0\0\0\0\0\0\0\0\0\u{3}\0\u{28}\0"))], "arm", State::Blocked),
+        ("page-size", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_ARM64_4K_PAGES=y\n"))], "4 KiB", State::Met),
+        ("address-bits", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_ARM64_VA_BITS=39\n"))], "39", State::Blocked),
+        ("kernel-options-cilium", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_BPF=y\n"))], "CONFIG_NET_CLS_BPF", State::Blocked),
+        ("bpf-programs", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_BPF=y\n"))], "BPF_PROG_LOAD", State::Unknown),
+        ("bpf-jit", &[("proc/sys/net/core/bpf_jit_enable", Some("0\n"))], "is 0", State::Unmet),
+        ("bpf-jit", &[("proc/sys/net/core/bpf_jit_enable", None)], "no BPF compiler", State::Blocked),
+        ("btf", &[("sys/kernel/btf/vmlinux", Some("x"))], "vmlinux", State::Met),
+        ("module-tree", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_BPF=y\n"))], "without modules", State::NotNeeded),
+        ("tunnel", &[("lib/modules/6.12.75+rpt-rpi-2712/modules.dep", Some("kernel/net/x.ko:\n"))], "vxlan", State::Blocked),
+        ("ambient-modules", &[("lib/modules/6.12.75+rpt-rpi-2712/modules.dep", Some("kernel/net/x.ko:\n"))], "xt_owner", State::Blocked),
+        (
+            "ambient-modules",
+            &[(
+                "etc/modules",
+                Some("nf_conntrack\nnf-nat\nx_tables\nxt_tcpudp\nxt_REDIRECT\nxt_mark\nxt_connmark\nxt_conntrack\n\
+                      xt_multiport\nxt_owner\nip_set\nip_set_hash_ip\nip_tables\niptable_nat\niptable_mangle\niptable_raw\n"),
+            )],
+            "16 modules",
+            State::Met,
+        ),
+        ("boot-cmdline", &[("boot/firmware/cmdline.txt", Some("a b\r\n\r\ncgroup_enable=memory\r\n"))], "2 lines", State::Unmet),
+        ("boot-cmdline", &[("boot/firmware/cmdline.txt", Some("\n"))], "empty", State::Blocked),
+        ("boot-cmdline", &[("boot/firmware/config.txt", None), ("boot/config.txt", None)], "not mounted", State::Blocked),
+        ("reboot", &[("run/reboot-required", Some(""))], "/run/reboot-required", State::Waiting),
+        ("reboot", &[("lib/modules/6.12.80+rpt-rpi-2712/modules.dep", Some(""))], "6.12.80", State::Waiting),
+        ("reboot", &[("boot/firmware/cmdline.txt", Some("psi=1\n"))], "psi=1", State::Waiting),
+        ("pressure", &[("proc/pressure/memory", Some("some avg10=0.00\n"))], "/proc/pressure", State::Met),
+        ("cgroup-v2", &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/cgroup rw shared:1 - tmpfs tmpfs rw\n"))], "tmpfs", State::Blocked),
+        (
+            "cgroup-v2",
+            &[
+                ("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n")),
+                ("boot/firmware/cmdline.txt", Some("systemd.unified_cgroup_hierarchy=0\n")),
+            ],
+            "tmpfs",
+            State::Unmet,
+        ),
+        ("memory-cgroup", &[("sys/fs/cgroup/cgroup.controllers", Some("cpuset cpu io memory pids\n"))], "memory", State::Met),
+        ("memory-cgroup", &[("sys/fs/cgroup/cgroup.controllers", None)], "cgroup-v2", State::Waiting),
+        ("memory-cgroup", &[("boot/firmware/cmdline.txt", Some("cgroup_enable=memory\n"))], "reboot", State::Waiting),
+        ("memory-cgroup", &[("boot/firmware/cmdline.txt", Some("a\ncgroup_enable=memory\n"))], "memory", State::Unmet),
+        ("memory-cgroup", &[("proc/cmdline", Some("cgroup_enable=memory\n"))], "although", State::Blocked),
+        ("memory-cgroup", &[("boot/firmware/config.txt", None), ("boot/config.txt", None)], "not mounted", State::Blocked),
+        ("cgroup-controllers", &[("sys/fs/cgroup/cgroup.controllers", Some("cpu io memory\n"))], "cpuset, pids", State::Blocked),
+        ("bpffs", &[("proc/1/mountinfo", Some("1 1 0:1 / / rw shared:1 - ext4 x rw\n"))], "nothing", State::Unmet),
+        (
+            "bpffs",
+            &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/bpf rw - bpf bpf rw\n2 1 0:2 / /sys/fs/bpf rw - bpf bpf rw\n"))],
+            "2 times",
+            State::Blocked,
+        ),
+        (
+            "bpffs",
+            &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/bpf rw - autofs x rw\n2 1 0:2 / /sys/fs/bpf rw - bpf bpf rw\n"))],
+            "bpf on",
+            State::Met,
+        ),
+        ("bpffs", &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/bpf rw - tmpfs x rw\n"))], "tmpfs", State::Blocked),
+        ("tracefs", &[("proc/1/mountinfo", Some("1 1 0:1 / / rw - ext4 x rw\n"))], "not mounted", State::Unmet),
+        ("mount-propagation", &[("proc/1/mountinfo", Some("1 1 0:1 / / rw - ext4 x rw\n"))], "/ not shared", State::Unmet),
+        ("overlay", &[("lib/modules/6.12.75+rpt-rpi-2712/modules.dep", Some("kernel/net/x.ko:\n"))], "overlay", State::Blocked),
+        ("default-route", &[("proc/net/route", Some("Iface\n"))], "no default route", State::Blocked),
+        (
+            "address-ranges",
+            &[("proc/net/route", Some("Iface\neth0\t0000000A\t0\t0001\t0\t0\t0\t000000FF\t0\t0\t0\n"))],
+            "10.0.0.0/8 on eth0 overlaps 10.42.0.0/16",
+            State::Blocked,
+        ),
+        (
+            "address-ranges",
+            &[("proc/net/route", Some("Iface\ncilium_host\t00002A0A\t0\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"))],
+            "no route",
+            State::Met,
+        ),
+        ("forwarding", &[("proc/sys/net/ipv4/ip_forward", Some("1\n"))], "default.forwarding is 0", State::Unmet),
+        ("rp-filter", &[("proc/sys/net/ipv4/conf/all/rp_filter", Some("1\n"))], "all.rp_filter is 1", State::Unmet),
+        ("rp-filter", &[("proc/sys/net/ipv4/conf/lxc12/rp_filter", Some("2\n"))], "lxc12.rp_filter is 2", State::Unmet),
+        ("rp-filter", &[("proc/sys/net/ipv4/conf/default/rp_filter", Some("2\n"))], "new lxc*", State::Unmet),
+        ("rp-filter", &[("proc/sys/net/ipv4/conf/wlan0/rp_filter", Some("1\n"))], "strict", State::Unmet),
+        ("rp-filter", &[("proc/sys/net/ipv4/conf/wlan0/rp_filter", Some("2\n"))], "off", State::Met),
+        ("rp-filter", &[("etc/sysctl.d/60-x.conf", Some("net.ipv4.conf.*.rp_filter=1\n"))], "new cilium_*", State::Unmet),
+        ("conntrack", &[("proc/sys/net/netfilter/nf_conntrack_max", Some("65536\n"))], "65536", State::Unmet),
+        ("conntrack", &[("proc/sys/net/netfilter/nf_conntrack_max", Some("262144\n"))], "262144", State::Met),
+        ("networkd", &[("sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs", Some("1\n"))], "not no", State::Unmet),
+        (
+            "networkd",
+            &[
+                ("sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs", Some("1\n")),
+                (
+                    "etc/systemd/networkd.conf.d/10-x.conf",
+                    Some("[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n"),
+                ),
+            ],
+            "are no",
+            State::Met,
+        ),
+        (
+            "network-manager",
+            &[("etc/NetworkManager/conf.d/x.conf", Some("[keyfile]\nunmanaged-devices=interface-name:cilium*;interface-name:lxc*\n"))],
+            "cilium*",
+            State::Met,
+        ),
+        (
+            "dhcpcd",
+            &[("etc/systemd/system/multi-user.target.wants/dhcpcd.service", Some("")), ("etc/dhcpcd.conf", Some("hostname\n"))],
+            "does not deny",
+            State::Unmet,
+        ),
+        (
+            "dhcpcd",
+            &[
+                ("etc/systemd/system/multi-user.target.wants/dhcpcd.service", Some("")),
+                ("etc/dhcpcd.conf", Some("denyinterfaces cilium* lxc* veth*\n")),
+            ],
+            "denyinterfaces",
+            State::Met,
+        ),
+        ("hostname", &[("proc/sys/kernel/hostname", Some("pi_5\n"))], "pi_5", State::Blocked),
+        ("machine-id", &[("etc/machine-id", Some("uninitialized\n"))], "first boot", State::Waiting),
+        ("machine-id", &[("etc/machine-id", Some(""))], "empty", State::Blocked),
+        ("machine-id", &[("etc/machine-id", None)], "does not exist", State::Blocked),
+        ("memory-size", &[("proc/meminfo", Some("MemTotal: 300000 kB\n"))], "292 MiB", State::Blocked),
+        ("swap", &[("proc/swaps", Some("Filename Type\n/dev/sda2 partition 1 0 -2\n"))], "/dev/sda2", State::Unmet),
+        ("swap", &[("proc/swaps", Some("Filename Type\n/dev/zram0 partition 1 0 100\n"))], "zram", State::Met),
+        ("inotify", &[("proc/sys/fs/inotify/max_user_instances", Some("many\n"))], "max_user_instances", State::Unknown),
+        ("kernel-keys", &[("proc/sys/kernel/keys/root_maxkeys", Some("200\n"))], "200", State::Unmet),
+        ("apparmor-parser", &[("sys/module/apparmor/parameters/enabled", Some("Y\n"))], "not there", State::Blocked),
+    ];
+    for (id, edits, says, state) in cases {
+        let copy = Copy::of(&tree("pi5-bookworm-16k"));
+        copy.write("proc/cmdline", &format!("cgroup_disable=memory {ARGUMENTS}"));
+        let mut absent = fs::read_to_string(copy.0.join("absent")).unwrap();
+        for (path, content) in *edits {
+            match content {
+                Some(content) => copy.write(path, content),
+                None => {
+                    let _ = fs::remove_file(copy.0.join(path));
+                    absent += &format!("/{path}\n");
+                }
+            }
+        }
+        copy.write("absent", &absent);
+        let judged = check(&copy.0, &Config::default()).into_iter().find(|judged| judged.requirement.id == *id);
+        let judged = judged.unwrap();
+        let case = format!("{id} after {edits:?}: {:?}", judged.verdict);
+        assert_eq!(judged.state(), *state, "{case}");
+        assert!(judged.evidence().contains(says), "{says:?} is not in {case}");
+    }
+}

@@ -18,7 +18,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         }
         let what = "memory is not in /sys/fs/cgroup/cgroup.controllers";
         // Raspberry Pi's own argument; on other boards memory is on unless somebody switched it off.
-        if !facts.board.is_raspberry_pi() && facts.cmdline.as_ref()?.has("cgroup_disable=memory") {
+        if facts.cmdline.as_ref()?.has("cgroup_disable=memory") && !facts.board.is_raspberry_pi()? {
             return Finding::blocked(
                 what,
                 "take cgroup_disable=memory out of the boot loader's kernel arguments and reboot",

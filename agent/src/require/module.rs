@@ -149,17 +149,13 @@ pub(super) const AMBIENT: Requirement = Requirement {
             return lacking(&absent, STANDARD_KERNEL);
         }
         let at_boot = facts.modules.at_boot.as_ref()?;
-        let forgotten: Vec<&str> = idle.into_iter().filter(|name| !at_boot.contains(*name)).collect();
+        let forgotten: Vec<&'static str> = idle.into_iter().filter(|name| !at_boot.contains(*name)).collect();
         if forgotten.is_empty() {
             return Finding::met(format!("{} modules", needed.len()));
         }
         Finding::unmet(
-            format!("not loaded, and not loaded at boot: {}", forgotten.join(", ")),
-            needed
-                .iter()
-                .filter(|module| forgotten.contains(&module.name))
-                .map(|module| Change::LoadModule { name: module.name })
-                .collect::<Vec<_>>(),
+            format!("{} of {} modules are not loaded, and not named for boot", forgotten.len(), needed.len()),
+            [Change::LoadModules { names: forgotten }],
         )
     },
 };

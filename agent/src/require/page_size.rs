@@ -15,7 +15,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         if size == 4096 {
             return Finding::met("4 KiB");
         }
-        let next = if facts.board.is_raspberry_pi() {
+        let next = if facts.board.is_raspberry_pi() == Ok(true) {
             "either keep such images off this node and accept it (accept = [\"page-size\"] in [cluster]), or set \
              kernel=kernel8.img in config.txt and reboot: 4 KiB pages, but 39 address bits (see address-bits)"
         } else {

@@ -64,7 +64,7 @@ pub(super) const FORWARDING6: Requirement = Requirement {
                 );
             }
             let changes = settings.iter().map(Setting::change);
-            let changes: Vec<Change> = [Change::LoadModule { name: ipv6.name }].into_iter().chain(changes).collect();
+            let changes: Vec<Change> = [Change::LoadModules { names: vec![ipv6.name] }].into_iter().chain(changes).collect();
             return Finding::unmet("IPv6 is not loaded", changes);
         }
         hold(facts, &settings)

@@ -1,0 +1,936 @@
+//! Conditions over time become alerts: one for each root cause, with its evidence.
+//!
+//! An alert is raised when its cause is seen and cleared after the cause was seen fine for a while; what cannot be
+//! seen neither raises nor clears. A problem that another one explains is not raised: no link alerts of a node
+//! that is gone, no alert of a condition whose dependency is raised.
+//!
+//! There are two deliberate waits, and both end with the next report of the nodes concerned, at most one or two
+//! periods later. A link's alert waits while one of its ends is overdue itself, and the alert of a *cut* link waits
+//! until the sender's other peers have spoken: only they know whether one link is cut or the whole node gone.
+//! The mesh shows such a link as cut at once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use wire::{
+    cluster::Alert,
+    report::{Condition, MeshRow, Severity, Status, VERSION, WayState},
+    topic::{ClusterTopic, Name, Topic},
+};
+
+use crate::{
+    cluster::{Beat, Effect, Line, Node, Nodes, Presence, Refusal, Settings, period, publish, shortened},
+    mesh::{self, End, FULL_MESH, Link},
+};
+
+/// Lines of evidence of one alert.
+const EVIDENCE: usize = 8;
+/// An alert whose evidence changes is said again after this long at the earliest.
+const SAY_AGAIN: SignedDuration = SignedDuration::from_secs(5);
+/// Conditions that the nodes judge for themselves and that the mesh judges for the cluster.
+const MESH_CONDITIONS: [&str; 3] = ["path-loss", "path-cut", "path-delay"];
+
+/// What is looked at, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight<'a> {
+    /// All nodes.
+    pub nodes: &'a Nodes,
+    /// Whether the broker has been there long enough for silence to mean something.
+    pub silence: bool,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// What an alert is about. Root causes sort first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// All nodes at once.
+    Mesh,
+    /// One node.
+    Node(Name),
+    /// A directed link.
+    Link(Name, Name),
+    /// A condition of a node: its id and its subject.
+    Condition(Name, String, Option<String>),
+}
+
+impl Cause {
+    fn touches(&self, name: &Name) -> bool {
+        match self {
+            Self::Mesh => false,
+            Self::Node(node) | Self::Condition(node, ..) => node == name,
+            Self::Link(from, to) => from == name || to == name,
+        }
+    }
+
+    /// The plain id of an alert of this kind; too long ones end with a hash of the whole.
+    fn id(&self, kind: &str, hashed: bool) -> Name {
+        let plain = match self {
+            Self::Mesh => kind.to_owned(),
+            Self::Node(node) | Self::Condition(node, _, None) => format!("{kind}-{node}"),
+            Self::Link(from, to) => format!("{kind}-{from}-{to}"),
+            Self::Condition(node, _, Some(subject)) => {
+                let subject = Name::slug(subject).map(String::from).unwrap_or_default();
+                format!("{kind}-{node}-{subject}")
+            }
+        };
+        let plain = plain.trim_end_matches('-');
+        if let (Ok(name), false) = (Name::new(plain), hashed) {
+            return name;
+        }
+        // FNV-1a: stable across builds and machines, which the standard library's hasher is not.
+        let hash = format!("{kind} {self:?}")
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let head: String = plain.chars().take(46).collect();
+        Name::new(&format!("{}-{hash:016x}", head.trim_end_matches('-')))
+            .expect("made of names, a dash and hexadecimal digits, 63 at most")
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mesh => f.write_str("mesh"),
+            Self::Node(node) | Self::Condition(node, _, None) => write!(f, "{node}"),
+            Self::Link(from, to) => write!(f, "{from} -> {to}"),
+            Self::Condition(node, _, Some(subject)) => write!(f, "{node}: {}", shortened(subject)),
+        }
+    }
+}
+
+/// What is wrong with a node as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeTrouble {
+    /// It does not report; nothing shows that its peers lost it.
+    Silent,
+    /// Its peers lost it in both directions.
+    Gone,
+}
+
+/// What is seen of a cause at one moment.
+enum Seen {
+    /// Nothing wrong.
+    Fine,
+    /// Nothing at all.
+    Unknown,
+    /// Wrong, and another alert says why.
+    Explained,
+    /// Wrong.
+    Bad(Problem),
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq)]
+struct Problem {
+    kind: String,
+    /// Of one cause the higher rung holds: cut before loss before delay, gone before silent.
+    rung: u8,
+    title: String,
+    severity: Severity,
+    evidence: Vec<String>,
+}
+
+/// A cause that is not fine.
+#[derive(Clone, Debug)]
+struct Entry {
+    id: Name,
+    problem: Problem,
+    since: Timestamp,
+    /// Since when it has looked better than `problem`.
+    eased: Option<Timestamp>,
+    /// When it was last published; `None` while it waits for what others have to say.
+    said: Option<Timestamp>,
+    /// Since when it, or a worse problem of the same cause, waits.
+    waiting: Option<Timestamp>,
+}
+
+/// All alerts.
+#[derive(Debug)]
+pub struct Alerts {
+    clear_after: SignedDuration,
+    silent_after: SignedDuration,
+    most: usize,
+    entries: BTreeMap<Cause, Entry>,
+    /// Retained alerts that an earlier run left, with the time since when they stand.
+    inherited: BTreeMap<Name, Timestamp>,
+    effects: Vec<Effect>,
+    left_out: u64,
+}
+
+impl Alerts {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            clear_after: settings.clear_after,
+            silent_after: settings.silent_after,
+            most: settings.max_alerts,
+            entries: BTreeMap::new(),
+            inherited: BTreeMap::new(),
+            effects: Vec::new(),
+            left_out: 0,
+        }
+    }
+
+    /// The raised alerts, root causes first.
+    pub fn raised(&self) -> impl Iterator<Item = Alert> {
+        self.entries.iter().filter(|(_, entry)| entry.said.is_some()).map(|(cause, entry)| entry.alert(cause))
+    }
+
+    /// How often an alert was not raised because there were too many.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// What is wrong with the node as a whole.
+    pub fn node_trouble(&self, name: &Name) -> Option<NodeTrouble> {
+        // No entry, no search: the common case costs nothing.
+        if self.entries.is_empty() {
+            return None;
+        }
+        self.entries.get(&Cause::Node(name.clone())).map(|entry| match entry.problem.rung {
+            0 => NodeTrouble::Silent,
+            _ => NodeTrouble::Gone,
+        })
+    }
+
+    /// Moves what is to be published to `effects`; whether there was anything.
+    pub(crate) fn drain(&mut self, effects: &mut Vec<Effect>) -> bool {
+        let any = !self.effects.is_empty();
+        effects.append(&mut self.effects);
+        any
+    }
+
+    /// A retained alert that the broker had, ours or an earlier run's.
+    pub(crate) fn stored(&mut self, id: Name, payload: &[u8], now: Timestamp) -> Result<(), Refusal> {
+        if payload.is_empty() {
+            self.inherited.remove(&id);
+            return Ok(());
+        }
+        if self.entries.values().any(|entry| entry.id == id && entry.said.is_some()) {
+            return Ok(());
+        }
+        if self.inherited.len() >= self.most {
+            return Err(Refusal::NoRoom);
+        }
+        // Also what cannot be read is taken back when it turns out to be nobody's.
+        let alert = if payload.len() > wire::report::MAX_PAYLOAD {
+            Err(Refusal::TooLarge)
+        } else {
+            serde_json::from_slice::<Alert>(payload).map_err(|_| Refusal::NotJson)
+        };
+        let since = alert.as_ref().map_or(now, |alert| alert.since.min(now));
+        self.inherited.insert(id, since);
+        alert.map(|_| ())
+    }
+
+    /// Takes back what an earlier run raised and nobody raised again.
+    pub(crate) fn drop_inherited(&mut self) {
+        for (id, _) in std::mem::take(&mut self.inherited) {
+            self.effects.push(Effect::Remove(Topic::Cluster(ClusterTopic::Alert(id))));
+        }
+    }
+
+    /// Looks at everything that a node's word can have changed.
+    pub(crate) fn review(&mut self, sight: &Sight<'_>, name: &Name) {
+        let Some((name, node)) = sight.nodes.get_key_value(name) else {
+            self.clear_where(|cause| cause.touches(name));
+            return;
+        };
+        let cut = |state| state == WayState::Cut;
+        let mut suspects = BTreeSet::from([name]);
+        for (peer, report) in node.peers() {
+            let troubled = cut(report.incoming.state) || cut(report.out.state);
+            if let Some((peer, _)) = sight.nodes.get_key_value(peer)
+                && (troubled || self.node_trouble(peer).is_some())
+            {
+                suspects.insert(peer);
+            }
+        }
+        if self.entries.contains_key(&Cause::Mesh) || node.fresh_row(sight.now).is_some_and(hears_nobody) {
+            self.judge(sight, &Cause::Mesh);
+        }
+        for suspect in suspects {
+            self.judge(sight, &Cause::Node(suspect.clone()));
+        }
+        for (peer, _) in node.peers().filter(|(peer, _)| sight.nodes.contains_key(peer)) {
+            self.judge_link(sight, name, peer);
+            self.judge_link(sight, peer, name);
+        }
+        if let Some(state) = &node.state {
+            let raised = state.what.conditions.iter().filter(|c| c.status == Status::Raised);
+            for condition in raised.filter(|c| !MESH_CONDITIONS.contains(&c.id.as_str())) {
+                self.judge(
+                    sight,
+                    &Cause::Condition(name.clone(), condition.id.clone(), condition.subject.clone()),
+                );
+            }
+        }
+    }
+
+    /// Looks again at every cause that has an entry, because time has passed.
+    pub(crate) fn review_raised(&mut self, sight: &Sight<'_>) {
+        let causes: Vec<Cause> = self.entries.keys().cloned().collect();
+        for cause in &causes {
+            self.judge(sight, cause);
+        }
+    }
+
+    fn judge_link(&mut self, sight: &Sight<'_>, from: &Name, to: &Name) {
+        let link = mesh::between(sight.nodes, from, to, sight.now);
+        // Links that are fine and were fine are nearly all of them.
+        if link.way.state > WayState::Unknown || !self.entries.is_empty() {
+            self.judge(sight, &Cause::Link(from.clone(), to.clone()));
+        }
+    }
+
+    fn judge(&mut self, sight: &Sight<'_>, cause: &Cause) {
+        let seen = match cause {
+            Cause::Mesh => judge_mesh(sight),
+            Cause::Node(name) => match sight.nodes.get(name) {
+                Some(node) => self.judge_node(sight, name, node),
+                None => Seen::Explained,
+            },
+            Cause::Link(from, to) => self.judge_path(sight, from, to),
+            Cause::Condition(name, id, subject) => self.judge_condition(sight, name, id, subject.as_deref()),
+        };
+        let first = self.entries.get(cause).and_then(|entry| entry.waiting).unwrap_or(sight.now);
+        let wait = match (cause, &seen) {
+            (Cause::Link(from, to), Seen::Bad(problem)) => undecided(sight, from, to, problem, first),
+            _ => false,
+        };
+        self.follow(cause, seen, wait, sight.now);
+        let explains = self.entries.get(cause).is_some_and(|entry| entry.said.is_some());
+        match cause {
+            Cause::Mesh if explains => {
+                self.clear_where(|c| matches!(c, Cause::Link(..) | Cause::Node(_)));
+            }
+            Cause::Node(name) if explains => {
+                let gone = self.node_trouble(name) == Some(NodeTrouble::Gone);
+                self.clear_where(|c| match c {
+                    Cause::Link(..) => gone && c.touches(name),
+                    Cause::Condition(..) => c.touches(name),
+                    Cause::Mesh | Cause::Node(_) => false,
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn judge_node(&self, sight: &Sight<'_>, name: &Name, node: &Node) -> Seen {
+        if self.is_raised(&Cause::Mesh) {
+            return Seen::Explained;
+        }
+        let live = node.beat(sight.now) == Beat::Live;
+        if live
+            && node
+                .fresh_row(sight.now)
+                .is_some_and(|row| row.peers.values().any(|p| works(p.incoming.state)))
+        {
+            return Seen::Fine;
+        }
+        let (lost_by, reached_by) = witnesses(sight, name, node);
+        let reported = match node.heard() {
+            Some(heard) => format!("its last report came at {heard:.0}"),
+            None => "it has not reported since the aggregator connected".to_owned(),
+        };
+        let offline = node.presence == Presence::Offline;
+        let connection = || {
+            if offline {
+                format!("the broker lost it at {:.0}; {reported}", node.since)
+            } else if live {
+                "it still reports over the broker".to_owned()
+            } else {
+                reported.clone()
+            }
+        };
+        if !lost_by.is_empty() && reached_by.is_empty() {
+            // Everybody is cut off from everybody: that is no trouble of this node.
+            if live && lost_by.iter().all(|(_, row)| hears_nobody(row)) {
+                return Seen::Unknown;
+            }
+            let names = names(lost_by.iter().map(|(peer, _)| *peer));
+            return Seen::Bad(Problem {
+                kind: "node-gone".to_owned(),
+                rung: 1,
+                title: format!("{name} is gone: no peer hears it or gets an answer"),
+                severity: Severity::Critical,
+                evidence: vec![format!("lost in both directions by {names}"), connection()],
+            });
+        }
+        let silent = sight.silence && node.silent_for(sight.now) >= self.silent_after;
+        if offline || silent {
+            let gone = self.node_trouble(name) == Some(NodeTrouble::Gone);
+            if gone && reached_by.is_empty() {
+                // Nobody looks any more; that is no sign of life.
+                return Seen::Unknown;
+            }
+            let peers = if reached_by.is_empty() {
+                "no peer can tell whether the node itself is there".to_owned()
+            } else {
+                format!("still reached by {}", names(reached_by.into_iter()))
+            };
+            return Seen::Bad(Problem {
+                kind: "node-silent".to_owned(),
+                rung: 0,
+                title: format!("{name} does not report"),
+                severity: Severity::Warning,
+                evidence: vec![connection(), peers],
+            });
+        }
+        if live || !reached_by.is_empty() { Seen::Fine } else { Seen::Unknown }
+    }
+
+    fn judge_path(&self, sight: &Sight<'_>, from: &Name, to: &Name) -> Seen {
+        let gone = |name| self.node_trouble(name) == Some(NodeTrouble::Gone);
+        if self.is_raised(&Cause::Mesh) || gone(from) || gone(to) {
+            return Seen::Explained;
+        }
+        let link = mesh::between(sight.nodes, from, to, sight.now);
+        let (rung, kind, verb, severity) = match link.way.state {
+            WayState::Fine => return Seen::Fine,
+            WayState::Unknown => return Seen::Unknown,
+            WayState::Slow => (0, "path-delay", "is slower than it was", Severity::Warning),
+            WayState::Lossy => (1, "path-loss", "loses packets", Severity::Warning),
+            WayState::Cut => (2, "path-cut", "is cut", Severity::Critical),
+        };
+        let back = mesh::between(sight.nodes, to, from, sight.now);
+        let back = format!("the other way, {to} -> {from}, {}", sentence(back.way.state));
+        Seen::Bad(Problem {
+            kind: kind.to_owned(),
+            rung,
+            title: format!("{from} -> {to} {verb}"),
+            severity,
+            evidence: vec![sighting(from, to, &link), back],
+        })
+    }
+
+    fn judge_condition(&self, sight: &Sight<'_>, name: &Name, id: &str, subject: Option<&str>) -> Seen {
+        if self.node_trouble(name).is_some() {
+            return Seen::Explained;
+        }
+        let Some(state) = sight.nodes.get(name).and_then(|node| node.state.as_ref()) else {
+            return Seen::Unknown;
+        };
+        let all = &state.what.conditions;
+        let Some(condition) = all.iter().find(|c| c.id == id && c.subject.as_deref() == subject) else {
+            return Seen::Fine;
+        };
+        match condition.status {
+            Status::Clear => Seen::Fine,
+            Status::Unknown => Seen::Unknown,
+            Status::Raised if explained(condition, all) || self.link_explains(condition, name) => {
+                Seen::Explained
+            }
+            Status::Raised => Seen::Bad(Problem {
+                kind: condition.id.clone(),
+                rung: 0,
+                title: shortened(&match subject {
+                    Some(subject) => format!("{name}, {subject}: {}", condition.title),
+                    None => format!("{name}: {}", condition.title),
+                }),
+                severity: condition.severity,
+                evidence: vec![shortened(&condition.evidence)],
+            }),
+        }
+    }
+
+    fn link_explains(&self, condition: &Condition, name: &Name) -> bool {
+        !condition.depends_on.is_empty()
+            && self.entries.iter().any(|(cause, entry)| {
+                matches!(cause, Cause::Link(..))
+                    && cause.touches(name)
+                    && entry.said.is_some()
+                    && condition.depends_on.contains(&entry.problem.kind)
+            })
+    }
+
+    fn is_raised(&self, cause: &Cause) -> bool {
+        self.entries.get(cause).is_some_and(|entry| entry.said.is_some())
+    }
+
+    /// Follows a cause over time.
+    fn follow(&mut self, cause: &Cause, seen: Seen, wait: bool, now: Timestamp) {
+        let Some(entry) = self.entries.get_mut(cause) else {
+            if let Seen::Bad(problem) = seen {
+                self.enter(cause, problem, wait, now, now);
+            }
+            return;
+        };
+        entry.waiting = wait.then(|| entry.waiting.unwrap_or(now));
+        match seen {
+            Seen::Bad(problem) if wait => {
+                if entry.said.is_none() {
+                    entry.problem = problem;
+                }
+            }
+            Seen::Bad(problem) if entry.said.is_none() => {
+                let since = entry.since;
+                self.entries.remove(cause);
+                self.enter(cause, problem, false, since, now);
+            }
+            Seen::Bad(problem) if problem.rung == entry.problem.rung => {
+                entry.eased = None;
+                let due = entry.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN);
+                if due && entry.problem != problem {
+                    entry.problem = problem;
+                    entry.said = Some(now);
+                    self.effects.push(entry.effect(cause));
+                }
+            }
+            // Worse at once, better when it lasts.
+            Seen::Bad(problem) if problem.rung > entry.problem.rung => {
+                self.clear(cause);
+                self.enter(cause, problem, false, now, now);
+            }
+            Seen::Bad(problem) => {
+                let since = *entry.eased.get_or_insert(now);
+                if now.duration_since(since) >= self.clear_after {
+                    self.clear(cause);
+                    self.enter(cause, problem, false, since, now);
+                }
+            }
+            Seen::Fine if entry.said.is_some() => {
+                let since = *entry.eased.get_or_insert(now);
+                if now.duration_since(since) >= self.clear_after {
+                    self.clear(cause);
+                }
+            }
+            Seen::Unknown if entry.said.is_some() => entry.eased = None,
+            Seen::Fine | Seen::Unknown | Seen::Explained => self.clear(cause),
+        }
+    }
+
+    fn enter(&mut self, cause: &Cause, problem: Problem, wait: bool, since: Timestamp, now: Timestamp) {
+        if self.entries.len() >= self.most {
+            self.left_out += 1;
+            return;
+        }
+        let plain = cause.id(&problem.kind, false);
+        // `a-b` and `c`, `a` and `b-c`: the plain ids of different links can be the same.
+        let taken = self.entries.values().any(|entry| entry.id == plain);
+        let id = if taken { cause.id(&problem.kind, true) } else { plain };
+        let waiting = wait.then_some(now);
+        let mut entry = Entry { id, problem, since, eased: None, said: None, waiting };
+        if !wait {
+            if let Some(inherited) = self.inherited.remove(&entry.id) {
+                entry.since = inherited.min(since);
+            }
+            entry.said = Some(now);
+            self.effects.push(entry.effect(cause));
+            let text = format!("raised: {} ({})", entry.problem.title, entry.problem.evidence.join("; "));
+            self.effects.push(Effect::Log(Line { warn: true, text }));
+        }
+        self.entries.insert(cause.clone(), entry);
+    }
+
+    fn clear(&mut self, cause: &Cause) {
+        if let Some(entry) = self.entries.remove(cause)
+            && entry.said.is_some()
+        {
+            self.effects.push(Effect::Remove(Topic::Cluster(ClusterTopic::Alert(entry.id))));
+            let text = format!("cleared: {}", entry.problem.title);
+            self.effects.push(Effect::Log(Line { warn: false, text }));
+        }
+    }
+
+    fn clear_where(&mut self, which: impl Fn(&Cause) -> bool) {
+        let causes: Vec<Cause> = self.entries.keys().filter(|cause| which(cause)).cloned().collect();
+        for cause in &causes {
+            self.clear(cause);
+        }
+    }
+}
+
+impl Entry {
+    fn alert(&self, cause: &Cause) -> Alert {
+        let problem = &self.problem;
+        Alert {
+            v: VERSION,
+            id: self.id.clone(),
+            kind: problem.kind.clone(),
+            subject: cause.to_string(),
+            title: problem.title.clone(),
+            severity: problem.severity,
+            since: self.since,
+            evidence: problem.evidence.iter().take(EVIDENCE).cloned().collect(),
+        }
+    }
+
+    fn effect(&self, cause: &Cause) -> Effect {
+        publish(Topic::Cluster(ClusterTopic::Alert(self.id.clone())), &self.alert(cause), None)
+    }
+}
+
+/// Something comes through, whatever its quality.
+fn works(state: WayState) -> bool {
+    matches!(state, WayState::Fine | WayState::Slow | WayState::Lossy)
+}
+
+/// The row says that nothing arrives from any peer, and names at least one.
+fn hears_nobody(row: &MeshRow) -> bool {
+    row.peers.values().all(|p| !works(p.incoming.state))
+        && row.peers.values().any(|p| p.incoming.state == WayState::Cut)
+}
+
+type Lost<'a> = Vec<(&'a Name, &'a MeshRow)>;
+
+/// Peers that lost the node in both directions, and peers that have not. Who cannot tell is neither.
+fn witnesses<'a>(sight: &Sight<'a>, name: &Name, node: &'a Node) -> (Lost<'a>, Vec<&'a Name>) {
+    let (mut lost, mut reached) = (Vec::new(), Vec::new());
+    let mut ask = |peer: &'a Name| {
+        let row = sight.nodes.get(peer).and_then(|peer| peer.fresh_row(sight.now));
+        let Some((row, report)) = row.and_then(|row| Some((row, row.peers.get(name)?))) else { return };
+        if works(report.incoming.state) || works(report.out.state) {
+            reached.push(peer);
+        } else if report.incoming.state == WayState::Cut {
+            lost.push((peer, row));
+        }
+    };
+    if node.row.is_some() {
+        node.peers().for_each(|(peer, _)| ask(peer));
+    } else if sight.nodes.len() <= FULL_MESH {
+        sight.nodes.keys().for_each(ask);
+    }
+    (lost, reached)
+}
+
+fn judge_mesh(sight: &Sight<'_>) -> Seen {
+    let mut reporters = Vec::new();
+    let mut unheard = BTreeSet::new();
+    for (name, node) in sight.nodes {
+        let Some(row) = node.fresh_row(sight.now).filter(|row| !row.peers.is_empty()) else { continue };
+        if !hears_nobody(row) {
+            return Seen::Fine;
+        }
+        reporters.push(name);
+        unheard.extend(row.peers.keys());
+    }
+    // One reporter that hears nobody is most likely cut off itself, unless it had one or two peers only.
+    if reporters.is_empty() {
+        return Seen::Unknown;
+    }
+    if reporters.len() == 1 && unheard.len() < 3 {
+        return Seen::Fine;
+    }
+    let evidence = vec![
+        format!("{} report that nothing arrives from any peer", names(reporters.iter().copied())),
+        format!("{} of {} nodes report", reporters.len(), sight.nodes.len()),
+    ];
+    Seen::Bad(Problem {
+        kind: "mesh-cut".to_owned(),
+        rung: 0,
+        title: "no node hears any other".to_owned(),
+        severity: Severity::Critical,
+        evidence,
+    })
+}
+
+/// Whether it is too early to blame the link; see the head of this file. `first` is when it was first seen.
+fn undecided(sight: &Sight<'_>, from: &Name, to: &Name, problem: &Problem, first: Timestamp) -> bool {
+    let Sight { nodes, now, .. } = *sight;
+    let missed = |name| nodes.get(name).is_some_and(|n| n.beat(now) == Beat::Missed);
+    if missed(from) || missed(to) {
+        return true;
+    }
+    if problem.rung < 2 {
+        return false;
+    }
+    let row = nodes.get(from).and_then(|n| n.row.as_ref());
+    let wait = row.map_or(SignedDuration::from_secs(1), |row| period(&row.what)) * 5 / 4;
+    let spoken = |name: &Name| {
+        let n = nodes.get(name).filter(|n| n.beat(now) < Beat::Stale);
+        n.and_then(|n| n.row.as_ref()).is_none_or(|row| row.heard > first)
+    };
+    let others = row.iter().flat_map(|row| row.what.peers.keys()).filter(|peer| *peer != to);
+    now.duration_since(first) < wait && !(spoken(from) && others.into_iter().all(spoken))
+}
+
+/// Whether a raised condition follows from another raised one that does not itself follow from it.
+fn explained(condition: &Condition, all: &[Condition]) -> bool {
+    let follows = |from: &str, to: &str| {
+        let (mut open, mut met) = (vec![from], BTreeSet::new());
+        while let Some(id) = open.pop() {
+            for next in all.iter().filter(|c| c.id == id).flat_map(|c| &c.depends_on) {
+                if next == to {
+                    return true;
+                }
+                if met.insert(next.as_str()) {
+                    open.push(next);
+                }
+            }
+        }
+        false
+    };
+    let raised = |c: &&Condition| c.status == Status::Raised && c.id != condition.id;
+    all.iter()
+        .filter(raised)
+        .any(|root| follows(&condition.id, &root.id) && !follows(&root.id, &condition.id))
+}
+
+fn sighting(from: &Name, to: &Name, link: &Link) -> String {
+    let what = match (link.way.state, link.way.loss, link.way.delay_ms) {
+        (WayState::Cut, ..) => "nothing arrives".to_owned(),
+        (WayState::Slow, _, Some(ms)) => format!("it takes {ms:.1} ms longer than it did"),
+        (WayState::Slow, ..) => "it takes longer than it did".to_owned(),
+        (_, Some(loss), _) => format!("{:.0} % of the probes are lost", loss * 100.0),
+        _ => "some probes are lost".to_owned(),
+    };
+    match link.seen_by {
+        Some(End::From) => format!("{from} says by the answers of {to}: {what}"),
+        _ => format!("{to} says of what arrives from {from}: {what}"),
+    }
+}
+
+fn sentence(state: WayState) -> &'static str {
+    match state {
+        WayState::Fine => "is fine",
+        WayState::Unknown => "could not be seen",
+        WayState::Slow => "is slower too",
+        WayState::Lossy => "loses packets too",
+        WayState::Cut => "is cut too",
+    }
+}
+
+/// `n1, n3 and 4 more`.
+fn names<'a>(names: impl ExactSizeIterator<Item = &'a Name>) -> String {
+    const SHOWN: usize = 5;
+    let more = names.len().saturating_sub(SHOWN);
+    let shown: Vec<&str> = names.take(SHOWN).map(Name::as_str).collect();
+    let shown = shown.join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cluster::Message,
+        scene::{Scene, both_ways, condition, state},
+    };
+
+    const ALL: [&str; 3] = ["n1", "n2", "n3"];
+
+    /// Three nodes that have been fine for a while.
+    fn healthy() -> Scene {
+        let mut scene = Scene::new(Settings::default());
+        for node in ALL {
+            scene.node(node, "availability", "online");
+        }
+        for _ in 0..3 {
+            scene.second(&ALL, &ALL, &[]);
+        }
+        assert_eq!(scene.published_alerts(), [""; 0]);
+        scene
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    #[test]
+    fn loss_in_one_direction_names_that_direction_at_the_first_report() {
+        let mut scene = healthy();
+        scene.row("n3", &ALL, &[("n2", "n3", "lossy")]);
+        assert_eq!(scene.published_alerts(), ["path-loss-n2-n3"]);
+        let alert = scene.cluster.alerts().raised().next().unwrap();
+        assert_eq!((alert.subject.as_str(), alert.severity), ("n2 -> n3", Severity::Warning));
+        assert_eq!(
+            alert.evidence,
+            [
+                "n3 says of what arrives from n2: 40 % of the probes are lost",
+                "the other way, n3 -> n2, is fine"
+            ]
+        );
+    }
+
+    #[test]
+    fn delay_and_a_single_cut_link_are_told_apart() {
+        let mut scene = healthy();
+        scene.second(&ALL, &ALL, &[("n1", "n2", "slow")]);
+        assert_eq!(scene.published_alerts(), ["path-delay-n1-n2"]);
+        let mut scene = healthy();
+        for _ in 0..2 {
+            scene.second(&ALL, &ALL, &[("n1", "n2", "cut")]);
+        }
+        assert_eq!(scene.published_alerts(), ["path-cut-n1-n2"]);
+        assert_eq!(scene.alerts_ever(), ["path-cut-n1-n2"]);
+    }
+
+    #[test]
+    fn a_node_cut_from_peers_and_broker_is_one_alert_and_never_was_another() {
+        let mut scene = healthy();
+        let faults = both_ways("n2", &ALL, "cut");
+        for _ in 0..30 {
+            scene.second(&ALL, &["n3", "n1"], &faults);
+        }
+        scene.node("n2", "availability", "offline");
+        scene.second(&ALL, &["n3", "n1"], &faults);
+        assert_eq!(scene.published_alerts(), ["node-gone-n2"]);
+        assert_eq!(scene.alerts_ever(), ["node-gone-n2"]);
+    }
+
+    #[test]
+    fn a_node_cut_from_its_peers_only_is_one_alert_and_never_was_another() {
+        let mut scene = healthy();
+        for _ in 0..5 {
+            scene.second(&ALL, &ALL, &both_ways("n2", &ALL, "cut"));
+        }
+        assert_eq!(scene.published_alerts(), ["node-gone-n2"]);
+        assert_eq!(scene.alerts_ever(), ["node-gone-n2"]);
+    }
+
+    #[test]
+    fn peers_that_lose_a_node_one_after_the_other_give_one_alert_with_its_links() {
+        let mut scene = healthy();
+        // n1 has counted its last probe as lost a moment before n3 has.
+        scene.row("n1", &ALL, &both_ways("n2", &["n1", "n2"], "cut"));
+        scene.wait_ms(300);
+        scene.row("n3", &ALL, &both_ways("n2", &ALL, "cut"));
+        for _ in 0..4 {
+            scene.wait_ms(250);
+        }
+        assert_eq!(scene.published_alerts(), ["node-gone-n2"]);
+        assert_eq!(scene.alerts_ever(), ["node-gone-n2"]);
+    }
+
+    #[test]
+    fn no_link_between_any_nodes_is_one_alert() {
+        let mut scene = healthy();
+        let faults: Vec<_> = ALL.iter().flat_map(|node| both_ways(node, &ALL, "cut")).collect();
+        for _ in 0..5 {
+            scene.second(&ALL, &ALL, &faults);
+        }
+        assert_eq!(scene.published_alerts(), ["mesh-cut"]);
+    }
+
+    #[test]
+    fn a_last_will_with_peers_that_still_reach_the_node_is_silence_and_not_the_end() {
+        let mut scene = healthy();
+        scene.node("n2", "availability", "offline");
+        assert_eq!(scene.published_alerts(), ["node-silent-n2"]);
+        let alert = scene.cluster.alerts().raised().next().unwrap();
+        assert_eq!(alert.evidence[1], "still reached by n1, n3");
+        scene.second(&ALL, &["n1", "n3"], &both_ways("n2", &ALL, "cut"));
+        assert_eq!(scene.published_alerts(), ["node-gone-n2"]);
+    }
+
+    #[test]
+    fn an_alert_clears_after_three_fine_seconds_and_not_by_silence() {
+        let mut scene = healthy();
+        scene.row("n3", &ALL, &[("n2", "n3", "lossy")]);
+        for _ in 0..20 {
+            scene.wait_ms(250);
+        }
+        assert_eq!(scene.published_alerts(), ["path-loss-n2-n3"], "nobody reports: could not tell");
+        scene.second(&ALL, &ALL, &[]);
+        scene.second(&ALL, &ALL, &[]);
+        assert_eq!(scene.published_alerts(), ["path-loss-n2-n3"]);
+        scene.second(&ALL, &ALL, &[]);
+        scene.second(&ALL, &ALL, &[]);
+        assert_eq!(scene.published_alerts(), [""; 0]);
+    }
+
+    #[test]
+    fn a_node_that_comes_back_clears_its_alert() {
+        let mut scene = healthy();
+        for _ in 0..5 {
+            scene.second(&ALL, &["n1", "n3"], &both_ways("n2", &ALL, "cut"));
+        }
+        assert_eq!(scene.published_alerts(), ["node-gone-n2"]);
+        for _ in 0..5 {
+            scene.second(&ALL, &ALL, &[]);
+        }
+        assert_eq!(scene.published_alerts(), [""; 0]);
+        assert_eq!(scene.alerts_ever(), ["node-gone-n2"]);
+    }
+
+    #[test]
+    fn a_broker_that_goes_away_raises_and_clears_nothing() {
+        let mut scene = healthy();
+        scene.row("n3", &ALL, &[("n2", "n3", "lossy")]);
+        scene.absorb(Message::BrokerGone { why: "connection refused" });
+        for _ in 0..120 {
+            scene.wait_ms(500);
+        }
+        assert_eq!(scene.published_alerts(), ["path-loss-n2-n3"]);
+    }
+
+    #[test]
+    fn silence_without_a_last_will_is_told_after_a_while() {
+        let mut scene = healthy();
+        for _ in 0..29 {
+            scene.second(&ALL, &["n1", "n3"], &[]);
+        }
+        assert_eq!(scene.published_alerts(), [""; 0]);
+        for _ in 0..3 {
+            scene.second(&ALL, &["n1", "n3"], &[]);
+        }
+        assert_eq!(scene.published_alerts(), ["node-silent-n2"]);
+    }
+
+    #[test]
+    fn a_condition_is_suppressed_by_its_raised_dependency_only() {
+        let mut scene = healthy();
+        let both =
+            json!([condition("api-slow", "raised", &["disk-full"]), condition("disk-full", "raised", &[])]);
+        scene.node("n1", "state", &state("n1", json!({}), both));
+        assert_eq!(scene.published_alerts(), ["disk-full-n1"]);
+        let circle = json!([condition("a", "raised", &["b"]), condition("b", "raised", &["a"])]);
+        scene.node("n2", "state", &state("n2", json!({}), circle));
+        assert_eq!(scene.published_alerts(), ["a-n2", "b-n2", "disk-full-n1"], "a circle hides nothing");
+        let mesh = json!([condition("path-loss", "raised", &[])]);
+        scene.node("n3", "state", &state("n3", json!({}), mesh));
+        assert_eq!(scene.published_alerts(), ["a-n2", "b-n2", "disk-full-n1"]);
+    }
+
+    #[test]
+    fn alerts_of_an_earlier_run_are_taken_over_or_taken_back() {
+        let mut scene = Scene::new(Settings::default());
+        let old = |id: &str| {
+            format!(
+                "{{\"v\":1,\"id\":\"{id}\",\"kind\":\"path-loss\",\"subject\":\"n2 -> n3\",\"title\":\"t\",\
+                 \"severity\":\"warning\",\"since\":\"2026-11-23T05:00:00Z\",\"evidence\":[]}}"
+            )
+        };
+        for (id, payload) in
+            [("path-loss-n2-n3", old("path-loss-n2-n3")), ("old", old("old")), ("junk", "{".into())]
+        {
+            scene.publish(&format!("bramble/home/cluster/alert/{id}"), payload.as_bytes(), true);
+        }
+        for _ in 0..20 {
+            scene.second(&ALL, &ALL, &[("n2", "n3", "lossy")]);
+        }
+        let alert = scene.cluster.alerts().raised().next().unwrap();
+        assert_eq!(
+            alert.since,
+            "2026-11-23T05:00:00Z".parse().unwrap(),
+            "it has stood since the earlier run"
+        );
+        for id in ["old", "junk"] {
+            let gone = Effect::Remove(Topic::Cluster(ClusterTopic::Alert(name(id))));
+            assert!(scene.effects.contains(&gone), "{id}");
+        }
+        assert_eq!(scene.published_alerts(), ["path-loss-n2-n3"]);
+    }
+
+    #[test]
+    fn ids_are_names_and_different_for_different_links() {
+        let long = "x".repeat(63);
+        let cause = Cause::Link(name(&long), name(&long));
+        assert_eq!(cause.id("path-loss", false), cause.id("path-loss", false));
+        assert_ne!(cause.id("path-loss", false), Cause::Link(name(&long), name("n1")).id("path-loss", false));
+
+        let all = ["a", "a-b", "b-c", "c"];
+        let mut scene = Scene::new(Settings::default());
+        for _ in 0..3 {
+            scene.second(&all, &all, &[("a", "b-c", "lossy"), ("a-b", "c", "lossy")]);
+        }
+        let alerts = scene.published_alerts();
+        assert_eq!((alerts.len(), alerts[0].as_str()), (2, "path-loss-a-b-c"));
+    }
+}

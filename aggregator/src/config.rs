@@ -1,0 +1,304 @@
+//! The configuration: as written, then checked. An absent default file means the defaults.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use wire::{
+    connection::Secret,
+    topic::{BadName, Name},
+};
+
+/// Where the configuration is looked for when no file is named.
+pub const DEFAULT: &str = "/etc/bramble/aggregator.toml";
+
+/// As written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    cluster: Option<String>,
+    mqtt: RawMqtt,
+    web: RawWeb,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMqtt {
+    host: Option<String>,
+    port: Option<u16>,
+    user: Option<String>,
+    password_file: Option<PathBuf>,
+    keep_alive_seconds: Option<u64>,
+    will_delay_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawWeb {
+    listen: Option<String>,
+    hosts: Vec<String>,
+}
+
+/// Checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `cluster`: which cluster's topics are read. Default `home`.
+    pub cluster: Name,
+    /// `[mqtt]`
+    pub mqtt: Mqtt,
+    /// `[web]`
+    pub web: Web,
+}
+
+/// How to reach the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mqtt {
+    /// `host`: name or address. Default `127.0.0.1`.
+    pub host: String,
+    /// `port`: default 1883.
+    pub port: u16,
+    /// `user` and the first line of `password_file`; both or none. Default none.
+    pub user: Option<(String, Secret)>,
+    /// `keep_alive_seconds`: 1 to 3600. Default 30.
+    pub keep_alive: Duration,
+    /// `will_delay_seconds`: 0 to 3600; how long a restart may take before the broker says that the aggregator is
+    /// offline. Default 20.
+    pub will_delay: Duration,
+}
+
+/// Who may read the page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Web {
+    /// `listen`: address and port. The page has no login, so another address than a loopback one shows the
+    /// cluster to everybody who can reach it. Default `127.0.0.1:8080`.
+    pub listen: SocketAddr,
+    /// `hosts`: names under which browsers may ask, besides `localhost` and addresses. Default none.
+    pub hosts: Vec<String>,
+}
+
+/// Why a configuration is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum BadConfig {
+    /// The file is there or was named, but cannot be read.
+    #[error("reading {}; name another file with --config", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of another type: the text shows line, key and what is allowed.
+    #[error("{}: {why}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words, with line and column.
+        why: String,
+    },
+    /// A value that is not allowed.
+    #[error("{}:{line}: `{key}`: {why}", path.display())]
+    NotAllowed {
+        /// The file.
+        path: PathBuf,
+        /// The key's line; 1 when it was not found.
+        line: usize,
+        /// The key with its table.
+        key: &'static str,
+        /// What is allowed.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads `path`, or the default file, or takes the defaults when the default file is absent.
+    ///
+    /// # Errors
+    /// See [`BadConfig`].
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the aggregator has no Host: it reads its configuration only"
+    )]
+    pub fn load(path: Option<&Path>) -> Result<Self, BadConfig> {
+        let default = Path::new(DEFAULT);
+        let text = match std::fs::read_to_string(path.unwrap_or(default)) {
+            Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => {
+                return Err(BadConfig::Unreadable {
+                    path: path.unwrap_or(default).to_owned(),
+                    source: error,
+                });
+            }
+            Ok(text) => text,
+        };
+        Self::parse(&text, path.unwrap_or(default), |file| std::fs::read_to_string(file))
+    }
+
+    /// Checks `text`, which came from `path`; `read` opens the password file.
+    fn parse(text: &str, path: &Path, read: impl Fn(&Path) -> io::Result<String>) -> Result<Self, BadConfig> {
+        let raw: Raw = toml::from_str(text)
+            .map_err(|e| BadConfig::Malformed { path: path.to_owned(), why: e.to_string() })?;
+        let not_allowed = |key: &'static str, why: String| BadConfig::NotAllowed {
+            path: path.to_owned(),
+            line: line_of(text, key),
+            key,
+            why,
+        };
+        let seconds = |key, value: Option<u64>, default: u64, least: u64| {
+            let value = value.unwrap_or(default);
+            if (least..=3600).contains(&value) {
+                Ok(Duration::from_secs(value))
+            } else {
+                Err(not_allowed(key, format!("{value} is not allowed, {least} to 3600 seconds are")))
+            }
+        };
+
+        let cluster = raw.cluster.as_deref().unwrap_or("home");
+        let cluster = Name::new(cluster).map_err(|e: BadName| not_allowed("cluster", e.to_string()))?;
+        let host = raw.mqtt.host.unwrap_or_else(|| "127.0.0.1".to_owned());
+        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
+            return Err(not_allowed(
+                "mqtt.host",
+                "a host name or an address is allowed, without port and URL".into(),
+            ));
+        }
+        let port = raw.mqtt.port.unwrap_or(1883);
+        if port == 0 {
+            return Err(not_allowed("mqtt.port", "1 to 65535 are allowed".into()));
+        }
+        let user = match (raw.mqtt.user, raw.mqtt.password_file) {
+            (None, None) => None,
+            (Some(user), Some(file)) => {
+                let text = read(&file).map_err(|e| {
+                    not_allowed("mqtt.password_file", format!("{} cannot be read: {e}", file.display()))
+                })?;
+                Some((user, Secret::new(text.lines().next().unwrap_or_default().to_owned())))
+            }
+            (Some(_), None) => {
+                return Err(not_allowed("mqtt.user", "needs `password_file` beside it".into()));
+            }
+            (None, Some(_)) => {
+                return Err(not_allowed("mqtt.password_file", "needs `user` beside it".into()));
+            }
+        };
+        let listen = raw.web.listen.as_deref().unwrap_or("127.0.0.1:8080");
+        let listen = listen.parse().map_err(|_| {
+            not_allowed(
+                "web.listen",
+                format!("`{listen}` is not allowed, an address and a port are: 127.0.0.1:8080"),
+            )
+        })?;
+        let hosts: Vec<String> = raw.web.hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        if let Some(bad) = hosts.iter().find(|host| !is_host_name(host)) {
+            return Err(not_allowed(
+                "web.hosts",
+                format!("`{bad}` is not allowed, host names without port are"),
+            ));
+        }
+        Ok(Self {
+            cluster,
+            mqtt: Mqtt {
+                host,
+                port,
+                user,
+                keep_alive: seconds("mqtt.keep_alive_seconds", raw.mqtt.keep_alive_seconds, 30, 1)?,
+                will_delay: seconds("mqtt.will_delay_seconds", raw.mqtt.will_delay_seconds, 20, 0)?,
+            },
+            web: Web { listen, hosts },
+        })
+    }
+}
+
+fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    text.parse::<IpAddr>().is_err() && text.split('.').all(label)
+}
+
+/// The line of `table.key`; checked values have lost theirs.
+fn line_of(text: &str, key: &str) -> usize {
+    let (table, key) = key.rsplit_once('.').unwrap_or(("", key));
+    let mut current = "";
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[') {
+            current = name.split(']').next().unwrap_or_default().trim();
+        }
+        let written = line.split('=').next().unwrap_or_default().trim();
+        let dotted = if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") };
+        if (current == table && written == key) || (current.is_empty() && written == dotted) {
+            return number + 1;
+        }
+    }
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let read = |file: &Path| match file.to_str() {
+            Some("/secret") => Ok("hunter2\n".to_owned()),
+            _ => Err(io::Error::from(io::ErrorKind::NotFound)),
+        };
+        Config::parse(text, Path::new("a.toml"), read).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn nothing_written_means_loopback_only() {
+        let config = parse("").unwrap();
+        assert_eq!(config.cluster.as_str(), "home");
+        assert!(config.web.listen.ip().is_loopback());
+        assert_eq!(
+            (config.mqtt.host.as_str(), config.mqtt.port, config.mqtt.user),
+            ("127.0.0.1", 1883, None)
+        );
+    }
+
+    #[test]
+    fn everything_written_is_taken() {
+        let config = parse(
+            "cluster = \"attic\"\n[mqtt]\nhost = \"broker\"\nport = 1884\nuser = \"u\"\npassword_file = \"/secret\"\n\
+             keep_alive_seconds = 5\nwill_delay_seconds = 0\n[web]\nlisten = \"[::1]:0\"\nhosts = [\"Pi.local\"]\n",
+        )
+        .unwrap();
+        assert_eq!(config.mqtt.user, Some(("u".into(), Secret::new("hunter2".into()))));
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert_eq!(config.web.hosts, ["pi.local"]);
+        assert_eq!(config.mqtt.keep_alive, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_file_line_key_and_what_is_allowed() {
+        let table = [
+            ("clutser = \"x\"", ["a.toml", "line 1", "clutser", "expected one of `cluster`"]),
+            ("[mqtt]\nport = 70000", ["a.toml", "line 2", "port", "u16"]),
+            ("\ncluster = \"A b\"", ["a.toml:2", "`cluster`", "A b", "a-z, 0-9"]),
+            ("[mqtt]\nport = 0", ["a.toml:2", "`mqtt.port`", "1 to 65535", "allowed"]),
+            ("mqtt.port = 0", ["a.toml:1", "`mqtt.port`", "1 to 65535", "allowed"]),
+            ("[mqtt]\nhost = \"mqtt://x\"", ["a.toml:2", "`mqtt.host`", "without port", "allowed"]),
+            ("[mqtt]\nuser = \"u\"", ["a.toml:2", "`mqtt.user`", "password_file", "needs"]),
+            (
+                "[mqtt]\nuser = \"u\"\npassword_file = \"/none\"",
+                ["a.toml:3", "`mqtt.password_file`", "/none", "cannot be read"],
+            ),
+            (
+                "[mqtt]\nwill_delay_seconds = 9999",
+                ["a.toml:2", "`mqtt.will_delay_seconds`", "9999", "0 to 3600"],
+            ),
+            ("[web]\n\nlisten = \"8080\"", ["a.toml:3", "`web.listen`", "`8080`", "127.0.0.1:8080"]),
+            ("[web]\nhosts = [\"a:80\"]", ["a.toml:2", "`web.hosts`", "a:80", "without port"]),
+        ];
+        for (text, parts) in table {
+            let error = parse(text).unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{text:?} gave {error:?}, which lacks {part:?}");
+            }
+        }
+    }
+}

@@ -104,7 +104,9 @@ impl fmt::Display for Change {
                 write!(f, "join the lines of {path} into one, in force after a reboot")
             }
             Change::Sysctl { key, value } => write!(f, "set {key} = {value}, now and in {SYSCTL_FILE}"),
-            Change::LoadModules { names } => write!(f, "load {}, now and by {MODULES_FILE}", names.join(", ")),
+            Change::LoadModules { names } => {
+                write!(f, "load {}, now and by {MODULES_FILE}", names.join(", "))
+            }
             Change::Mount { kind, point } => write!(f, "mount {kind} on {point}"),
             Change::ShareMount { point } => write!(f, "make the mount {point} shared"),
             Change::EnableUnit { unit } => write!(f, "enable and start {unit}"),

@@ -8,6 +8,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::USAGE;
 use crate::config::Config;
 use crate::facts::Facts;
 use crate::host::Host;
@@ -42,8 +43,6 @@ Exit codes:
   64  usage
   66  the directory of --root is no host tree";
 
-/// sysexits.h: the command was used incorrectly.
-const USAGE: u8 = 64;
 /// sysexits.h: an input does not exist or is not readable.
 const NO_INPUT: u8 = 66;
 
@@ -140,7 +139,8 @@ impl Summary {
         let states =
             [State::Met, State::Unmet, State::Waiting, State::Blocked, State::Unknown, State::NotNeeded];
         Summary {
-            counts: states.map(|state| (state, judged.iter().filter(|judged| judged.state() == state).count())),
+            counts: states
+                .map(|state| (state, judged.iter().filter(|judged| judged.state() == state).count())),
         }
     }
 
@@ -282,7 +282,8 @@ fn list(requirements: &[&Requirement], width: usize) -> String {
         .iter()
         .map(|requirement| {
             let Requirement { id, title, why, source, catalogue, .. } = requirement;
-            let rows = if catalogue.is_empty() { String::new() } else { format!(" ({})", catalogue.join(", ")) };
+            let rows =
+                if catalogue.is_empty() { String::new() } else { format!(" ({})", catalogue.join(", ")) };
             format!(
                 "{bold}{id}{bold:#}{rows}\n    {}\n    {dim}else    {dim:#}{}\n    {dim}source  {dim:#}{}\n",
                 wrap(title, 4, width),

@@ -22,9 +22,7 @@ const MAPS: &str = "/proc/self/maps";
 pub(super) fn read(host: &Host, config: &Fact<KernelConfig>) -> AddressSpace {
     let page_size = host
         .bytes(AUXV)
-        .and_then(|bytes| {
-            page_size(&bytes).ok_or_else(|| Unreadable::malformed(AUXV, "an entry AT_PAGESZ"))
-        })
+        .and_then(|bytes| page_size(&bytes).ok_or_else(|| Unreadable::malformed(AUXV, "an entry AT_PAGESZ")))
         .or_else(|unreadable| config.as_ref().ok().and_then(built_page_size).ok_or(unreadable));
     let bits = host
         .text(MAPS)
@@ -81,8 +79,10 @@ mod tests {
             ("7fffe2d84000-7fffe2da5000", 47),
             ("ffffc3a5b000-ffffc3a7c000", 48),
         ] {
-            let maps = format!("5500000000-5500001000 r-xp 00000000 b3:02 1  /bin/cat\n\
-                                {end} rw-p 00000000 00:00 0    [stack]\n");
+            let maps = format!(
+                "5500000000-5500001000 r-xp 00000000 b3:02 1  /bin/cat\n\
+                                {end} rw-p 00000000 00:00 0    [stack]\n"
+            );
             assert_eq!(bits(&maps), Some(expected), "{end}");
         }
         for maps in ["", "[stack]", "x-y rw-p [stack]", "0-0 rw-p [stack]"] {

@@ -23,9 +23,9 @@ pub(super) fn read(host: &Host) -> Board {
     // The device tree ends its strings with a NUL, so this is bytes and not text.
     let model = match host.present(MODEL) {
         Ok(false) => Ok(None),
-        _ => host.bytes(MODEL).map(|bytes| {
-            Some(String::from_utf8_lossy(&bytes).trim_end_matches(['\0', '\n']).to_string())
-        }),
+        _ => host
+            .bytes(MODEL)
+            .map(|bytes| Some(String::from_utf8_lossy(&bytes).trim_end_matches(['\0', '\n']).to_string())),
     };
     Board { model, os: host.text("/etc/os-release").map(|text| pretty_name(&text)) }
 }

@@ -61,7 +61,8 @@ pub(super) fn read(host: &Host) -> Fact<Option<BootFile>> {
         let mut settings = settings(&config).ok_or_else(|| {
             Unreadable::malformed(&path, "os_prefix= and cmdline= outside of conditional sections")
         })?;
-        if settings.prefix.is_empty() && host.present(&format!("{directory}/current/cmdline.txt")) == Ok(true) {
+        if settings.prefix.is_empty() && host.present(&format!("{directory}/current/cmdline.txt")) == Ok(true)
+        {
             settings.prefix = "current/".into();
         }
         let path = format!("{directory}/{}{}", settings.prefix, settings.file);

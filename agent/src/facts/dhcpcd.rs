@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn denied_patterns_add_up() {
-        let dhcpcd = parse("hostname\ndenyinterfaces cilium*,lxc*\n denyinterfaces veth*\n#denyinterfaces eth0\n");
+        let dhcpcd =
+            parse("hostname\ndenyinterfaces cilium*,lxc*\n denyinterfaces veth*\n#denyinterfaces eth0\n");
         for (interface, left) in [("cilium_host", true), ("lxc1", true), ("veth0", true), ("eth0", false)] {
             assert_eq!(dhcpcd.leaves(interface), left, "{interface}");
         }

@@ -21,7 +21,8 @@ pub type Version = (u32, u32);
 impl Kernel {
     /// Major and minor of the running kernel.
     pub fn version(&self) -> Fact<Version> {
-        version(self.release.as_ref()?).ok_or_else(|| Unreadable::malformed(OSRELEASE, "a version such as 6.12"))
+        version(self.release.as_ref()?)
+            .ok_or_else(|| Unreadable::malformed(OSRELEASE, "a version such as 6.12"))
     }
 }
 

@@ -22,9 +22,9 @@ pub(super) fn read(host: &Host) -> Memory {
         Err(Unreadable { why: Why::Failed(_), .. }) if host.is_live() => Ok(false),
         Err(_) => host.present(path).map(|_| false),
     };
-    let total = host.text(MEMINFO).and_then(|text| {
-        total(&text).ok_or_else(|| Unreadable::malformed(MEMINFO, "a line MemTotal in kB"))
-    });
+    let total = host
+        .text(MEMINFO)
+        .and_then(|text| total(&text).ok_or_else(|| Unreadable::malformed(MEMINFO, "a line MemTotal in kB")));
     Memory { total, pressure }
 }
 

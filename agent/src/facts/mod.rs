@@ -7,9 +7,9 @@ use crate::host::{Host, Unreadable};
 
 pub mod address_space;
 pub mod apparmor;
-pub mod bpf;
 pub mod board;
 pub mod boot_file;
+pub mod bpf;
 pub mod cgroup;
 pub mod cmdline;
 pub mod dhcpcd;

@@ -59,7 +59,9 @@ pub(super) fn read(host: &Host) -> Fact<Mounts> {
 
 pub(super) fn read_file_systems(host: &Host) -> Fact<FileSystems> {
     let list = host.text("/proc/filesystems")?;
-    Ok(FileSystems(list.lines().filter_map(|line| line.split_whitespace().last()).map(String::from).collect()))
+    Ok(FileSystems(
+        list.lines().filter_map(|line| line.split_whitespace().last()).map(String::from).collect(),
+    ))
 }
 
 /// proc_pid_mountinfo(5): `36 35 98:0 /root /point options tag... - type source options`.

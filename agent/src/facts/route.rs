@@ -130,7 +130,9 @@ mod tests {
     #[test]
     fn the_unreachable_ipv6_default_on_lo_is_no_way_out() {
         let zero = "00000000000000000000000000000000";
-        let line = |interface| format!("{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200 {interface}\n");
+        let line = |interface| {
+            format!("{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200 {interface}\n")
+        };
         assert_eq!(default6(&line("lo")), None);
         assert_eq!(default6(&(line("lo") + &line("eth0"))), Some("eth0".into()));
     }

@@ -31,7 +31,12 @@ fn parse(text: &str) -> Option<Vec<Swap>> {
     if !lines.next()?.starts_with("Filename") {
         return None;
     }
-    Some(lines.filter_map(|line| line.split_whitespace().next()).map(|path| Swap { path: path.into() }).collect())
+    Some(
+        lines
+            .filter_map(|line| line.split_whitespace().next())
+            .map(|path| Swap { path: path.into() })
+            .collect(),
+    )
 }
 
 #[cfg(test)]

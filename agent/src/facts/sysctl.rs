@@ -38,7 +38,10 @@ impl Sysctls {
     pub fn value(&self, key: &str) -> Fact<Option<&str>> {
         match self.values.get(key) {
             Some(value) => Ok(value.as_ref()?.as_deref()),
-            None => Err(Unreadable { path: key.into(), why: Why::Failed("not among the facts that are read".into()) }),
+            None => Err(Unreadable {
+                path: key.into(),
+                why: Why::Failed("not among the facts that are read".into()),
+            }),
         }
     }
 }

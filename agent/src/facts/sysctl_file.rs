@@ -25,7 +25,8 @@ impl SysctlFiles {
     /// speaks of it.
     pub fn for_interface(&self, interface: &str, name: &str) -> Option<&str> {
         let wanted = format!("net.ipv4.conf.{interface}.{name}");
-        let set = || self.0.iter().rev().filter_map(|setting| Some((&setting.key, setting.value.as_deref()?)));
+        let set =
+            || self.0.iter().rev().filter_map(|setting| Some((&setting.key, setting.value.as_deref()?)));
         if let Some((_, value)) = set().find(|(key, _)| **key == wanted) {
             return Some(value);
         }
@@ -60,7 +61,7 @@ fn setting(line: &str) -> Option<Setting> {
         None => (line.strip_prefix('-')?, None),
     };
     let key = match key.find(['.', '/']).map(|at| key.as_bytes()[at]) {
-        Some(b'/') => key.chars().map(|c| swap_separator(c)).collect(),
+        Some(b'/') => key.chars().map(swap_separator).collect(),
         _ => key.to_string(),
     };
     Some(Setting { key, value })

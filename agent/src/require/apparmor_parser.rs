@@ -16,6 +16,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         if *facts.apparmor.parser.as_ref()? {
             return Finding::met("/sbin/apparmor_parser");
         }
-        Finding::blocked("AppArmor is active, and /sbin/apparmor_parser is not there", "sudo apt install apparmor")
+        Finding::blocked(
+            "AppArmor is active, and /sbin/apparmor_parser is not there",
+            "sudo apt install apparmor",
+        )
     },
 };

@@ -24,7 +24,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             1 => Finding::met(&*file.path),
             0 => Finding::blocked(
                 format!("{} is empty: the next boot finds no root file system", file.path),
-                format!("write the arguments of /proc/cmdline from console= on as one line into {}", file.path),
+                format!(
+                    "write the arguments of /proc/cmdline from console= on as one line into {}",
+                    file.path
+                ),
             ),
             lines => Finding::unmet(
                 format!("{} has {lines} lines", file.path),

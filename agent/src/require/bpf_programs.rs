@@ -4,7 +4,8 @@ use super::{Area, Finding, Requirement};
 use crate::facts::Facts;
 
 /// What stands behind those types in the kernel's configuration.
-const OPTIONS: &[&str] = &["CONFIG_BPF_SYSCALL", "CONFIG_CGROUP_BPF", "CONFIG_NET_CLS_BPF", "CONFIG_BPF_EVENTS"];
+const OPTIONS: &[&str] =
+    &["CONFIG_BPF_SYSCALL", "CONFIG_CGROUP_BPF", "CONFIG_NET_CLS_BPF", "CONFIG_BPF_EVENTS"];
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "bpf-programs",
@@ -19,7 +20,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             Ok(programs) => programs,
             // Not tried, for lack of rights or of the machine: the configuration can still prove it.
             Err(unreadable) if configured(facts) => {
-                return Finding::met(format!("by the kernel's configuration; not tried ({})", unreadable.why));
+                return Finding::met(format!(
+                    "by the kernel's configuration; not tried ({})",
+                    unreadable.why
+                ));
             }
             Err(unreadable) => return Err(unreadable.into()),
         };

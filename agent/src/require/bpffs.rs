@@ -23,7 +23,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         };
         match (top.kind.as_str(), mounts.at(POINT).count()) {
             // systemd's automount lies below what it has mounted.
-            ("bpf", count) if count == 1 + mounts.at(POINT).filter(|mount| mount.kind == "autofs").count() => {
+            ("bpf", count)
+                if count == 1 + mounts.at(POINT).filter(|mount| mount.kind == "autofs").count() =>
+            {
                 Finding::met(format!("bpf on {POINT}"))
             }
             ("bpf", count) => Finding::blocked(

@@ -25,10 +25,14 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             Some(file) if file.cmdline().has(FORCED) => {
                 Finding::unmet(kind, [Change::RemoveToken { path: file.path.clone(), token: FORCED }])
             }
-            _ if facts.cmdline.as_ref()?.has(FORCED) => {
-                Finding::blocked(kind, format!("take {FORCED} out of the boot loader's kernel arguments and reboot"))
-            }
-            _ => Finding::blocked(kind, "boot a system whose systemd mounts version 2 alone: Debian 11, Ubuntu 22.04 and later do"),
+            _ if facts.cmdline.as_ref()?.has(FORCED) => Finding::blocked(
+                kind,
+                format!("take {FORCED} out of the boot loader's kernel arguments and reboot"),
+            ),
+            _ => Finding::blocked(
+                kind,
+                "boot a system whose systemd mounts version 2 alone: Debian 11, Ubuntu 22.04 and later do",
+            ),
         }
     },
 };

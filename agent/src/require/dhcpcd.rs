@@ -17,7 +17,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         if !facts.units.uses("dhcpcd")? {
             return Finding::not_needed("dhcpcd is not in use");
         }
-        let leaves = |name: &&str| facts.dhcpcd.as_ref().is_ok_and(|d| d.as_ref().is_some_and(|d| d.leaves(name)));
+        let leaves =
+            |name: &&str| facts.dhcpcd.as_ref().is_ok_and(|d| d.as_ref().is_some_and(|d| d.leaves(name)));
         facts.dhcpcd.as_ref()?;
         let managed: Vec<&str> = INTERFACES.into_iter().filter(|name| !leaves(name)).collect();
         if managed.is_empty() {

@@ -20,7 +20,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         }
         if !is_node_name(name) {
             return Finding::blocked(
-                format!("\"{}\" is no node name: a-z, 0-9, - and . alone, at most 63 letters a part", name.escape_default()),
+                format!(
+                    "\"{}\" is no node name: a-z, 0-9, - and . alone, at most 63 letters a part",
+                    name.escape_default()
+                ),
                 next,
             );
         }

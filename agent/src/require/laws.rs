@@ -220,7 +220,9 @@ fn a_shortfall_carries_what_mends_it() {
                     Ok(Finding::Unmet { what, changes }) => {
                         assert!(!what.is_empty() && !changes.is_empty(), "{id}");
                     }
-                    Ok(Finding::Blocked { what, next }) => assert!(!what.is_empty() && !next.is_empty(), "{id}"),
+                    Ok(Finding::Blocked { what, next }) => {
+                        assert!(!what.is_empty() && !next.is_empty(), "{id}")
+                    }
                     _ => assert!(!judged.evidence().is_empty(), "{id}"),
                 }
                 for change in judged.changes() {
@@ -270,36 +272,98 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
                              fsck.repair=yes rootwait cfg80211.ieee80211_regdom=ES";
     let cases: &[(&str, &[Edit], &str, State)] = &[
         ("kernel-version", &[("proc/sys/kernel/osrelease", Some("5.4.83-v8+\n"))], "5.10", State::Blocked),
-        ("kernel-version", &[("proc/sys/kernel/osrelease", Some("../../etc\n"))], "osrelease", State::Unknown),
-        ("architecture", &[("usr/bin/dash", Some("\u{7f}ELF\u{1}\u{1}\u{1}\0\0\0\0\0\0\0\0\0\u{3}\0\u{28}\0"))], "arm", State::Blocked),
-        ("page-size", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_ARM64_4K_PAGES=y\n"))], "4 KiB", State::Met),
-        ("address-bits", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_ARM64_VA_BITS=39\n"))], "39", State::Blocked),
-        ("kernel-options-cilium", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_BPF=y\n"))], "CONFIG_NET_CLS_BPF", State::Blocked),
-        ("bpf-programs", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_BPF=y\n"))], "BPF_PROG_LOAD", State::Unknown),
+        (
+            "kernel-version",
+            &[("proc/sys/kernel/osrelease", Some("../../etc\n"))],
+            "osrelease",
+            State::Unknown,
+        ),
+        (
+            "architecture",
+            &[("usr/bin/dash", Some("\u{7f}ELF\u{1}\u{1}\u{1}\0\0\0\0\0\0\0\0\0\u{3}\0\u{28}\0"))],
+            "arm",
+            State::Blocked,
+        ),
+        (
+            "page-size",
+            &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_ARM64_4K_PAGES=y\n"))],
+            "4 KiB",
+            State::Met,
+        ),
+        (
+            "address-bits",
+            &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_ARM64_VA_BITS=39\n"))],
+            "39",
+            State::Blocked,
+        ),
+        (
+            "kernel-options-cilium",
+            &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_BPF=y\n"))],
+            "CONFIG_NET_CLS_BPF",
+            State::Blocked,
+        ),
+        (
+            "bpf-programs",
+            &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_BPF=y\n"))],
+            "BPF_PROG_LOAD",
+            State::Unknown,
+        ),
         ("bpf-jit", &[("proc/sys/net/core/bpf_jit_enable", Some("0\n"))], "is 0", State::Unmet),
         ("bpf-jit", &[("proc/sys/net/core/bpf_jit_enable", None)], "no BPF compiler", State::Blocked),
         ("btf", &[("sys/kernel/btf/vmlinux", Some("x"))], "vmlinux", State::Met),
-        ("module-tree", &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_BPF=y\n"))], "without modules", State::NotNeeded),
-        ("tunnel", &[("lib/modules/6.12.75+rpt-rpi-2712/modules.dep", Some("kernel/net/x.ko:\n"))], "vxlan", State::Blocked),
-        ("ambient-modules", &[("lib/modules/6.12.75+rpt-rpi-2712/modules.dep", Some("kernel/net/x.ko:\n"))], "xt_owner", State::Blocked),
+        (
+            "module-tree",
+            &[("boot/config-6.12.75+rpt-rpi-2712", Some("CONFIG_BPF=y\n"))],
+            "without modules",
+            State::NotNeeded,
+        ),
+        (
+            "tunnel",
+            &[("lib/modules/6.12.75+rpt-rpi-2712/modules.dep", Some("kernel/net/x.ko:\n"))],
+            "vxlan",
+            State::Blocked,
+        ),
+        (
+            "ambient-modules",
+            &[("lib/modules/6.12.75+rpt-rpi-2712/modules.dep", Some("kernel/net/x.ko:\n"))],
+            "xt_owner",
+            State::Blocked,
+        ),
         (
             "ambient-modules",
             &[(
                 "etc/modules",
-                Some("nf_conntrack\nnf-nat\nx_tables\nxt_tcpudp\nxt_REDIRECT\nxt_mark\nxt_connmark\nxt_conntrack\n\
-                      xt_multiport\nxt_owner\nip_set\nip_set_hash_ip\nip_tables\niptable_nat\niptable_mangle\niptable_raw\n"),
+                Some(
+                    "nf_conntrack\nnf-nat\nx_tables\nxt_tcpudp\nxt_REDIRECT\nxt_mark\nxt_connmark\nxt_conntrack\n\
+                      xt_multiport\nxt_owner\nip_set\nip_set_hash_ip\nip_tables\niptable_nat\niptable_mangle\niptable_raw\n",
+                ),
             )],
             "16 modules",
             State::Met,
         ),
-        ("boot-cmdline", &[("boot/firmware/cmdline.txt", Some("a b\r\n\r\ncgroup_enable=memory\r\n"))], "2 lines", State::Unmet),
+        (
+            "boot-cmdline",
+            &[("boot/firmware/cmdline.txt", Some("a b\r\n\r\ncgroup_enable=memory\r\n"))],
+            "2 lines",
+            State::Unmet,
+        ),
         ("boot-cmdline", &[("boot/firmware/cmdline.txt", Some("\n"))], "empty", State::Blocked),
-        ("boot-cmdline", &[("boot/firmware/config.txt", None), ("boot/config.txt", None)], "not mounted", State::Blocked),
+        (
+            "boot-cmdline",
+            &[("boot/firmware/config.txt", None), ("boot/config.txt", None)],
+            "not mounted",
+            State::Blocked,
+        ),
         ("reboot", &[("run/reboot-required", Some(""))], "/run/reboot-required", State::Waiting),
         ("reboot", &[("lib/modules/6.12.80+rpt-rpi-2712/modules.dep", Some(""))], "6.12.80", State::Waiting),
         ("reboot", &[("boot/firmware/cmdline.txt", Some("psi=1\n"))], "psi=1", State::Waiting),
         ("pressure", &[("proc/pressure/memory", Some("some avg10=0.00\n"))], "/proc/pressure", State::Met),
-        ("cgroup-v2", &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/cgroup rw shared:1 - tmpfs tmpfs rw\n"))], "tmpfs", State::Blocked),
+        (
+            "cgroup-v2",
+            &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/cgroup rw shared:1 - tmpfs tmpfs rw\n"))],
+            "tmpfs",
+            State::Blocked,
+        ),
         (
             "cgroup-v2",
             &[
@@ -309,30 +373,86 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             "tmpfs",
             State::Unmet,
         ),
-        ("memory-cgroup", &[("sys/fs/cgroup/cgroup.controllers", Some("cpuset cpu io memory pids\n"))], "memory", State::Met),
+        (
+            "memory-cgroup",
+            &[("sys/fs/cgroup/cgroup.controllers", Some("cpuset cpu io memory pids\n"))],
+            "memory",
+            State::Met,
+        ),
         ("memory-cgroup", &[("sys/fs/cgroup/cgroup.controllers", None)], "cgroup-v2", State::Waiting),
-        ("memory-cgroup", &[("boot/firmware/cmdline.txt", Some("cgroup_enable=memory\n"))], "reboot", State::Waiting),
-        ("memory-cgroup", &[("boot/firmware/cmdline.txt", Some("a\ncgroup_enable=memory\n"))], "memory", State::Unmet),
+        (
+            "memory-cgroup",
+            &[("boot/firmware/cmdline.txt", Some("cgroup_enable=memory\n"))],
+            "reboot",
+            State::Waiting,
+        ),
+        (
+            "memory-cgroup",
+            &[("boot/firmware/cmdline.txt", Some("a\ncgroup_enable=memory\n"))],
+            "memory",
+            State::Unmet,
+        ),
         ("memory-cgroup", &[("proc/cmdline", Some("cgroup_enable=memory\n"))], "although", State::Blocked),
-        ("memory-cgroup", &[("boot/firmware/config.txt", None), ("boot/config.txt", None)], "not mounted", State::Blocked),
-        ("cgroup-controllers", &[("sys/fs/cgroup/cgroup.controllers", Some("cpu io memory\n"))], "cpuset, pids", State::Blocked),
-        ("bpffs", &[("proc/1/mountinfo", Some("1 1 0:1 / / rw shared:1 - ext4 x rw\n"))], "nothing", State::Unmet),
+        (
+            "memory-cgroup",
+            &[("boot/firmware/config.txt", None), ("boot/config.txt", None)],
+            "not mounted",
+            State::Blocked,
+        ),
+        (
+            "cgroup-controllers",
+            &[("sys/fs/cgroup/cgroup.controllers", Some("cpu io memory\n"))],
+            "cpuset, pids",
+            State::Blocked,
+        ),
         (
             "bpffs",
-            &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/bpf rw - bpf bpf rw\n2 1 0:2 / /sys/fs/bpf rw - bpf bpf rw\n"))],
+            &[("proc/1/mountinfo", Some("1 1 0:1 / / rw shared:1 - ext4 x rw\n"))],
+            "nothing",
+            State::Unmet,
+        ),
+        (
+            "bpffs",
+            &[(
+                "proc/1/mountinfo",
+                Some("1 1 0:1 / /sys/fs/bpf rw - bpf bpf rw\n2 1 0:2 / /sys/fs/bpf rw - bpf bpf rw\n"),
+            )],
             "2 times",
             State::Blocked,
         ),
         (
             "bpffs",
-            &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/bpf rw - autofs x rw\n2 1 0:2 / /sys/fs/bpf rw - bpf bpf rw\n"))],
+            &[(
+                "proc/1/mountinfo",
+                Some("1 1 0:1 / /sys/fs/bpf rw - autofs x rw\n2 1 0:2 / /sys/fs/bpf rw - bpf bpf rw\n"),
+            )],
             "bpf on",
             State::Met,
         ),
-        ("bpffs", &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/bpf rw - tmpfs x rw\n"))], "tmpfs", State::Blocked),
-        ("tracefs", &[("proc/1/mountinfo", Some("1 1 0:1 / / rw - ext4 x rw\n"))], "not mounted", State::Unmet),
-        ("mount-propagation", &[("proc/1/mountinfo", Some("1 1 0:1 / / rw - ext4 x rw\n"))], "/ not shared", State::Unmet),
-        ("overlay", &[("lib/modules/6.12.75+rpt-rpi-2712/modules.dep", Some("kernel/net/x.ko:\n"))], "overlay", State::Blocked),
+        (
+            "bpffs",
+            &[("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/bpf rw - tmpfs x rw\n"))],
+            "tmpfs",
+            State::Blocked,
+        ),
+        (
+            "tracefs",
+            &[("proc/1/mountinfo", Some("1 1 0:1 / / rw - ext4 x rw\n"))],
+            "not mounted",
+            State::Unmet,
+        ),
+        (
+            "mount-propagation",
+            &[("proc/1/mountinfo", Some("1 1 0:1 / / rw - ext4 x rw\n"))],
+            "/ not shared",
+            State::Unmet,
+        ),
+        (
+            "overlay",
+            &[("lib/modules/6.12.75+rpt-rpi-2712/modules.dep", Some("kernel/net/x.ko:\n"))],
+            "overlay",
+            State::Blocked,
+        ),
         ("default-route", &[("proc/net/route", Some("Iface\n"))], "no default route", State::Blocked),
         (
             "address-ranges",
@@ -342,20 +462,48 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
         ),
         (
             "address-ranges",
-            &[("proc/net/route", Some("Iface\ncilium_host\t00002A0A\t0\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"))],
+            &[(
+                "proc/net/route",
+                Some("Iface\ncilium_host\t00002A0A\t0\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"),
+            )],
             "no route",
             State::Met,
         ),
-        ("forwarding", &[("proc/sys/net/ipv4/ip_forward", Some("1\n"))], "default.forwarding is 0", State::Unmet),
-        ("rp-filter", &[("proc/sys/net/ipv4/conf/all/rp_filter", Some("1\n"))], "all.rp_filter is 1", State::Unmet),
-        ("rp-filter", &[("proc/sys/net/ipv4/conf/lxc12/rp_filter", Some("2\n"))], "lxc12.rp_filter is 2", State::Unmet),
+        (
+            "forwarding",
+            &[("proc/sys/net/ipv4/ip_forward", Some("1\n"))],
+            "default.forwarding is 0",
+            State::Unmet,
+        ),
+        (
+            "rp-filter",
+            &[("proc/sys/net/ipv4/conf/all/rp_filter", Some("1\n"))],
+            "all.rp_filter is 1",
+            State::Unmet,
+        ),
+        (
+            "rp-filter",
+            &[("proc/sys/net/ipv4/conf/lxc12/rp_filter", Some("2\n"))],
+            "lxc12.rp_filter is 2",
+            State::Unmet,
+        ),
         ("rp-filter", &[("proc/sys/net/ipv4/conf/default/rp_filter", Some("2\n"))], "new lxc*", State::Unmet),
         ("rp-filter", &[("proc/sys/net/ipv4/conf/wlan0/rp_filter", Some("1\n"))], "strict", State::Unmet),
         ("rp-filter", &[("proc/sys/net/ipv4/conf/wlan0/rp_filter", Some("2\n"))], "off", State::Met),
-        ("rp-filter", &[("etc/sysctl.d/60-x.conf", Some("net.ipv4.conf.*.rp_filter=1\n"))], "new cilium_*", State::Unmet),
+        (
+            "rp-filter",
+            &[("etc/sysctl.d/60-x.conf", Some("net.ipv4.conf.*.rp_filter=1\n"))],
+            "new cilium_*",
+            State::Unmet,
+        ),
         ("conntrack", &[("proc/sys/net/netfilter/nf_conntrack_max", Some("65536\n"))], "65536", State::Unmet),
         ("conntrack", &[("proc/sys/net/netfilter/nf_conntrack_max", Some("262144\n"))], "262144", State::Met),
-        ("networkd", &[("sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs", Some("1\n"))], "not no", State::Unmet),
+        (
+            "networkd",
+            &[("sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs", Some("1\n"))],
+            "not no",
+            State::Unmet,
+        ),
         (
             "networkd",
             &[
@@ -370,13 +518,19 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
         ),
         (
             "network-manager",
-            &[("etc/NetworkManager/conf.d/x.conf", Some("[keyfile]\nunmanaged-devices=interface-name:cilium*;interface-name:lxc*\n"))],
+            &[(
+                "etc/NetworkManager/conf.d/x.conf",
+                Some("[keyfile]\nunmanaged-devices=interface-name:cilium*;interface-name:lxc*\n"),
+            )],
             "cilium*",
             State::Met,
         ),
         (
             "dhcpcd",
-            &[("etc/systemd/system/multi-user.target.wants/dhcpcd.service", Some("")), ("etc/dhcpcd.conf", Some("hostname\n"))],
+            &[
+                ("etc/systemd/system/multi-user.target.wants/dhcpcd.service", Some("")),
+                ("etc/dhcpcd.conf", Some("hostname\n")),
+            ],
             "does not deny",
             State::Unmet,
         ),
@@ -394,11 +548,31 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
         ("machine-id", &[("etc/machine-id", Some(""))], "empty", State::Blocked),
         ("machine-id", &[("etc/machine-id", None)], "does not exist", State::Blocked),
         ("memory-size", &[("proc/meminfo", Some("MemTotal: 300000 kB\n"))], "292 MiB", State::Blocked),
-        ("swap", &[("proc/swaps", Some("Filename Type\n/dev/sda2 partition 1 0 -2\n"))], "/dev/sda2", State::Unmet),
-        ("swap", &[("proc/swaps", Some("Filename Type\n/dev/zram0 partition 1 0 100\n"))], "zram", State::Met),
-        ("inotify", &[("proc/sys/fs/inotify/max_user_instances", Some("many\n"))], "max_user_instances", State::Unknown),
+        (
+            "swap",
+            &[("proc/swaps", Some("Filename Type\n/dev/sda2 partition 1 0 -2\n"))],
+            "/dev/sda2",
+            State::Unmet,
+        ),
+        (
+            "swap",
+            &[("proc/swaps", Some("Filename Type\n/dev/zram0 partition 1 0 100\n"))],
+            "zram",
+            State::Met,
+        ),
+        (
+            "inotify",
+            &[("proc/sys/fs/inotify/max_user_instances", Some("many\n"))],
+            "max_user_instances",
+            State::Unknown,
+        ),
         ("kernel-keys", &[("proc/sys/kernel/keys/root_maxkeys", Some("200\n"))], "200", State::Unmet),
-        ("apparmor-parser", &[("sys/module/apparmor/parameters/enabled", Some("Y\n"))], "not there", State::Blocked),
+        (
+            "apparmor-parser",
+            &[("sys/module/apparmor/parameters/enabled", Some("Y\n"))],
+            "not there",
+            State::Blocked,
+        ),
     ];
     for (id, edits, says, state) in cases {
         let copy = Copy::of(&tree("pi5-bookworm-16k"));
@@ -414,7 +588,8 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             }
         }
         copy.write("absent", &absent);
-        let judged = check(&copy.0, &Config::default()).into_iter().find(|judged| judged.requirement.id == *id);
+        let judged =
+            check(&copy.0, &Config::default()).into_iter().find(|judged| judged.requirement.id == *id);
         let judged = judged.unwrap();
         let case = format!("{id} after {edits:?}: {:?}", judged.verdict);
         assert_eq!(judged.state(), *state, "{case}");

@@ -15,7 +15,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         match facts.identity.machine_id.as_ref()?.as_deref() {
             Some(id) if is_machine_id(id) => Finding::met("/etc/machine-id"),
             Some("") => Finding::blocked("/etc/machine-id is empty", next),
-            Some("uninitialized") => Finding::waiting("systemd sets /etc/machine-id at the end of the first boot"),
+            Some("uninitialized") => {
+                Finding::waiting("systemd sets /etc/machine-id at the end of the first boot")
+            }
             Some(_) => Finding::blocked("/etc/machine-id is not 32 hexadecimal digits", next),
             None => Finding::blocked("/etc/machine-id does not exist", next),
         }
@@ -33,7 +35,9 @@ mod tests {
     #[test]
     fn a_machine_id_is_a_number_that_is_not_zero() {
         assert!(is_machine_id("3d1219c7c4c5404aaa1f6d2a48adfda4"));
-        for id in ["", "uninitialized", "00000000000000000000000000000000", "3d1219c7-c4c5-404a-aa1f-6d2a48adfda4"] {
+        for id in
+            ["", "uninitialized", "00000000000000000000000000000000", "3d1219c7-c4c5-404a-aa1f-6d2a48adfda4"]
+        {
             assert!(!is_machine_id(id), "{id}");
         }
     }

@@ -25,7 +25,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         Finding::blocked(
             format!("{} MiB, {role} needs a board with {nominal}", total / MIB),
             match config.cluster.role {
-                Role::Server => "make this node an agent (role = \"agent\" in [cluster]), or take a larger board",
+                Role::Server => {
+                    "make this node an agent (role = \"agent\" in [cluster]), or take a larger board"
+                }
                 Role::Agent => "take a larger board",
             },
         )

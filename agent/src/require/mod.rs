@@ -219,8 +219,10 @@ impl Finding {
             ),
             Argument::Elsewhere => Finding::blocked(
                 what,
-                format!("add {token} to the kernel's arguments in the boot loader (with GRUB: GRUB_CMDLINE_LINUX \
-                         in /etc/default/grub, then sudo update-grub) and reboot"),
+                format!(
+                    "add {token} to the kernel's arguments in the boot loader (with GRUB: GRUB_CMDLINE_LINUX \
+                         in /etc/default/grub, then sudo update-grub) and reboot"
+                ),
             ),
         }
     }

@@ -71,7 +71,9 @@ pub(super) const TREE: Requirement = Requirement {
             return Finding::not_needed("this kernel was built without modules");
         }
         match &facts.modules.on_disk {
-            Ok(names) => Finding::met(format!("{} modules for {}", names.len(), facts.kernel.release.as_ref()?)),
+            Ok(names) => {
+                Finding::met(format!("{} modules for {}", names.len(), facts.kernel.release.as_ref()?))
+            }
             Err(Unreadable { path, why: crate::host::Why::Missing }) => Finding::blocked(
                 format!("{path} does not exist: the running kernel is no longer installed"),
                 "reboot into the installed kernel before anything restarts: sudo reboot",
@@ -175,7 +177,8 @@ pub(super) const LONGHORN: Requirement = Requirement {
     },
 };
 
-const STANDARD_KERNEL: &str = "install the distribution's standard kernel and its module packages, then reboot";
+const STANDARD_KERNEL: &str =
+    "install the distribution's standard kernel and its module packages, then reboot";
 
 /// Modules by what is left to do about them.
 struct Sorted {

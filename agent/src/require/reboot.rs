@@ -18,7 +18,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             let firmware = ["root=", "console="];
             let pending: Vec<&str> = written
                 .tokens()
-                .filter(|token| !firmware.iter().any(|prefix| token.starts_with(prefix)) && !running.has(token))
+                .filter(|token| {
+                    !firmware.iter().any(|prefix| token.starts_with(prefix)) && !running.has(token)
+                })
                 .collect();
             if !pending.is_empty() {
                 reasons.push(format!("{} asks for {}", file.path, pending.join(" ")));

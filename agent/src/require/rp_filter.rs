@@ -33,8 +33,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         }
         let default = live.get("default").copied().unwrap_or(0);
         for (key, prefix, stand_in) in CILIUM {
-            let standing =
-                live.iter().filter(|(interface, _)| interface.starts_with(prefix)).find(|(_, value)| **value != 0);
+            let standing = live
+                .iter()
+                .filter(|(interface, _)| interface.starts_with(prefix))
+                .find(|(_, value)| **value != 0);
             let later = match files.for_interface(stand_in, "rp_filter") {
                 Some(value) => value.to_string(),
                 None => default.to_string(),

@@ -14,7 +14,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     catalogue: &["K3S-010"],
     judge: |facts, _| {
         let swaps = facts.swaps.as_ref()?;
-        let disks: Vec<&str> = swaps.iter().filter(|swap| !swap.is_zram()).map(|swap| swap.path.as_str()).collect();
+        let disks: Vec<&str> =
+            swaps.iter().filter(|swap| !swap.is_zram()).map(|swap| swap.path.as_str()).collect();
         if disks.is_empty() {
             return Finding::met(if swaps.is_empty() { "no swap" } else { "only zram, which is memory" });
         }

@@ -2,8 +2,8 @@
 
 use super::{Area, Finding, Requirement, Verdict};
 use crate::change::Change;
-use crate::facts::{Facts, sysctl};
 use crate::facts::module::{Module, Presence};
+use crate::facts::{Facts, sysctl};
 use crate::host::{Unreadable, Why};
 
 /// A setting and what is asked of it.
@@ -31,10 +31,7 @@ pub(super) const FORWARDING: Requirement = Requirement {
     source: "k3s-io/k3s pkg/agent/syssetup; ricsanfre/pi-cluster ansible/roles/k3s/prereq",
     catalogue: &[],
     judge: |facts, _| {
-        hold(
-            facts,
-            &[is("net.ipv4.ip_forward", "1"), is("net.ipv4.conf.default.forwarding", "1")],
-        )
+        hold(facts, &[is("net.ipv4.ip_forward", "1"), is("net.ipv4.conf.default.forwarding", "1")])
     },
 };
 
@@ -64,7 +61,8 @@ pub(super) const FORWARDING6: Requirement = Requirement {
                 );
             }
             let changes = settings.iter().map(Setting::change);
-            let changes: Vec<Change> = [Change::LoadModules { names: vec![ipv6.name] }].into_iter().chain(changes).collect();
+            let changes: Vec<Change> =
+                [Change::LoadModules { names: vec![ipv6.name] }].into_iter().chain(changes).collect();
             return Finding::unmet("IPv6 is not loaded", changes);
         }
         hold(facts, &settings)

@@ -99,6 +99,11 @@ impl Node {
         &self.namespace
     }
 
+    /// The program that runs on it.
+    pub fn program(&self) -> &Path {
+        &self.bramble
+    }
+
     /// Writes its configuration; programs read it at their start.
     ///
     /// # Errors

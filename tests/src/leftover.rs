@@ -12,7 +12,7 @@ use anyhow::Result;
 use crate::{process::MARK, watch::until};
 
 /// The programs of `ebpf/src/bin`, as the kernel names them.
-const PROGRAMS: [&str; 4] = ["egress", "ingress", "kfree_skb", "fault"];
+const PROGRAMS: [&str; 4] = ["bramble_egress", "bramble_ingress", "kfree_skb", "fault"];
 /// Folders in which a file of ours would lie, if one did.
 const FOLDERS: [&str; 8] =
     ["/run", "/tmp", "/var/tmp", "/var/lib", "/var/log", "/etc", "/sys/fs/bpf", "/dev/shm"];
@@ -81,13 +81,18 @@ fn links() -> Result<BTreeSet<String>> {
         .collect())
 }
 
+/// Whether a program in the kernel carries a name of ours.
+pub fn is_ours(program: &str) -> bool {
+    PROGRAMS.contains(&program)
+}
+
 /// Loaded BPF programs that carry a name of ours, by id.
 fn programs() -> BTreeMap<u32, String> {
     aya::programs::loaded_programs()
         .flatten()
         .filter_map(|program| {
             let name = program.name_as_str()?.to_owned();
-            PROGRAMS.contains(&name.as_str()).then(|| (program.id(), name))
+            is_ours(&name).then(|| (program.id(), name))
         })
         .collect()
 }
@@ -142,4 +147,22 @@ fn is_held(identity: &str) -> bool {
             let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|e| e.path());
             open.chain(["ns/net", "ns/mnt"].map(|ns| process.join(ns))).any(is_it)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_of_ours_is_recognised() {
+        let mut programs = BTreeSet::new();
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ebpf/src/bin");
+        for entry in fs::read_dir(sources).unwrap().flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap();
+            let names = text.lines().filter_map(|line| line.strip_prefix("pub fn ")?.split('(').next());
+            programs.extend(names.map(str::to_owned));
+        }
+        assert_eq!(programs, PROGRAMS.map(str::to_owned).into());
+        assert!(PROGRAMS.iter().all(|name| name.len() < 16), "the kernel cuts longer names");
+    }
 }

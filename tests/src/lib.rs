@@ -22,5 +22,8 @@ mod tap;
 pub mod browser;
 pub mod http;
 
+pub mod cost;
 pub mod leftover;
+pub mod mesh;
+pub mod naming;
 pub mod watch;

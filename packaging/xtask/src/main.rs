@@ -2,8 +2,14 @@
 #![allow(clippy::disallowed_methods, reason = "works on the checkout and its own machine, not on a node")]
 #![allow(clippy::print_stdout, reason = "standard output is what a verb is asked for")]
 
+mod bench;
+mod build;
+mod ci;
+mod demo;
 mod ebpf;
+mod interrupt;
 mod setup;
+mod test;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,12 +22,21 @@ use clap::Parser;
 enum Verb {
     Setup(setup::Arguments),
     Ebpf(ebpf::Arguments),
+    Demo(demo::Arguments),
+    Test(test::Arguments),
+    Ci(ci::Arguments),
+    #[command(subcommand)]
+    Bench(bench::Verb),
 }
 
 fn main() -> ExitCode {
     let outcome = match Verb::parse() {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Ebpf(arguments) => ebpf::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Test(arguments) => test::run(&arguments),
+        Verb::Ci(arguments) => ci::run(&arguments),
+        Verb::Bench(verb) => bench::run(&verb),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

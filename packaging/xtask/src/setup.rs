@@ -75,6 +75,7 @@ const NEEDS: &[Need] = &[
     need(Purpose::Ebpf, "llvm-22", "turns bitcode into eBPF objects", Source::Debian),
     need(Purpose::Demo, "iproute2", "makes the nodes' namespaces and links", Source::Debian),
     need(Purpose::Demo, "util-linux", "enters the nodes' namespaces", Source::Debian),
+    need(Purpose::Demo, "mosquitto-clients", "listens and speaks as any client does", Source::Debian),
     need(Purpose::Demo, "mosquitto", "the MQTT broker", Source::DebianWithUnit("mosquitto.service")),
     need(Purpose::Browser, "chromium", "shows the page", Source::Debian),
     need(Purpose::Browser, "chromium-driver", "looks at the page", Source::Debian),
@@ -85,6 +86,7 @@ const NEEDS: &[Need] = &[
         "the agent's cost is measured beside it",
         Source::DebianWithUnit("prometheus-node-exporter.service"),
     ),
+    need(Purpose::Bench, "bpftool", "`bramble check` is measured beside it", Source::Debian),
     need(Purpose::Deny, "cargo-deny", "judges licences and advisories", Source::Crate("0.20.2")),
 ];
 

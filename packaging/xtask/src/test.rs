@@ -1,0 +1,142 @@
+//! `cargo xtask test`: every test there is, and one closing line that counts them.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use crate::build::{self, Profile};
+use crate::setup::{self, Purpose};
+
+/// Runs the unit tests, then those with real kernel, broker and browser; the last line counts them.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Leave out what takes long: the browser, and faults ten times over.
+    #[arg(long)]
+    fast: bool,
+}
+
+/// What became of the tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// How many passed.
+    pub(crate) passed: u64,
+    /// How many failed.
+    pub(crate) failed: u64,
+    /// Those that did not run, as they were printed, with the reason.
+    pub(crate) skipped: Vec<String>,
+    /// A test program that could not be built, or ended without counting its tests.
+    pub(crate) broken: bool,
+}
+
+impl Tally {
+    /// Whether nothing failed.
+    pub(crate) fn is_good(&self) -> bool {
+        self.failed == 0 && !self.broken && self.passed > 0
+    }
+
+    /// Takes one line of a test program.
+    fn absorb(&mut self, line: &str) {
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            let count = |what: &str| {
+                let before = rest.split(what).next().unwrap_or_default().trim_end();
+                before.rsplit([' ', ';', '.']).next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default()
+            };
+            self.passed += count("passed");
+            self.failed += count("failed");
+        } else if let Some(name) =
+            line.strip_prefix("test ").and_then(|l| l.trim_end().strip_suffix("... ignored"))
+        {
+            self.skipped.push(name.trim().to_owned());
+        }
+    }
+}
+
+/// Runs the verb.
+///
+/// # Errors
+///
+/// Something is missing that cannot be installed, or cargo cannot be started.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let tally = run_all(arguments.fast)?;
+    if tally.broken {
+        eprintln!("a test program was not built or did not end well; its reason stands above");
+    }
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped.len());
+    Ok(if tally.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs all tests.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn run_all(fast: bool) -> Result<Tally> {
+    setup::ensure(if fast { &[Purpose::Demo] } else { &[Purpose::Demo, Purpose::Browser, Purpose::Filter] })?;
+    let mut tally = Tally::default();
+    build::programs(Profile::Dev)?;
+    let mut units = build::cargo(&["test", "--locked", "--no-fail-fast", "--workspace"]);
+    units.args(["--exclude", "ebpf", "--exclude", "testbed"]);
+    follow(units, &mut tally)?;
+    let mut bed = build::cargo(&["test", "--locked", "--no-fail-fast", "--package", "testbed"]);
+    if fast {
+        bed.env("BRAMBLE_FAST", "1");
+    }
+    if !nix::unistd::geteuid().is_root() && may_become_root() {
+        let fast = if fast { "\"env\", \"BRAMBLE_FAST=1\"" } else { "\"env\"" };
+        bed.args(["--config", &format!("target.'cfg(all())'.runner = [\"sudo\", \"-n\", {fast}]")]);
+    }
+    follow(bed, &mut tally)?;
+    Ok(tally)
+}
+
+fn may_become_root() -> bool {
+    let sudo = Command::new("sudo").args(["-n", "true"]).stderr(Stdio::null()).status();
+    sudo.is_ok_and(|status| status.success())
+}
+
+/// Shows what a command prints, and counts.
+fn follow(mut command: Command, tally: &mut Tally) -> Result<()> {
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {command:?}"))?;
+    for line in BufReader::new(child.stdout.take().context("the output is piped")?).lines() {
+        let line = line?;
+        println!("{line}");
+        tally.absorb(&line);
+    }
+    let failed_before = tally.failed;
+    // cargo fails for a failed test, too; without one it is something else.
+    tally.broken |= !child.wait()?.success() && failed_before == 0;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_test_programs_are_counted() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 3 tests",
+            "test a::b ... ok",
+            "test c::d_is_ignored ... FAILED",
+            "test [needs root] bed::loss ... ignored",
+            "test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.03s",
+            "test result: ok. 14 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 8.66s",
+        ] {
+            tally.absorb(line);
+        }
+        let skipped = vec!["[needs root] bed::loss".to_owned()];
+        assert_eq!(tally, Tally { passed: 16, failed: 1, skipped, broken: false });
+        assert!(!tally.is_good());
+    }
+
+    #[test]
+    fn no_test_at_all_is_no_success() {
+        assert!(!Tally::default().is_good());
+        assert!(Tally { passed: 1, ..Tally::default() }.is_good());
+        assert!(!Tally { passed: 1, broken: true, ..Tally::default() }.is_good());
+    }
+}

@@ -8,13 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{io::AsyncWriteExt, net::UnixListener, sync::mpsc};
+use tokio::{io::AsyncWriteExt, sync::mpsc};
 use wire::{
     connection::{self, Bus, Event, Settings, Will},
     discovery::{self, Announced},
-    report::{
-        self, Finding, FindingState, NodeInfo, NodeState, ONLINE, Severity, Stamps, Status, Tier,
-    },
+    report::{self, Finding, FindingState, NodeInfo, NodeState, ONLINE, Severity, Stamps, Status, Tier},
     topic::{Name, NodeTopic, Topic},
 };
 
@@ -76,7 +74,7 @@ pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Re
             _ = report.tick() => agent.report(),
             _ = check.tick() => agent.check(),
             () = at(agent.announce_at) => agent.announce(),
-            stream = listener.accept() => answer(&listener, stream, &agent).await,
+            stream = listener.accept() => answer(stream, &agent).await,
         }
     }
     talk.abort();
@@ -92,7 +90,6 @@ async fn at(instant: Option<Instant>) {
 
 /// Writes the whole snapshot to whoever connects; nothing is read from them.
 async fn answer(
-    _: &UnixListener,
     stream: std::io::Result<(tokio::net::UnixStream, tokio::net::unix::SocketAddr)>,
     agent: &Agent<'_>,
 ) {
@@ -255,7 +252,11 @@ impl<'a> Agent<'a> {
             .collect();
         if findings != self.findings {
             self.findings = findings;
-            self.publish(NodeTopic::Findings, &self.speaker.findings(clock::now(), self.findings.clone()), None);
+            self.publish(
+                NodeTopic::Findings,
+                &self.speaker.findings(clock::now(), self.findings.clone()),
+                None,
+            );
         }
     }
 
@@ -455,7 +456,11 @@ impl<'a> Agent<'a> {
     fn take_event(&mut self, event: Event) {
         match event {
             Event::Connected => {
-                tracing::info!("connected to the broker at {}:{}", self.config.mqtt.host, self.config.mqtt.port);
+                tracing::info!(
+                    "connected to the broker at {}:{}",
+                    self.config.mqtt.host,
+                    self.config.mqtt.port
+                );
                 self.broker = Ok(clock::now());
                 self.refused = None;
                 self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
@@ -549,7 +554,8 @@ impl<'a> Agent<'a> {
 
     /// Tells the companion whom to probe, if that changed.
     fn want(&mut self) {
-        let peers = self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.address?))).collect();
+        let peers =
+            self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.address?))).collect();
         self.wanted.send_if_modified(|wanted| {
             let changed = wanted.peers != peers;
             wanted.peers = peers;

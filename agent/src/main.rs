@@ -19,9 +19,9 @@ fn journal() {
             ..PriorityMappings::new()
         })
     });
-    let stderr = journal
-        .is_none()
-        .then(|| tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time());
+    let stderr = journal.is_none().then(|| {
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time()
+    });
     // rumqttc logs what wire::connection reports better.
     let ours = tracing_subscriber::filter::filter_fn(|meta| !meta.target().starts_with("rumqttc"));
     tracing_subscriber::registry().with(journal).with(stderr).with(ours).with(LevelFilter::INFO).init();

@@ -78,7 +78,13 @@ impl Speaker {
     }
 
     /// This node's presence.
-    pub fn info(&self, now: Timestamp, address: Option<Ipv4Addr>, probe_port: u16, machine: &Machine) -> NodeInfo {
+    pub fn info(
+        &self,
+        now: Timestamp,
+        address: Option<Ipv4Addr>,
+        probe_port: u16,
+        machine: &Machine,
+    ) -> NodeInfo {
         NodeInfo {
             header: self.header(now),
             id: self.id.clone(),

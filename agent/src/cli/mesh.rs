@@ -76,12 +76,21 @@ fn table(snapshot: &Snapshot) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{bold}{:<16} {:<22} {:<22} {:>10} {:>10} {:>10}  {}{bold:#}",
-        "PEER", format!("{node} -> PEER"), format!("PEER -> {node}"), "ROUND TRIP", "FASTEST", "SLOWEST", "STAMPS"
+        "{bold}{:<16} {:<22} {:<22} {:>10} {:>10} {:>10}  STAMPS{bold:#}",
+        "PEER",
+        format!("{node} -> PEER"),
+        format!("PEER -> {node}"),
+        "ROUND TRIP",
+        "FASTEST",
+        "SLOWEST",
     );
     for (peer, report) in &snapshot.mesh.peers {
         let PeerReport { out, incoming, round_trip, .. } = report;
-        let time = |us: Option<f64>| us.map_or("-".to_owned(), |us| if us < 1000.0 { format!("{us:.1} us") } else { format!("{:.2} ms", us / 1000.0) });
+        let time = |us: Option<f64>| {
+            us.map_or("-".to_owned(), |us| {
+                if us < 1000.0 { format!("{us:.1} us") } else { format!("{:.2} ms", us / 1000.0) }
+            })
+        };
         let _ = writeln!(
             text,
             "{:<16} {} {} {:>10} {:>10} {:>10}  {}",

@@ -58,7 +58,9 @@ pub(super) fn ask(config: &Config) -> Result<Snapshot, String> {
     stream
         .set_read_timeout(Some(Duration::from_secs(5)))
         .and_then(|()| stream.read_to_end(&mut answer))
-        .map_err(|e| format!("the agent did not finish its answer on {shown}: {e}; sudo journalctl -u bramble"))?;
+        .map_err(|e| {
+            format!("the agent did not finish its answer on {shown}: {e}; sudo journalctl -u bramble")
+        })?;
     serde_json::from_slice(&answer).map_err(|e| {
         format!("the agent's answer is not understood: {e}; was bramble upgraded and not restarted?")
     })
@@ -95,7 +97,9 @@ fn page(snapshot: &Snapshot) -> String {
             "{dim}probes{dim:#}    stamped by the kernel, attached by {}",
             state.tier.attached.as_deref().unwrap_or("nothing")
         ),
-        Stamps::User | Stamps::Mixed => format!("{dim}probes{dim:#}    stamped in user space: {}", state.tier.why),
+        Stamps::User | Stamps::Mixed => {
+            format!("{dim}probes{dim:#}    stamped in user space: {}", state.tier.why)
+        }
         Stamps::None => format!("{dim}probes{dim:#}    none: {}", state.tier.why),
     });
     let f = &state.findings;
@@ -132,7 +136,8 @@ fn attention(conditions: &[Condition]) -> (Vec<&Condition>, usize) {
     let raised = |id: &str| conditions.iter().any(|c| c.id == id && c.status == Raised);
     // A sum of links says nothing that its links do not say better.
     let summed = |c: &Condition| {
-        c.subject.is_none() && conditions.iter().any(|o| o.id == c.id && o.subject.is_some() && o.needs_attention())
+        c.subject.is_none()
+            && conditions.iter().any(|o| o.id == c.id && o.subject.is_some() && o.needs_attention())
     };
     let open = conditions.iter().filter(|c| c.needs_attention() && !summed(c));
     let (explained, mut told): (Vec<_>, Vec<_>) =
@@ -176,7 +181,12 @@ fn unit(unit: wire::report::Unit) -> &'static str {
 mod tests {
     use super::*;
 
-    fn condition(id: &str, subject: Option<&str>, status: wire::report::Status, depends_on: &[&str]) -> Condition {
+    fn condition(
+        id: &str,
+        subject: Option<&str>,
+        status: wire::report::Status,
+        depends_on: &[&str],
+    ) -> Condition {
         Condition {
             id: id.to_owned(),
             subject: subject.map(str::to_owned),

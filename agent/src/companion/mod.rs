@@ -5,12 +5,7 @@
 //! object a line, at most [`LONGEST_LINE`] bytes. The agent sends [`Wanted`] once it knows its peers and whenever they change; the
 //! companion sends a [`Sample`] per period. Neither parses anything from the network for the other.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::Ipv4Addr,
-    path::Path,
-};
+use std::{collections::BTreeMap, io, net::Ipv4Addr, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -158,7 +153,8 @@ mod tests {
     async fn messages_arrive_whole_however_they_are_cut() {
         let (mut link, mut other) = pair();
         other.write_all(b"{\"peers\":{\"n2\":").await.unwrap();
-        let early = tokio::time::timeout(std::time::Duration::from_millis(20), link.receive::<Wanted>()).await;
+        let early =
+            tokio::time::timeout(std::time::Duration::from_millis(20), link.receive::<Wanted>()).await;
         assert!(early.is_err());
         other.write_all(b"\"198.18.0.2\"}}\n{\"peers\":{}}\n").await.unwrap();
         assert_eq!(link.receive::<Wanted>().await.unwrap().peers.len(), 1);

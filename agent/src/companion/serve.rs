@@ -195,7 +195,9 @@ impl Companion<'_> {
             Ok(prober) => {
                 let (device, tier) = (&prober.uplink().name, prober.tier());
                 match tier.attached {
-                    Some(attached) => tracing::info!("probes on {device} are stamped by the kernel, by {attached}"),
+                    Some(attached) => {
+                        tracing::info!("probes on {device} are stamped by the kernel, by {attached}")
+                    }
                     None => tracing::warn!("probes on {device} are stamped in user space: {}", tier.why),
                 }
             }

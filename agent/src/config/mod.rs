@@ -193,8 +193,10 @@ impl Config {
             None => (DEFAULT_PATH, host.text_if_present(DEFAULT_PATH)?.unwrap_or_default()),
         };
         let host_name = host.text("/proc/sys/kernel/hostname").unwrap_or_default();
-        let raw: Raw = toml::from_str(&text)
-            .map_err(|e| BadConfig::Written { path: path.to_owned(), why: e.to_string().trim_end().to_owned() })?;
+        let raw: Raw = toml::from_str(&text).map_err(|e| BadConfig::Written {
+            path: path.to_owned(),
+            why: e.to_string().trim_end().to_owned(),
+        })?;
         let password = match &raw.mqtt.password_file {
             Some(file) => Some(Secret::new(host.text(file)?.trim_end_matches(['\r', '\n']).to_owned())),
             None => None,
@@ -225,7 +227,10 @@ impl Raw {
             let Some(text) = value else { return Ok(default) };
             let wanted = || format!("a time from {from:?} to {to:?}, such as \"{default:?}\"");
             let span: jiff::SignedDuration = text.parse().map_err(|_| bad(key, &text, wanted()))?;
-            Duration::try_from(span).ok().filter(|d| (from..=to).contains(d)).ok_or_else(|| bad(key, &text, wanted()))
+            Duration::try_from(span)
+                .ok()
+                .filter(|d| (from..=to).contains(d))
+                .ok_or_else(|| bad(key, &text, wanted()))
         };
         let seconds = Duration::from_secs;
         let name = match &self.node.name {
@@ -256,8 +261,20 @@ impl Raw {
                 host: self.mqtt.host.unwrap_or_else(|| Ipv4Addr::LOCALHOST.to_string()),
                 port: self.mqtt.port.unwrap_or(1883),
                 user,
-                keep_alive: duration("mqtt.keep_alive", self.mqtt.keep_alive, seconds(30), seconds(1), seconds(3600))?,
-                will_delay: duration("mqtt.will_delay", self.mqtt.will_delay, seconds(2), seconds(0), seconds(300))?,
+                keep_alive: duration(
+                    "mqtt.keep_alive",
+                    self.mqtt.keep_alive,
+                    seconds(30),
+                    seconds(1),
+                    seconds(3600),
+                )?,
+                will_delay: duration(
+                    "mqtt.will_delay",
+                    self.mqtt.will_delay,
+                    seconds(2),
+                    seconds(0),
+                    seconds(300),
+                )?,
             },
             probe: Probe {
                 uplink: self.probe.uplink.filter(|u| !u.is_empty()),
@@ -273,7 +290,13 @@ impl Raw {
                 attach: self.probe.attach.unwrap_or(Attach::Auto),
             },
             report: Report {
-                interval: duration("report.interval", self.report.interval, seconds(10), seconds(1), seconds(3600))?,
+                interval: duration(
+                    "report.interval",
+                    self.report.interval,
+                    seconds(10),
+                    seconds(1),
+                    seconds(3600),
+                )?,
                 home_assistant: self.report.home_assistant.unwrap_or(true),
             },
             cluster: self.cluster,

@@ -105,7 +105,9 @@ impl MeshPrograms {
         };
         if attached == Attached::Tc {
             match tc::qdisc_add_clsact(&uplink.name) {
-                Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() != Some(nix::errno::Errno::EEXIST as i32) => {
+                Err(tc::TcError::NetlinkError(error))
+                    if error.raw_os_error() != Some(nix::errno::Errno::EEXIST as i32) =>
+                {
                     return Err(refused(format!("adding clsact to {}", uplink.name))(error));
                 }
                 _ => {}
@@ -176,6 +178,14 @@ impl DropProgram {
             .override_global("REASON_OFFSET", &offset, true)
             .load(DROP)
             .map_err(refused("loading the drop program"))?;
+        let mut drops = PerCpuHashMap::try_from(ebpf.take_map("DROPS").expect("the object has the map"))
+            .map_err(refused("opening the drops' map"))?;
+        // Its place is taken before the reasons can fill the map.
+        let zeroes = aya::util::nr_cpus()
+            .map_err(|(_, error)| error)
+            .and_then(|cpus| aya::maps::PerCpuValues::try_from(vec![0; cpus]))
+            .map_err(refused("counting the processors"))?;
+        drops.insert(drop_records::OTHER, zeroes, 0).map_err(refused("preparing the drops' map"))?;
         let program: &mut TracePoint = ebpf
             .program_mut("kfree_skb")
             .expect("the object has the program")
@@ -183,14 +193,17 @@ impl DropProgram {
             .map_err(refused("loading kfree_skb"))?;
         program.load().map_err(refused("loading kfree_skb"))?;
         program.attach("skb", "kfree_skb").map_err(refused("attaching to skb:kfree_skb"))?;
-        let drops = PerCpuHashMap::try_from(ebpf.take_map("DROPS").expect("the object has the map"))
-            .map_err(refused("opening the drops' map"))?;
         Ok(Self { _ebpf: ebpf, drops })
     }
 
     /// Packets dropped since the program was attached, by the kernel's reason number.
     pub fn counts(&self) -> Vec<(u32, u64)> {
-        self.drops.iter().filter_map(Result::ok).map(|(reason, per_cpu)| (reason, per_cpu.iter().sum())).collect()
+        self.drops
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(reason, per_cpu)| (reason, per_cpu.iter().sum()))
+            .filter(|(_, packets)| *packets > 0)
+            .collect()
     }
 }
 

@@ -4,7 +4,10 @@ use std::net::Ipv4Addr;
 
 use nix::{
     ifaddrs::getifaddrs,
-    sys::{socket::{AddressFamily, SockaddrLike}, utsname::uname},
+    sys::{
+        socket::{AddressFamily, SockaddrLike},
+        utsname::uname,
+    },
 };
 
 use crate::host::Host;
@@ -59,7 +62,9 @@ impl Uplink {
                 Some(AddressFamily::Inet) if address.is_none() => {
                     address = at.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::ip);
                 }
-                Some(AddressFamily::Packet) => hardware = at.as_link_addr().map(|l| (l.hatype(), l.ifindex())),
+                Some(AddressFamily::Packet) => {
+                    hardware = at.as_link_addr().map(|l| (l.hatype(), l.ifindex()))
+                }
                 _ => {}
             }
         }

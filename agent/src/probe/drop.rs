@@ -9,9 +9,7 @@ use serde::{Deserialize, Serialize};
 use wire::report::{Kind, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Source, Statement};
-use crate::{
-    datapath::{DropProgram, TracepointFormat},
-};
+use crate::datapath::{DropProgram, TracepointFormat};
 
 /// The table's row.
 pub(super) const PROBE: Probe = Probe {

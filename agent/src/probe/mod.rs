@@ -35,8 +35,11 @@ pub struct Probe {
     /// Makes the judge with an empty memory.
     pub judge: fn() -> Box<dyn Judge>,
     /// Opens the kernel half, in the companion.
-    pub kernel: Option<fn(&Host) -> Result<Box<dyn Source>, Refused>>,
+    pub kernel: Option<Open>,
 }
+
+/// Opens a kernel half: reads what it needs of the host, loads and attaches.
+pub type Open = fn(&Host) -> Result<Box<dyn Source>, Refused>;
 
 /// When a probe is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,8 @@ pub(super) const PROBE: Probe = Probe {
 };
 
 /// hwmon names of processor sensors: Pi, AMD, Intel, and generic Arm boards.
-const PROCESSORS: [&str; 6] = ["cpu_thermal", "cpu-thermal", "k10temp", "coretemp", "soc_thermal", "x86_pkg_temp"];
+const PROCESSORS: [&str; 6] =
+    ["cpu_thermal", "cpu-thermal", "k10temp", "coretemp", "soc_thermal", "x86_pkg_temp"];
 
 struct Sensors {
     /// `None` on a system without any.

@@ -224,7 +224,8 @@ mod tests {
 
     #[test]
     fn the_time_that_the_responder_took_drops_out() {
-        let reply = Packet { sent: 1_000, received: 50_100, answered: 950_100, stamped: 7, ..Packet::default() };
+        let reply =
+            Packet { sent: 1_000, received: 50_100, answered: 950_100, stamped: 7, ..Packet::default() };
         let trip = RoundTrip::complete(&reply, 901_250, STAMPED_RETURNED).unwrap();
         assert_eq!((trip.round_trip, trip.outbound, trip.stamped), (250, 49_100, 15));
     }
@@ -254,7 +255,8 @@ mod tests {
     #[test]
     fn a_reply_counts_once_and_only_in_its_session() {
         let mut peer = Peer::default();
-        let reply = Packet { session: 7, sequence: 3, sent: 10, received: 20, answered: 30, ..Packet::default() };
+        let reply =
+            Packet { session: 7, sequence: 3, sent: 10, received: 20, answered: 30, ..Packet::default() };
         for _ in 0..2 {
             peer.returned(&reply, 100, 7);
         }
@@ -266,7 +268,14 @@ mod tests {
     fn a_new_session_counts_from_its_first_request() {
         let mut peer = Peer::default();
         for (session, sequence) in [(1, 8), (1, 10), (2, 4), (2, 5)] {
-            let feedback = Packet { session, sequence, heard_session: 9, heard: sequence, heard_highest: 6, ..Packet::default() };
+            let feedback = Packet {
+                session,
+                sequence,
+                heard_session: 9,
+                heard: sequence,
+                heard_highest: 6,
+                ..Packet::default()
+            };
             peer.hear(&feedback, 50, 9);
         }
         assert_eq!((peer.heard_session, peer.heard, peer.heard_first, peer.heard_highest), (2, 2, 4, 5));

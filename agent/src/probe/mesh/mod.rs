@@ -138,11 +138,14 @@ impl Delay {
 
     /// Whether the way there and the way back are slow, and by how much, ms.
     fn verdict(&self) -> [(bool, Option<f64>); 2] {
-        let Some((there, back)) = self.excess.filter(|_| self.learnt >= LEARNT) else { return [(false, None); 2] };
+        let Some((there, back)) = self.excess.filter(|_| self.learnt >= LEARNT) else {
+            return [(false, None); 2];
+        };
         let slow = self.slow_for >= SLOW;
         // A way is to blame when it has at least a third of the delay: both, when they share it.
         let total = there.max(0) + back.max(0);
-        [there, back].map(|excess| (slow && excess * 3 >= total && excess > 0, Some(excess.max(0) as f64 / 1e6)))
+        [there, back]
+            .map(|excess| (slow && excess * 3 >= total && excess > 0, Some(excess.max(0) as f64 / 1e6)))
     }
 }
 
@@ -155,9 +158,11 @@ fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
 
 impl Link {
     fn judge(&mut self, sample: &PeerSample, period_ms: u64) -> PeerReport {
-        if self.history.back().is_some_and(|last| {
-            last.heard_session != sample.heard_session || last.sequence > sample.sequence
-        }) {
+        if self
+            .history
+            .back()
+            .is_some_and(|last| last.heard_session != sample.heard_session || last.sequence > sample.sequence)
+        {
             // One of the two probers started anew: its numbers did too.
             self.history.clear();
         }
@@ -290,11 +295,8 @@ impl Judge for Mesh {
             })
             .collect();
         for kind in KINDS {
-            let raised: Vec<&str> = statements
-                .iter()
-                .filter(|s| s.id == kind.id)
-                .filter_map(|s| s.subject.as_deref())
-                .collect();
+            let raised: Vec<&str> =
+                statements.iter().filter(|s| s.id == kind.id).filter_map(|s| s.subject.as_deref()).collect();
             let (status, evidence) = match raised.as_slice() {
                 [] if peers.is_empty() => (Status::Clear, "no peers are known yet".to_owned()),
                 [] => (Status::Clear, format!("{} peers are probed", peers.len())),
@@ -303,7 +305,8 @@ impl Judge for Mesh {
             health.statements.push(kind.statement(None, status, evidence));
         }
         health.statements.extend(statements);
-        let cut_off = health.links.len() > 1 && health.links.values().all(|l| l.incoming.state == WayState::Cut);
+        let cut_off =
+            health.links.len() > 1 && health.links.values().all(|l| l.incoming.state == WayState::Cut);
         health.statements.push(Statement {
             id: "isolated",
             subject: None,
@@ -312,13 +315,19 @@ impl Judge for Mesh {
             severity: Severity::Critical,
             depends_on: &[],
             evidence: if cut_off {
-                format!("none of {} peers is heard; check this node's cable and switch port", health.links.len())
+                format!(
+                    "none of {} peers is heard; check this node's cable and switch port",
+                    health.links.len()
+                )
             } else {
                 "peers are heard, or there are too few to tell".to_owned()
             },
         });
-        let worst = |values: &mut dyn Iterator<Item = f64>| values.fold(None, |w: Option<f64>, v| Some(w.map_or(v, |w| w.max(v))));
-        let round_trip = worst(&mut health.links.values().filter_map(|l| Some(l.round_trip?.median_us / 1000.0)));
+        let worst = |values: &mut dyn Iterator<Item = f64>| {
+            values.fold(None, |w: Option<f64>, v| Some(w.map_or(v, |w| w.max(v))))
+        };
+        let round_trip =
+            worst(&mut health.links.values().filter_map(|l| Some(l.round_trip?.median_us / 1000.0)));
         let loss = worst(&mut health.links.values().flat_map(|l| [l.out.loss, l.incoming.loss]).flatten());
         health.reading(ROUND_TRIP.0, ROUND_TRIP.1, round_trip, Unit::Millisecond, Kind::Gauge);
         health.reading(LOSS.0, LOSS.1, loss.map(|l| l * 100.0), Unit::Percent, Kind::Gauge);

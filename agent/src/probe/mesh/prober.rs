@@ -79,10 +79,12 @@ impl Prober {
             config::Stamps::Auto => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
                 .map_err(|e| format!("{e}; bramble probe needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")),
         };
-        let bind = |port| bind(port).map_err(|e| match e.kind() {
-            io::ErrorKind::AddrInUse => format!("UDP port {port} is taken; set probe.port, on all nodes"),
-            _ => format!("opening UDP port {port}: {e}"),
-        });
+        let bind = |port| {
+            bind(port).map_err(|e| match e.kind() {
+                io::ErrorKind::AddrInUse => format!("UDP port {port} is taken; set probe.port, on all nodes"),
+                _ => format!("opening UDP port {port}: {e}"),
+            })
+        };
         Ok(Self {
             uplink,
             session,
@@ -108,9 +110,11 @@ impl Prober {
     /// How the mesh is measured, and why not better.
     pub fn tier(&self) -> Tier {
         match &self.programs {
-            Ok(programs) => {
-                Tier { stamps: Stamps::Kernel, attached: Some(programs.attached.to_string()), why: String::new() }
-            }
+            Ok(programs) => Tier {
+                stamps: Stamps::Kernel,
+                attached: Some(programs.attached.to_string()),
+                why: String::new(),
+            },
             Err(why) => Tier { stamps: Stamps::User, attached: None, why: why.clone() },
         }
     }
@@ -131,7 +135,10 @@ impl Prober {
             }
         }
         for (name, &address) in wanted {
-            if self.peers.contains_key(name) || self.names.contains_key(&address) || address == self.uplink.address {
+            if self.peers.contains_key(name)
+                || self.names.contains_key(&address)
+                || address == self.uplink.address
+            {
                 continue;
             }
             if let Ok(programs) = &mut self.programs
@@ -259,7 +266,11 @@ impl Prober {
                     silent_ms: (peer.last_heard > 0).then(|| now.saturating_sub(peer.last_heard) / 1_000_000),
                     trips: new
                         .into_iter()
-                        .map(|s| Trip { round_trip: s.round_trip, outbound: s.outbound, stamps: stamps(s.stamped) })
+                        .map(|s| Trip {
+                            round_trip: s.round_trip,
+                            outbound: s.outbound,
+                            stamps: stamps(s.stamped),
+                        })
                         .collect(),
                 };
                 (name.clone(), sample)
@@ -305,7 +316,8 @@ fn drain(socket: &UdpSocket, mut each: impl FnMut(&[u8], SocketAddrV4)) {
 /// One system call for the batch. What cannot be sent counts as lost, which it is.
 fn send_batch<const N: usize>(socket: &UdpSocket, batch: &[([u8; N], SocketAddrV4)]) {
     let slices: Vec<[IoSlice<'_>; 1]> = batch.iter().map(|(bytes, _)| [IoSlice::new(bytes)]).collect();
-    let addresses: Vec<Option<SockaddrIn>> = batch.iter().map(|(_, to)| Some(SockaddrIn::from(*to))).collect();
+    let addresses: Vec<Option<SockaddrIn>> =
+        batch.iter().map(|(_, to)| Some(SockaddrIn::from(*to))).collect();
     let mut from = 0;
     while from < batch.len() {
         let mut headers = MultiHeaders::preallocate(batch.len() - from, None);

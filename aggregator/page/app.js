@@ -15,11 +15,11 @@ const WORDS = {
 /** Node, condition and finding states, by the shape that stands for them. */
 const SHAPES = {
   online: 'fine', silent: 'lossy', gone: 'cut', 'last-known': 'unknown',
-  clear: 'fine', raised: 'lossy', trouble: 'cut',
+  clear: 'fine', raised: 'lossy', warning: 'lossy', critical: 'cut',
   met: 'fine', not_needed: 'fine', waiting: 'slow', unmet: 'lossy', blocked: 'cut',
 }
 const FINDINGS = [
-  ['blocked', 'need a person'], ['unmet', 'not met'], ['unknown', 'could not tell'],
+  ['blocked', 'blocked'], ['unmet', 'not met'], ['unknown', 'could not tell'],
   ['waiting', 'waiting'], ['met', 'met'], ['not_needed', 'not needed'],
 ]
 const VERDICTS = {
@@ -132,23 +132,31 @@ function span(seconds) {
 /** Seconds from `then` to the snapshot: both by the aggregator's clock, so a wrong clock here does no harm. */
 const before = (view, then) => (Date.parse(view.ts) - Date.parse(then)) / 1000
 
+/** Subjects of links are written `n2 -> n3` on the wire. */
+const arrow = (text) => text.replaceAll(' -> ', ' → ')
+
 // ---- sections ----
 
 function headline(view) {
   const { state, text, detail } = view.headline
-  return h('div', { class: `headline ${state}`, 'data-state': state },
-    shape(state),
-    h('div', {}, h('p', { class: 'text' }, text), detail ? h('p', { class: 'detail' }, detail) : null))
+  const critical = view.alerts.some((alert) => alert.severity === 'critical') || view.links.some((link) => link.state === 'cut')
+  const look = state === 'trouble' ? (critical ? 'critical' : 'warning') : state
+  // The alerts below carry the evidence.
+  const more = view.alerts.length - 1
+  const second = state !== 'trouble' || more < 0 ? detail : more ? `and ${more} more ${more === 1 ? 'alert' : 'alerts'}` : ''
+  return h('div', { class: `headline ${look}`, 'data-state': state },
+    shape(look),
+    h('div', {}, h('p', { class: 'text' }, arrow(text)), second ? h('p', { class: 'detail' }, second) : null))
 }
 
 function alerts(view) {
   return h('ol', {}, view.alerts.map((alert) =>
     h('li', { class: `alert ${alert.severity}`, 'data-key': alert.id, 'data-alert': alert.id, 'data-kind': alert.kind },
-      shape(alert.severity === 'critical' ? 'cut' : 'lossy'),
+      shape(alert.severity),
       h('div', {},
-        h('p', { class: 'text' }, alert.title,
+        h('p', { class: 'text' }, arrow(alert.title),
           h('span', { class: 'when' }, `${alert.severity}, for ${span(before(view, alert.since))}`)),
-        h('ul', {}, alert.evidence.map((line) => h('li', {}, line)))))))
+        h('ul', {}, alert.evidence.map((line) => h('li', {}, arrow(line))))))))
 }
 
 function stamps(node) {
@@ -164,7 +172,7 @@ function stamps(node) {
 function worst(node) {
   if (!node.worst) return null
   const { status, title, subject, evidence } = node.worst
-  const name = subject ? `${subject}: ${title}` : title
+  const name = subject ? `${arrow(subject)}: ${title}` : title
   return h('p', { class: `worst ${status}` }, shape(status),
     h('span', {}, h('strong', {}, status === 'unknown' ? `Could not tell: ${name}` : name), ' ', evidence))
 }
@@ -282,8 +290,8 @@ function conditions(view) {
       const key = `${condition.node} ${condition.id} ${condition.subject ?? ''}`
       return h('tr', { 'data-key': key, 'data-condition': condition.id, 'data-status': condition.status },
         h('th', { scope: 'row' }, condition.node),
-        h('td', {}, condition.title, condition.subject ? h('span', { class: 'why' }, condition.subject) : null),
-        h('td', { class: `status ${condition.status}` }, shape(condition.status === 'raised' && condition.severity === 'critical' ? 'cut' : condition.status),
+        h('td', {}, condition.title, condition.subject ? h('span', { class: 'why' }, arrow(condition.subject)) : null),
+        h('td', { class: `status ${condition.status}` }, shape(condition.status === 'raised' ? condition.severity : condition.status),
           condition.status === 'unknown' ? 'could not tell' : condition.severity),
         h('td', { class: 'evidence' }, condition.evidence))
     })))

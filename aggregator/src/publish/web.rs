@@ -233,10 +233,10 @@ pub fn headline(cluster: &Cluster, now: Timestamp) -> Headline {
     // Stable: of equal severity the root cause stays first.
     alerts.sort_by_key(|alert| std::cmp::Reverse(alert.severity));
     if let Some(first) = alerts.first() {
-        let detail = match alerts.len() {
-            1 => first.evidence.join("; "),
-            n => format!("and {} more", count(n - 1, "alert")),
-        };
+        let mut detail = first.evidence.join("; ");
+        if alerts.len() > 1 {
+            detail = format!("{detail}; and {} more", count(alerts.len() - 1, "alert"));
+        }
         return say("trouble", first.title.clone(), detail);
     }
     let nodes = cluster.nodes();

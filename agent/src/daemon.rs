@@ -18,7 +18,7 @@ use wire::{
 
 use crate::{
     companion::{self, Link, Sample, Wanted},
-    config::Config,
+    config::{self, Config},
     facts::Facts,
     host::{Host, clock, state::State},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
@@ -319,6 +319,8 @@ impl<'a> Agent<'a> {
         let (status, evidence) = match tier.stamps {
             Stamps::Kernel => (Status::Clear, "round trips are stamped by the kernel".to_owned()),
             Stamps::None => (Status::Unknown, tier.why),
+            // What the owner chose is no fault; every report says it all the same, in the tier.
+            _ if self.config.probe.stamps == config::Stamps::User => (Status::Clear, tier.why),
             Stamps::User | Stamps::Mixed => (Status::Raised, tier.why),
         };
         Statement {

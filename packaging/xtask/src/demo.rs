@@ -85,13 +85,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     {
         bail!("there is no node {stranger}, only n1 to n{}", arguments.nodes);
     }
-    let interrupt = Interrupt::prepare()?;
     if !build::is_built_for_root() {
         setup::ensure(&[Purpose::Demo])?;
         progress(format_args!("building"));
         build::programs(Profile::of(arguments.dev))?;
     }
     build::become_root()?;
+    let interrupt = Interrupt::prepare()?;
     let before = Before::look()?;
     progress(format_args!("starting {} nodes, broker and aggregator", arguments.nodes));
     let lab = Lab::start(&build::binaries(Profile::of(arguments.dev))?, arguments.nodes, arguments.port)?;

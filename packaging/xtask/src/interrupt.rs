@@ -2,35 +2,31 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// Exit code of a process that Ctrl-C ended, as shells write it.
+const INTERRUPTED: i32 = 130;
 
 /// Whether somebody wants the end.
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// From now on SIGINT, SIGTERM and SIGHUP are noted instead of ending the process at once; the second one does.
-    /// To be called before any other thread is started.
     ///
     /// # Errors
     ///
-    /// No thread can be started.
+    /// The kernel refuses a handler.
     pub(crate) fn prepare() -> Result<Self> {
-        // Children start with no signal blocked: the standard library sees to that.
-        let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
-        signals.thread_block().context("blocking signals")?;
         let came = Arc::new(AtomicBool::new(false));
-        let note = came.clone();
-        thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            while signals.wait().is_ok() {
-                if note.swap(true, Ordering::Relaxed) {
-                    // Children and namespaces go with us.
-                    std::process::exit(130);
-                }
-            }
-        })?;
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // In this order: what ends the process looks before the first one is noted.
+            flag::register_conditional_shutdown(signal, INTERRUPTED, came.clone())
+                .and_then(|_| flag::register(signal, came.clone()))
+                .context("watching for Ctrl-C")?;
+        }
         Ok(Self(came))
     }
 

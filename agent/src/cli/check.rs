@@ -145,7 +145,7 @@ impl Summary {
     }
 
     fn has(&self, state: State) -> bool {
-        self.counts.contains(&(state, 0)).then_some(()).is_none()
+        !self.counts.contains(&(state, 0))
     }
 
     fn exit_code(&self) -> ExitCode {
@@ -412,6 +412,55 @@ mod tests {
     #[test]
     fn what_a_file_says_cannot_move_the_cursor() {
         assert_eq!(printable("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    }
+
+    fn a_captured_pi() -> (Host, Facts) {
+        let tree = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/hosts/pi5-bookworm-16k");
+        let host = Host::tree(tree.as_ref()).unwrap();
+        let facts = Facts::observe(&host);
+        (host, facts)
+    }
+
+    #[test]
+    fn json_holds_each_requirement_once_with_what_mends_it() {
+        let (host, facts) = a_captured_pi();
+        let judged: Vec<Judged> = require::judge(REQUIREMENTS, &facts, &Config::default()).collect();
+        let object = json(&host, &facts, &judged, &Summary::of(&judged));
+        assert_eq!((&object["v"], &object["host"]["live"]), (&json!(1), &json!(false)));
+        assert_eq!(object["host"]["board"], "Raspberry Pi 5 Model B Rev 1.0");
+        let findings = object["findings"].as_array().unwrap();
+        assert_eq!(findings.len(), REQUIREMENTS.len());
+        let total: u64 = ["met", "unmet", "waiting", "blocked", "not_needed", "unknown"]
+            .iter()
+            .map(|state| object["summary"][state].as_u64().unwrap())
+            .sum();
+        assert_eq!(total, findings.len() as u64);
+        let of = |id: &str| findings.iter().find(|finding| finding["id"] == id).unwrap();
+        assert_eq!(
+            of("memory-cgroup")["changes"],
+            json!([
+                "add cgroup_enable=memory to the line of /boot/firmware/cmdline.txt, in force after a reboot"
+            ])
+        );
+        assert!(of("hostname")["next"].as_str().unwrap().contains("set-hostname"));
+        assert_eq!(of("disk-space")["state"], "unknown");
+    }
+
+    #[test]
+    fn the_table_fits_the_terminal_and_keeps_every_finding() {
+        let (host, facts) = a_captured_pi();
+        let judged: Vec<Judged> = require::judge(REQUIREMENTS, &facts, &Config::default()).collect();
+        for width in [80, 100, 200] {
+            let text = table(&host, &facts, &judged, &Summary::of(&judged), width);
+            let plain = anstream::adapter::strip_str(&text).to_string();
+            for requirement in REQUIREMENTS {
+                assert!(plain.contains(&format!(" {} ", requirement.id)), "{}", requirement.id);
+            }
+            // The heading is one line whatever the width.
+            let wide = plain.lines().skip(1).find(|line| line.chars().count() > width);
+            assert_eq!(wide, None, "at width {width}");
+            assert!(plain.trim_end().ends_with(&Summary::of(&judged).line()));
+        }
     }
 
     #[test]

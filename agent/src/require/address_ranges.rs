@@ -29,7 +29,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
                 return Finding::blocked(
                     format!("{own} on {} overlaps {range}/{prefix}, the range for {who}", route.interface),
                     "move the home network to another range (192.168.0.0/16 is free of both), or give K3s other \
-                     ranges with cluster-cidr and service-cidr",
+                     ranges (cluster-cidr, service-cidr) and accept this one (accept = [\"address-ranges\"] in [cluster])",
                 );
             }
         }

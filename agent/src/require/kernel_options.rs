@@ -48,7 +48,7 @@ pub(super) const CILIUM: Requirement = Requirement {
     id: "kernel-options-cilium",
     area: Area::Kernel,
     title: "the kernel was built with what Cilium needs",
-    why: "the Cilium agent exits at its start, and no pod gets a network",
+    why: "the Cilium agent exits at its start, or a function fails when it is first used",
     source: "cilium/cilium Documentation/operations/system_requirements.rst",
     catalogue: &["KERN-006"],
     judge: |facts, _| all(facts, CILIUM_BASE),

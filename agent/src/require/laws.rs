@@ -178,11 +178,21 @@ fn a_file_that_was_not_captured_never_turns_into_a_claim() {
 #[test]
 fn spoilt_files_are_survived_and_named() {
     type Spoil = fn(&Path);
-    let spoils: [Spoil; 6] = [
+    let spoils: [Spoil; 8] = [
         |file| fs::write(file, "").unwrap(),
         |file| fs::write(file, b"\0\xff\xfe\x7fELF").unwrap(),
         |file| fs::write(file, "\n= - : [ ]\nCONFIG_ \u{1b}[2J 99999999999999999999 -\n").unwrap(),
         |file| fs::File::create(file).unwrap().set_len(LARGEST + 1).unwrap(),
+        |file| {
+            let content = fs::read(file).unwrap();
+            fs::write(file, &content[..content.len() / 2]).unwrap();
+        },
+        |file| {
+            let content = fs::read(file).unwrap().into_iter().enumerate();
+            let spoilt: Vec<u8> =
+                content.map(|(at, byte)| if at % 5 == 2 { byte ^ 0x15 } else { byte }).collect();
+            fs::write(file, spoilt).unwrap();
+        },
         |file| {
             fs::remove_file(file).unwrap();
             fs::create_dir(file).unwrap();

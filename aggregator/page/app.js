@@ -307,6 +307,9 @@ function footer(view) {
 }
 
 function show(view) {
+  view.nodes.sort((a, b) => a.name.localeCompare(b.name, 'en', { numeric: true }))
+  // Stable: of equal severity the root cause stays first.
+  view.alerts.sort((a, b) => a.severity.localeCompare(b.severity))
   document.title = `${{ fine: '✓', unknown: '?', trouble: '!' }[view.headline.state]} ${view.cluster} · bramble`
   byId('cluster').textContent = view.cluster
   draw('headline', headline(view))

@@ -41,6 +41,8 @@ pub struct Settings {
     pub silent_after: SignedDuration,
     /// Alerts of an earlier run that are not raised again this long after the connection are taken back.
     pub settle: SignedDuration,
+    /// The cluster's state is not said earlier than this after the connection.
+    pub first_word: SignedDuration,
     /// The cluster's state is said again after this long without a change; it expires after three times this.
     pub say_again: SignedDuration,
 }
@@ -54,6 +56,7 @@ impl Default for Settings {
             clear_after: SignedDuration::from_secs(3),
             silent_after: SignedDuration::from_secs(30),
             settle: SignedDuration::from_secs(15),
+            first_word: SignedDuration::from_secs(3),
             say_again: SignedDuration::from_secs(5),
         }
     }
@@ -604,6 +607,13 @@ impl Cluster {
 
     /// Says the cluster's state when it changed, and from time to time.
     fn say_state(&mut self, changed: bool, now: Timestamp, effects: &mut Vec<Effect>) {
+        // After a connection the nodes get their say first, so that what still holds is not taken back for a second.
+        let heard_them = self.broker.as_ref().is_some_and(|broker| {
+            broker.connected && now.duration_since(broker.since) >= self.settings.first_word
+        });
+        if !heard_them {
+            return;
+        }
         let age = self.said.as_ref().map(|(at, _)| now.duration_since(*at));
         if !changed && age.is_some_and(|age| age < SignedDuration::from_secs(1)) {
             return;
@@ -639,8 +649,9 @@ impl Cluster {
     }
 }
 
-/// Alerts that the state message lists; it must stay far below [`MAX_PAYLOAD`]. Each has its own topic anyway.
-const STATE_ALERTS: usize = 100;
+/// Alerts that the state message lists: with the longest titles that others can make us write, it stays below
+/// [`MAX_PAYLOAD`]. Each has its own topic anyway.
+const STATE_ALERTS: usize = 30;
 
 /// A retained message of ours.
 pub(crate) fn publish<T: serde::Serialize>(topic: Topic, message: &T, expiry: Option<Duration>) -> Effect {
@@ -881,9 +892,28 @@ mod tests {
             scene.row("n1", &["n1", "n2"], &[]);
             scene.wait_ms(250);
         }
-        assert_eq!(states(&scene), 3, "at the start, after 5 s and after 10 s");
+        assert_eq!(states(&scene), 2, "when all had their say, and 5 s later");
         scene.node("n1", "availability", "offline");
-        assert_eq!(states(&scene), 4, "with the alert");
+        assert_eq!(states(&scene), 3, "with the alert");
+    }
+
+    #[test]
+    fn no_message_of_ours_is_larger_than_what_is_read() {
+        let mut scene = Scene::new(Settings::default());
+        for i in 0..50 {
+            let mut long = condition("c", "raised", &[]);
+            for key in ["title", "evidence", "subject"] {
+                long[key] = json!("\u{1}".repeat(2000));
+            }
+            let node = format!("n{i}");
+            scene.node(&node, "state", &state(&node, json!({}), json!([long])));
+        }
+        let sizes = scene.effects.iter().filter_map(|effect| match effect {
+            Effect::Publish { payload, .. } => Some(payload.len()),
+            _ => None,
+        });
+        assert!(sizes.clone().count() >= 100);
+        assert!(sizes.max().unwrap() <= MAX_PAYLOAD);
     }
 
     fn topic() -> impl Strategy<Value = String> {

@@ -57,10 +57,20 @@ pub fn bramble_egress(packet: TcContext) -> i32 {
 /// Probes on their way in: t2 of a peer's requests; a peer's replies complete a round trip.
 #[classifier]
 pub fn bramble_ingress(packet: TcContext) -> i32 {
-    if let Some(datagram) = Datagram::find(&packet) {
+    if let Some(datagram) = Datagram::find(&packet)
+        && !is_for_somebody_else(&packet)
+    {
         arriving(&datagram);
     }
     TC_ACT_UNSPEC
+}
+
+/// A switch floods frames for a node that it has lost to all others, and this is where they see them.
+#[inline(always)]
+fn is_for_somebody_else(packet: &TcContext) -> bool {
+    const PACKET_OTHERHOST: u32 = 3;
+    // SAFETY: the context is valid as long as the program runs.
+    unsafe { (*packet.skb.skb).pkt_type == PACKET_OTHERHOST }
 }
 
 #[inline(always)]

@@ -394,7 +394,7 @@ async fn feed(client: AsyncClient, shared: Arc<Shared>, filters: Vec<String>) {
                         path: f.clone(),
                         qos: QoS::AtLeastOnce,
                         nolocal: false,
-                        preserve_retain: true,
+                        preserve_retain: false,
                         retain_forward_rule: RetainForwardRule::OnEverySubscribe,
                     }))
                     .await

@@ -2,6 +2,7 @@
 //!
 //! What `Display` prints is the line that a person approves. Nothing here reads or writes.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The file for kernel settings. It sorts behind those of the distributions and before Cilium's own.
@@ -9,80 +10,93 @@ pub const SYSCTL_FILE: &str = "/etc/sysctl.d/99-zz-bramble.conf";
 /// The file for modules that are loaded at boot.
 pub const MODULES_FILE: &str = "/etc/modules-load.d/bramble.conf";
 
+/// A text that is known when bramble is built, or only when the host was read.
+pub type Text = Cow<'static, str>;
+
 /// One edit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Writes a whole file of bramble's own.
     WriteFile {
         /// Where.
-        path: &'static str,
+        path: Text,
         /// What stands in it afterwards.
-        content: String,
+        content: Text,
     },
     /// Adds a line at the top of a file that others own: there no section of theirs swallows it.
     AddLine {
         /// Which file.
-        path: &'static str,
+        path: Text,
         /// The line, without its end.
-        line: String,
+        line: Text,
     },
     /// Adds one argument at the end of the one line of the boot file; all others stay in order.
     AppendToken {
         /// The boot file.
-        path: String,
+        path: Text,
         /// The argument.
-        token: &'static str,
+        token: Text,
     },
     /// Takes one argument out of the boot file.
     RemoveToken {
         /// The boot file.
-        path: String,
+        path: Text,
         /// The argument.
-        token: &'static str,
+        token: Text,
     },
     /// Joins the lines of the boot file into the one that the firmware reads.
     JoinLines {
         /// The boot file.
-        path: String,
+        path: Text,
+    },
+    /// Adds a setting for all boards at the end of config.txt, where the last word counts. It decides which kernel
+    /// boots, so it is for the owner to consent to.
+    FirmwareSetting {
+        /// The config.txt.
+        path: Text,
+        /// For instance "kernel".
+        key: Text,
+        /// The value.
+        value: Text,
     },
     /// Sets a kernel setting now and in [`SYSCTL_FILE`].
     Sysctl {
         /// With dots; may hold patterns such as `net.ipv4.conf.lxc*.rp_filter`.
-        key: &'static str,
+        key: Text,
         /// The value.
-        value: &'static str,
+        value: Text,
     },
     /// Loads modules now, and at boot through [`MODULES_FILE`].
     LoadModules {
         /// As modprobe knows them.
-        names: Vec<&'static str>,
+        names: Vec<Text>,
     },
     /// Mounts a kernel file system.
     Mount {
         /// Its type, which is also its source.
-        kind: &'static str,
+        kind: Text,
         /// Where.
-        point: &'static str,
+        point: Text,
     },
     /// Lets mounts below a point reach other mount namespaces.
     ShareMount {
         /// The mount.
-        point: &'static str,
+        point: Text,
     },
     /// Enables a unit and starts it.
     EnableUnit {
         /// The unit's name.
-        unit: &'static str,
+        unit: Text,
     },
     /// Stops a unit and keeps it from being started.
     MaskUnit {
         /// The unit's name.
-        unit: &'static str,
+        unit: Text,
     },
     /// Stops using an area of swap, until the next boot.
     SwapOff {
         /// The device or file.
-        path: String,
+        path: Text,
     },
 }
 
@@ -102,6 +116,9 @@ impl fmt::Display for Change {
             }
             Change::JoinLines { path } => {
                 write!(f, "join the lines of {path} into one, in force after a reboot")
+            }
+            Change::FirmwareSetting { path, key, value } => {
+                write!(f, "set {key}={value} for [all] at the end of {path}, in force after a reboot")
             }
             Change::Sysctl { key, value } => write!(f, "set {key} = {value}, now and in {SYSCTL_FILE}"),
             Change::LoadModules { names } => {
@@ -124,18 +141,21 @@ mod tests {
     fn a_change_reads_as_the_line_a_person_approves() {
         let lines = [
             (
-                Change::Sysctl { key: "net.ipv4.ip_forward", value: "1" },
+                Change::Sysctl { key: "net.ipv4.ip_forward".into(), value: "1".into() },
                 "set net.ipv4.ip_forward = 1, now and in /etc/sysctl.d/99-zz-bramble.conf",
             ),
             (
                 Change::AppendToken {
                     path: "/boot/firmware/cmdline.txt".into(),
-                    token: "cgroup_enable=memory",
+                    token: "cgroup_enable=memory".into(),
                 },
                 "add cgroup_enable=memory to the line of /boot/firmware/cmdline.txt, in force after a reboot",
             ),
             (
-                Change::WriteFile { path: "/etc/x.conf", content: "# by bramble\n[Network]\nA=no\n".into() },
+                Change::WriteFile {
+                    path: "/etc/x.conf".into(),
+                    content: "# by bramble\n[Network]\nA=no\n".into(),
+                },
                 "write /etc/x.conf: [Network] A=no",
             ),
         ];

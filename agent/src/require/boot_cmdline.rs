@@ -31,7 +31,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             ),
             lines => Finding::unmet(
                 format!("{} has {lines} lines", file.path),
-                [Change::JoinLines { path: file.path.clone() }],
+                [Change::JoinLines { path: file.path.clone().into() }],
             ),
         }
     },

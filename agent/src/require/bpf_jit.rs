@@ -18,7 +18,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             return Finding::met("the kernel was built with the compiler alone");
         }
         match facts.sysctl.value(KEY)? {
-            Some("0") => Finding::unmet(format!("{KEY} is 0"), [Change::Sysctl { key: KEY, value: "1" }]),
+            Some("0") => {
+                Finding::unmet(format!("{KEY} is 0"), [Change::Sysctl { key: KEY.into(), value: "1".into() }])
+            }
             Some(value) => Finding::met(format!("{KEY} is {value}")),
             None => Finding::blocked(
                 "this kernel has no BPF compiler",

@@ -18,7 +18,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         let Some(top) = mounts.top(POINT) else {
             return Finding::unmet(
                 format!("nothing is mounted on {POINT}"),
-                [Change::Mount { kind: "bpf", point: POINT }],
+                [Change::Mount { kind: "bpf".into(), point: POINT.into() }],
             );
         };
         match (top.kind.as_str(), mounts.at(POINT).count()) {

@@ -22,9 +22,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             None => format!("nothing is mounted on {POINT}"),
         };
         match facts.boot_file.as_ref()? {
-            Some(file) if file.cmdline().has(FORCED) => {
-                Finding::unmet(kind, [Change::RemoveToken { path: file.path.clone(), token: FORCED }])
-            }
+            Some(file) if file.cmdline().has(FORCED) => Finding::unmet(
+                kind,
+                [Change::RemoveToken { path: file.path.clone().into(), token: FORCED.into() }],
+            ),
             _ if facts.cmdline.as_ref()?.has(FORCED) => Finding::blocked(
                 kind,
                 format!("take {FORCED} out of the boot loader's kernel arguments and reboot"),

@@ -26,7 +26,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         }
         Finding::unmet(
             format!("/etc/dhcpcd.conf does not deny {}", managed.join(", ")),
-            [Change::AddLine { path: "/etc/dhcpcd.conf", line: "denyinterfaces cilium* lxc* veth*".into() }],
+            [Change::AddLine {
+                path: "/etc/dhcpcd.conf".into(),
+                line: "denyinterfaces cilium* lxc* veth*".into(),
+            }],
         )
     },
 };

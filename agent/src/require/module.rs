@@ -157,7 +157,7 @@ pub(super) const AMBIENT: Requirement = Requirement {
         }
         Finding::unmet(
             format!("{} of {} modules are not loaded, and not named for boot", forgotten.len(), needed.len()),
-            [Change::LoadModules { names: forgotten }],
+            [Change::LoadModules { names: forgotten.into_iter().map(Into::into).collect() }],
         )
     },
 };

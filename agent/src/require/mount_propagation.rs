@@ -21,7 +21,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         }
         Finding::unmet(
             format!("{} not shared", private.join(" and ")),
-            private.into_iter().map(|point| Change::ShareMount { point }).collect::<Vec<_>>(),
+            private.into_iter().map(|point| Change::ShareMount { point: point.into() }).collect::<Vec<_>>(),
         )
     },
 };

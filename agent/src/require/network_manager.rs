@@ -25,7 +25,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         Finding::unmet(
             format!("not told to leave {} alone", managed.join(", ")),
             [Change::WriteFile {
-                path: "/etc/NetworkManager/conf.d/99-zz-bramble.conf",
+                path: "/etc/NetworkManager/conf.d/99-zz-bramble.conf".into(),
                 content: "# Written by bramble: these interfaces are Cilium's.\n\
                           [keyfile]\n\
                           unmanaged-devices+=interface-name:cilium*;interface-name:lxc*\n"

@@ -27,11 +27,12 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         Finding::unmet(
             format!("{} not no", lacking.join(" and ")),
             [Change::WriteFile {
-                path: "/etc/systemd/networkd.conf.d/99-zz-bramble.conf",
+                path: "/etc/systemd/networkd.conf.d/99-zz-bramble.conf".into(),
                 content: format!(
                     "# Written by bramble: Cilium's routes and rules are not systemd-networkd's.\n\
                      [Network]\n{settings}"
-                ),
+                )
+                .into(),
             }],
         )
     },

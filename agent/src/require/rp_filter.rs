@@ -29,7 +29,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         let all = live.get("all").copied().unwrap_or(0);
         if all != 0 {
             wrong.push(format!("net.ipv4.conf.all.rp_filter is {all}"));
-            changes.push(Change::Sysctl { key: "net.ipv4.conf.all.rp_filter", value: "0" });
+            changes.push(Change::Sysctl { key: "net.ipv4.conf.all.rp_filter".into(), value: "0".into() });
         }
         let default = live.get("default").copied().unwrap_or(0);
         for (key, prefix, stand_in) in CILIUM {
@@ -48,7 +48,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             } else {
                 continue;
             }
-            changes.push(Change::Sysctl { key, value: "0" });
+            changes.push(Change::Sysctl { key: key.into(), value: "0".into() });
         }
         if !changes.is_empty() {
             return Finding::unmet(wrong.join(", "), changes);
@@ -59,7 +59,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         {
             return Finding::unmet(
                 format!("net.ipv4.conf.{uplink}.rp_filter is 1 (strict)"),
-                [Change::Sysctl { key: "net.ipv4.conf.*.rp_filter", value: "0" }],
+                [Change::Sysctl { key: "net.ipv4.conf.*.rp_filter".into(), value: "0".into() }],
             );
         }
         Finding::met("off for all, and for the interfaces Cilium makes")

@@ -21,8 +21,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         }
         let what = format!("swapping to {}", disks.join(", "));
         if facts.units.uses(DPHYS)? {
-            let off = disks.iter().map(|path| Change::SwapOff { path: path.to_string() });
-            let mask = Change::MaskUnit { unit: "dphys-swapfile.service" };
+            let off = disks.iter().map(|path| Change::SwapOff { path: path.to_string().into() });
+            let mask = Change::MaskUnit { unit: "dphys-swapfile.service".into() };
             return Finding::unmet(what, off.chain([mask]).collect::<Vec<_>>());
         }
         Finding::blocked(

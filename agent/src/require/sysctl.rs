@@ -62,7 +62,7 @@ pub(super) const FORWARDING6: Requirement = Requirement {
             }
             let changes = settings.iter().map(Setting::change);
             let changes: Vec<Change> =
-                [Change::LoadModules { names: vec![ipv6.name] }].into_iter().chain(changes).collect();
+                [Change::LoadModules { names: vec![ipv6.name.into()] }].into_iter().chain(changes).collect();
             return Finding::unmet("IPv6 is not loaded", changes);
         }
         hold(facts, &settings)
@@ -152,7 +152,7 @@ impl Setting {
     }
 
     fn change(&self) -> Change {
-        Change::Sysctl { key: self.key, value: self.value }
+        Change::Sysctl { key: self.key.into(), value: self.value.into() }
     }
 }
 

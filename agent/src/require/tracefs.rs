@@ -22,7 +22,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             Some(point) => Finding::met(format!("tracefs on {point}")),
             None => Finding::unmet(
                 format!("tracefs is not mounted on {POINT}"),
-                [Change::Mount { kind: "tracefs", point: POINT }],
+                [Change::Mount { kind: "tracefs".into(), point: POINT.into() }],
             ),
         }
     },

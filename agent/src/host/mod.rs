@@ -16,8 +16,11 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::Mode;
 
 pub mod bpf;
+pub mod bpf_offer;
 pub mod clock;
 pub mod disk;
+mod netlink;
+pub mod scratch;
 pub mod state;
 
 /// The largest file that is read, in bytes: `modules.dep`, the largest file of a sane host, has less

@@ -6,14 +6,24 @@ use std::collections::BTreeMap;
 use super::Fact;
 use crate::host::Host;
 
-/// The texts of the `.conf` files in `name` below each directory, each name once from the first directory
+/// Paths and texts of the `.conf` files in `name` below each directory, each name once from the first directory
 /// that has it, in the order of their names.
-pub(super) fn texts(host: &Host, name: &str, directories: &[&str]) -> Fact<Vec<String>> {
+pub(super) fn files(host: &Host, name: &str, directories: &[&str]) -> Fact<Vec<(String, String)>> {
+    with_ending(host, name, directories, ".conf")
+}
+
+/// As [`files`], with another ending than `.conf`.
+pub(super) fn with_ending(
+    host: &Host,
+    name: &str,
+    directories: &[&str],
+    ending: &str,
+) -> Fact<Vec<(String, String)>> {
     let mut paths = BTreeMap::new();
     for directory in directories {
         let directory = format!("{directory}/{name}");
         for file in host.list_if_present(&directory)? {
-            if file.ends_with(".conf") {
+            if file.ends_with(ending) {
                 let path = format!("{directory}/{file}");
                 paths.entry(file).or_insert(path);
             }
@@ -24,8 +34,16 @@ pub(super) fn texts(host: &Host, name: &str, directories: &[&str]) -> Fact<Vec<S
         // A link to /dev/null hides the files of that name and says nothing itself; a link to a file that is
         // gone says as little.
         .filter(|path| host.link(path).as_deref() != Some("/dev/null"))
-        .filter_map(|path| host.text_if_present(&path).transpose())
+        .filter_map(|path| match host.text_if_present(&path) {
+            Ok(text) => text.map(|text| Ok((path, text))),
+            Err(unreadable) => Some(Err(unreadable)),
+        })
         .collect()
+}
+
+/// The texts alone.
+pub(super) fn texts(host: &Host, name: &str, directories: &[&str]) -> Fact<Vec<String>> {
+    Ok(files(host, name, directories)?.into_iter().map(|(_, text)| text).collect())
 }
 
 /// Whether a pattern with `*` and `?` matches the whole of a name.

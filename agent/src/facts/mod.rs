@@ -27,6 +27,7 @@ pub mod route;
 pub mod swap;
 pub mod sysctl;
 pub mod sysctl_file;
+pub mod table;
 pub mod unit;
 
 /// One part of the facts, or why it is not known.

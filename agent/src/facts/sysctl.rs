@@ -1,29 +1,69 @@
-//! Kernel settings as they are now: `/proc/sys`.
+//! Kernel settings as they are now: `/proc/sys`. Which of them is `agent/data/sysctls.csv`.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-use super::Fact;
+use super::{Fact, table};
 use crate::host::{Host, Unreadable, Why};
 
-/// The settings that requirements ask about.
-const KEYS: &[&str] = &[
-    "fs.inotify.max_user_instances",
-    "fs.inotify.max_user_watches",
-    "kernel.keys.root_maxbytes",
-    "kernel.keys.root_maxkeys",
-    "kernel.panic",
-    "kernel.panic_on_oops",
-    "net.core.bpf_jit_enable",
-    "net.ipv4.conf.all.forwarding",
-    "net.ipv4.conf.default.forwarding",
-    "net.ipv4.ip_forward",
-    "net.ipv6.conf.all.disable_ipv6",
-    "net.ipv6.conf.all.forwarding",
-    "net.ipv6.conf.default.forwarding",
-    "net.netfilter.nf_conntrack_max",
-    "vm.overcommit_memory",
-    "vm.panic_on_oom",
-];
+/// A setting and what is asked of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// With dots; `<uplink>`, `*` and `?` stand for interfaces.
+    pub name: &'static str,
+    /// What it is set to when it does not hold.
+    pub value: &'static str,
+    /// How a value is compared with it.
+    pub compare: &'static str,
+    /// Who sets it.
+    pub action: &'static str,
+    /// The id of the requirement that judges it.
+    pub requirement: &'static str,
+    /// What it is for.
+    pub why: &'static str,
+    /// Where that is known from.
+    pub source: &'static str,
+}
+
+/// All settings that bramble knows.
+pub static TABLE: LazyLock<Vec<Setting>> = LazyLock::new(|| {
+    let columns = ["name", "value", "compare", "action", "requirement", "why", "source"];
+    table::rows(include_str!("../../data/sysctls.csv"), columns)
+        .map(|[name, value, compare, action, requirement, why, source]| Setting {
+            name,
+            value,
+            compare,
+            action,
+            requirement,
+            why,
+            source,
+        })
+        .collect()
+});
+
+impl Setting {
+    /// Whether the name stands for several interfaces.
+    pub fn is_pattern(&self) -> bool {
+        self.name.contains(['*', '?', '<'])
+    }
+
+    /// Whether a value is as good as the one that is asked for.
+    ///
+    /// # Errors
+    /// When a number is asked for and the value is none.
+    pub fn holds(&self, value: &str) -> Result<bool, Unreadable> {
+        let number = |text: &str| {
+            let malformed = || Unreadable::malformed(path(self.name), "a number");
+            text.parse::<u64>().map_err(|_| malformed())
+        };
+        Ok(match self.compare {
+            ">=" => number(value)? >= number(self.value)?,
+            "in" => self.value.split('|').any(|good| good == value),
+            "any" => true,
+            _ => value == self.value,
+        })
+    }
+}
 
 /// Values by name.
 #[derive(Debug)]
@@ -53,7 +93,11 @@ pub fn path(key: &str) -> String {
 
 pub(super) fn read(host: &Host) -> Sysctls {
     let value = |key| host.text_if_present(&path(key)).map(|text| text.map(|text| text.trim().to_string()));
-    Sysctls { values: KEYS.iter().map(|key| (*key, value(key))).collect(), rp_filter: rp_filter(host) }
+    let mut values = BTreeMap::new();
+    for setting in TABLE.iter().filter(|setting| setting.action != "told" && !setting.is_pattern()) {
+        values.entry(setting.name).or_insert_with(|| value(setting.name));
+    }
+    Sysctls { values, rp_filter: rp_filter(host) }
 }
 
 fn rp_filter(host: &Host) -> Fact<BTreeMap<String, u32>> {
@@ -67,4 +111,32 @@ fn rp_filter(host: &Host) -> Fact<BTreeMap<String, u32>> {
         values.insert(interface, value);
     }
     Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_holds_when_it_is_larger_and_a_switch_when_it_is_the_same() {
+        let of = |name: &str| TABLE.iter().find(|setting| setting.name == name).unwrap();
+        let forward = of("net.ipv4.ip_forward");
+        assert_eq!((forward.holds("1"), forward.holds("2")), (Ok(true), Ok(false)));
+        let watches = of("fs.inotify.max_user_watches");
+        assert_eq!((watches.holds("300000"), watches.holds("128")), (Ok(true), Ok(false)));
+        assert_eq!(watches.holds("many").unwrap_err().path, "/proc/sys/fs/inotify/max_user_watches");
+        let congestion = of("net.ipv4.tcp_congestion_control");
+        assert_eq!((congestion.holds("bbr"), congestion.holds("reno")), (Ok(true), Ok(false)));
+    }
+
+    #[test]
+    fn every_row_says_how_it_is_compared_and_who_sets_it() {
+        for setting in TABLE.iter() {
+            assert!(["=", ">=", "in", "contains", "any"].contains(&setting.compare), "{setting:?}");
+            assert!(["set", "agent", "own", "told"].contains(&setting.action), "{setting:?}");
+            assert!(!setting.why.is_empty() && !setting.source.is_empty(), "{setting:?}");
+            assert_eq!(setting.value.is_empty(), setting.compare == "any", "{setting:?}");
+            assert!(!setting.is_pattern() || setting.action == "own", "{setting:?}");
+        }
+    }
 }

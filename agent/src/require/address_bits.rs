@@ -1,6 +1,7 @@
 //! A process gets more than 39 bits of addresses, as Envoy's allocator needs.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 /// What tcmalloc's layout does not fit into.
 const TOO_FEW: u32 = 39;
@@ -8,14 +9,12 @@ const TOO_FEW: u32 = 39;
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "address-bits",
     area: Area::Kernel,
+    profiles: &[Profile::Envoy, Profile::Ambient],
     title: "processes get more than 39 bits of addresses",
     why: "every Envoy (cilium-envoy, Istio gateways and waypoints) aborts with \"MmapAligned() failed\"",
     source: "cilium/cilium#17467, cilium/proxy#1027, envoyproxy/envoy#23339, raspberrypi/linux#4375",
     catalogue: &["KERN-001"],
-    judge: |facts, config| {
-        if !config.cluster.envoy && !config.cluster.ambient {
-            return Finding::not_needed("no Envoy is meant to run here: envoy and ambient are off");
-        }
+    judge: |facts, _| {
         let bits = *facts.address_space.bits.as_ref()?;
         if bits > TOO_FEW {
             return Finding::met(format!("{bits} bits"));

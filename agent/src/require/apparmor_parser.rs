@@ -1,10 +1,12 @@
 //! Where AppArmor is active its parser is installed.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "apparmor-parser",
     area: Area::System,
+    profiles: &[Profile::K3s],
     title: "AppArmor's parser is installed where AppArmor is active",
     why: "no container starts: containerd cannot load its profile",
     source: "k3s-io/k3s contrib/util/check-config.sh",

@@ -1,10 +1,12 @@
 //! Kernel and programs are both 64-bit.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "architecture",
     area: Area::Kernel,
+    profiles: &[Profile::K3s, Profile::Cilium],
     title: "kernel and programs are 64-bit",
     why: "Cilium's images are built for 64-bit alone, and K3s fails with \"Exec format error\" when its \
           download was chosen by the kernel and the programs are 32-bit",

@@ -2,10 +2,12 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "boot-cmdline",
     area: Area::Boot,
+    profiles: &[Profile::Node],
     title: "cmdline.txt is one line",
     why: "the firmware reads the first line alone: arguments on a second line look set and are not",
     source: "k3s-io/k3s#3283; raspberrypi/linux#3644",

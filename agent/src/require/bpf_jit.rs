@@ -2,12 +2,14 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 const KEY: &str = "net.core.bpf_jit_enable";
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "bpf-jit",
     area: Area::Kernel,
+    profiles: &[Profile::Cilium],
     title: "BPF programs are compiled (JIT)",
     why: "interpreted, Cilium's programs take several times the processor for every packet",
     source: "cilium/cilium pkg/datapath/loader/base.go",

@@ -1,6 +1,7 @@
 //! The kernel loads the BPF program types that Cilium and bramble's companion use.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 use crate::facts::Facts;
 
 /// What stands behind those types in the kernel's configuration.
@@ -10,6 +11,7 @@ const OPTIONS: &[&str] =
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "bpf-programs",
     area: Area::Kernel,
+    profiles: &[Profile::Node],
     title: "the kernel loads the BPF programs of Cilium and bramble",
     why: "without the network types Cilium does not start; without the tracing types bramble counts drops \
           without their reasons",

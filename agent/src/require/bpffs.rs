@@ -2,12 +2,14 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 const POINT: &str = "/sys/fs/bpf";
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "bpffs",
     area: Area::Mount,
+    profiles: &[Profile::Cilium],
     title: "the BPF file system is mounted once on /sys/fs/bpf",
     why: "Cilium keeps its maps there: mounted by its container alone they are lost at every restart, and with \
           them all connections; mounted twice one half of them is hidden",

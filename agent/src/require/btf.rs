@@ -1,10 +1,12 @@
 //! Whether the kernel describes its own types.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "btf",
     area: Area::Kernel,
+    profiles: &[Profile::Node],
     title: "the kernel describes its types (BTF)",
     why: "tools that relocate themselves by BTF (CO-RE), such as most eBPF profilers, do not load; Cilium and \
           bramble do",

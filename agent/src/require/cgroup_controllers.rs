@@ -1,12 +1,14 @@
 //! The controllers of control groups that K3s and the kubelet demand, besides memory.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 const NEEDED: &[&str] = &["cpu", "cpuset", "pids"];
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "cgroup-controllers",
     area: Area::Mount,
+    profiles: &[Profile::K3s],
     title: "the controllers cpu, cpuset and pids are on",
     why: "K3s exits with \"failed to find cpuset cgroup\", or the kubelet with \"pids cgroup controller not found\"",
     source: "k3s-io/k3s pkg/cgroups/cgroups_linux.go",

@@ -2,6 +2,7 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 const POINT: &str = "/sys/fs/cgroup";
 const FORCED: &str = "systemd.unified_cgroup_hierarchy=0";
@@ -9,6 +10,7 @@ const FORCED: &str = "systemd.unified_cgroup_hierarchy=0";
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "cgroup-v2",
     area: Area::Mount,
+    profiles: &[Profile::K3s, Profile::Cilium],
     title: "control groups are version 2 alone",
     why: "Cilium hangs its socket load balancer on the root of version 2: mounted elsewhere, service addresses \
           do not answer although Cilium says they do",

@@ -1,6 +1,7 @@
 //! Somebody keeps the clock right.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 /// The services that do, by the names of their units.
 const SERVICES: [&str; 5] = ["systemd-timesyncd", "chrony", "chronyd", "ntpsec", "ntp"];
@@ -8,6 +9,7 @@ const SERVICES: [&str; 5] = ["systemd-timesyncd", "chrony", "chronyd", "ntpsec",
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "clock",
     area: Area::System,
+    profiles: &[Profile::Node],
     title: "the clock is synchronised",
     why: "a Raspberry Pi has no clock that runs while it is off: K3s starts in the past and refuses every \
           certificate, \"x509: certificate is not yet valid\"",

@@ -2,6 +2,7 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 /// Names that stand for the interfaces of pods.
 const INTERFACES: [&str; 3] = ["cilium_host", "lxc0", "veth0"];
@@ -9,6 +10,7 @@ const INTERFACES: [&str; 3] = ["cilium_host", "lxc0", "veth0"];
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "dhcpcd",
     area: Area::Network,
+    profiles: &[Profile::Cilium],
     title: "dhcpcd leaves the interfaces of pods alone",
     why: "it gives them addresses of its own and moves the default route to one: the node is off the network",
     source: "NetworkConfiguration/dhcpcd#531; raspberrypi/linux#4092; dhcpcd.conf(5)",

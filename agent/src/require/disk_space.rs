@@ -1,6 +1,7 @@
 //! There is room for images and volumes.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 /// Where the kubelet of Kubernetes begins to evict pods.
 const FREE_PERCENT: u64 = 10;
@@ -9,6 +10,7 @@ const GIB: u64 = 1 << 30;
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "disk-space",
     area: Area::System,
+    profiles: &[Profile::K3s],
     title: "there is room below /var",
     why: "the kubelet evicts pods from a disk that is nearly full, and the images they need no longer fit",
     source: "Kubernetes node-pressure eviction (nodefs.available<10%)",

@@ -1,6 +1,7 @@
 //! The host name can be a node's name, and tells the node from others.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 /// What images ship with: a second node of that name replaces the first.
 const SHIPPED: &[&str] = &["raspberrypi", "localhost", "ubuntu", "debian"];
@@ -8,6 +9,7 @@ const SHIPPED: &[&str] = &["raspberrypi", "localhost", "ubuntu", "debian"];
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "hostname",
     area: Area::System,
+    profiles: &[Profile::K3s],
     title: "the host name is fit for a node",
     why: "a second node of the same name replaces the first, or is refused with \"Node password rejected\"",
     source: "k3s-io/k3s#6054; Kubernetes object names (RFC 1123)",

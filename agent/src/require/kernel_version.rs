@@ -1,14 +1,12 @@
 //! The kernel is new enough for Cilium.
 
-use super::{Area, Finding, Requirement};
-use crate::facts::kernel::Version;
-
-/// Cilium 1.18 to 1.20; K3s and Istio ask for less.
-const FLOOR: Version = (5, 10);
+use super::{Area, Finding, Requirement, option};
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "kernel-version",
     area: Area::Kernel,
+    profiles: &[Profile::Cilium],
     title: "the kernel is new enough for Cilium",
     why: "the Cilium agent exits at its start, and no pod gets a network",
     source: "cilium/cilium Documentation/operations/system_requirements.rst",
@@ -16,8 +14,12 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     judge: |facts, _| {
         let (major, minor) = facts.kernel.version()?;
         let release = facts.kernel.release.as_ref()?;
-        let floor = format!("{}.{}", FLOOR.0, FLOOR.1);
-        if (major, minor) >= FLOOR {
+        // Cilium 1.18 to 1.20; K3s and Istio ask for less.
+        let Some(oldest) = option::oldest_kernel("cilium-agent") else {
+            return Finding::not_needed("Cilium names no oldest kernel");
+        };
+        let floor = format!("{}.{}", oldest.0, oldest.1);
+        if (major, minor) >= oldest {
             return Finding::met(format!("{release}, at least {floor}"));
         }
         Finding::blocked(

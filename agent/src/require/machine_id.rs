@@ -1,10 +1,12 @@
 //! The machine id is set.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "machine-id",
     area: Area::System,
+    profiles: &[Profile::Node],
     title: "the machine id is set",
     why: "two cards written from one prepared image count as one machine: they get one DHCP address, and one node \
           of the two is seen",

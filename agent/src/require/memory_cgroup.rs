@@ -1,10 +1,12 @@
 //! The memory controller of control groups is on.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "memory-cgroup",
     area: Area::Mount,
+    profiles: &[Profile::K3s],
     title: "the memory controller is on",
     why: "K3s exits with \"failed to find memory cgroup\"",
     source: "raspberrypi/linux#6980, #6439; k3s-io/k3s#2067; RPi-Distro/pi-gen#917",

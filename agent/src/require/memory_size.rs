@@ -1,13 +1,14 @@
 //! The board has the memory that its role needs.
 
 use super::{Area, Finding, Requirement};
-use crate::config::cluster::Role;
+use crate::config::cluster::{Profile, Role};
 
 const MIB: u64 = 1 << 20;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "memory-size",
     area: Area::System,
+    profiles: &[Profile::K3s],
     title: "the board has enough memory for its role",
     why: "the node works until the first load, then answers in seconds or kills its pods",
     source: "k3s-io/docs installation/requirements (server 2 GB, agent 512 MB)",

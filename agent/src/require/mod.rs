@@ -7,6 +7,7 @@ use std::fmt;
 
 use crate::change::Change;
 use crate::config::Config;
+use crate::config::cluster::Profile;
 use crate::facts::Facts;
 use crate::facts::boot_file::Argument;
 use crate::host::Unreadable;
@@ -27,15 +28,14 @@ mod default_route;
 mod dhcpcd;
 mod disk_space;
 mod hostname;
-mod kernel_options;
 mod kernel_version;
 mod machine_id;
 mod memory_cgroup;
 mod memory_size;
-mod module;
 mod mount_propagation;
 mod network_manager;
 mod networkd;
+mod option;
 mod overlay;
 mod page_size;
 mod pressure;
@@ -56,14 +56,20 @@ pub const REQUIREMENTS: &[Requirement] = &[
     architecture::REQUIREMENT,
     page_size::REQUIREMENT,
     address_bits::REQUIREMENT,
-    kernel_options::CILIUM,
-    kernel_options::K3S,
-    module::TREE,
-    module::TUNNEL,
-    module::MASQUERADE,
-    module::ENVOY,
-    module::AMBIENT,
-    module::LONGHORN,
+    option::CILIUM,
+    option::K3S,
+    option::BRAMBLE,
+    option::TREE,
+    option::TUNNEL,
+    option::MASQUERADE,
+    option::ENVOY,
+    option::WIREGUARD,
+    option::IPSEC,
+    option::BANDWIDTH,
+    option::BBR,
+    option::NETKIT,
+    option::AMBIENT,
+    option::LONGHORN,
     bpf_programs::REQUIREMENT,
     bpf_jit::REQUIREMENT,
     btf::REQUIREMENT,
@@ -83,6 +89,8 @@ pub const REQUIREMENTS: &[Requirement] = &[
     sysctl::FORWARDING6,
     rp_filter::REQUIREMENT,
     sysctl::CONNTRACK,
+    sysctl::CILIUM,
+    sysctl::BANDWIDTH,
     networkd::REQUIREMENT,
     network_manager::REQUIREMENT,
     dhcpcd::REQUIREMENT,
@@ -95,6 +103,7 @@ pub const REQUIREMENTS: &[Requirement] = &[
     sysctl::INOTIFY,
     sysctl::KEYS,
     sysctl::KUBELET,
+    sysctl::DEAD,
     apparmor_parser::REQUIREMENT,
 ];
 
@@ -105,6 +114,8 @@ pub struct Requirement {
     pub id: &'static str,
     /// What the requirement is about.
     pub area: Area,
+    /// Who asks for it; without any of them chosen it is not needed.
+    pub profiles: &'static [Profile],
     /// What holds when it is met, as a sentence without a full stop.
     pub title: &'static str,
     /// What goes wrong for the owner when it is not met.
@@ -115,6 +126,18 @@ pub struct Requirement {
     pub catalogue: &'static [&'static str],
     /// The verdict.
     pub judge: fn(&Facts, &Config) -> Verdict,
+}
+
+impl Requirement {
+    fn not_chosen(&self) -> Verdict {
+        let names: Vec<&str> = self.profiles.iter().map(|profile| profile.name()).collect();
+        let settings: Vec<&str> = self.profiles.iter().map(|profile| profile.setting()).collect();
+        Finding::not_needed(format!(
+            "only {} asks for it: {} in [cluster]",
+            names.join(" or "),
+            settings.join(" or ")
+        ))
+    }
 }
 
 /// A finding, or what could not be read to come to one.
@@ -327,7 +350,9 @@ pub fn judge<'a>(
     config: &'a Config,
 ) -> impl Iterator<Item = Judged> + 'a {
     requirements.into_iter().map(move |requirement| {
-        let mut judged = Judged { requirement, verdict: (requirement.judge)(facts, config) };
+        let chosen = requirement.profiles.iter().any(|profile| config.cluster.chose(*profile));
+        let verdict = if chosen { (requirement.judge)(facts, config) } else { requirement.not_chosen() };
+        let mut judged = Judged { requirement, verdict };
         let short = matches!(judged.state(), State::Unmet | State::Blocked);
         if short && config.cluster.accept.iter().any(|id| id == requirement.id) {
             judged.verdict = Finding::not_needed(format!("accepted by configuration: {}", judged.evidence()));

@@ -2,10 +2,12 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "mount-propagation",
     area: Area::Mount,
+    profiles: &[Profile::Cilium],
     title: "mounts are shared between host and containers",
     why: "the Cilium agent does not start (\"not a shared mount\"), and volumes stay empty",
     source: "cilium/charts mountPropagation: Bidirectional",

@@ -2,6 +2,7 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 /// Names that stand for the interfaces of Cilium.
 const INTERFACES: [&str; 3] = ["cilium_host", "cilium_vxlan", "lxc0"];
@@ -9,6 +10,7 @@ const INTERFACES: [&str; 3] = ["cilium_host", "cilium_vxlan", "lxc0"];
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "network-manager",
     area: Area::Network,
+    profiles: &[Profile::Cilium],
     title: "NetworkManager leaves Cilium's interfaces alone",
     why: "it configures them as if they were its own, and pods lose their network",
     source: "NetworkManager.conf(5); Debian network-manager 85-nm-unmanaged.rules (covers veth alone)",

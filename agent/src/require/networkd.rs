@@ -2,6 +2,7 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 /// Since systemd 246 and 249; yes unless told otherwise.
 const KEYS: [&str; 2] = ["ManageForeignRoutes", "ManageForeignRoutingPolicyRules"];
@@ -9,6 +10,7 @@ const KEYS: [&str; 2] = ["ManageForeignRoutes", "ManageForeignRoutingPolicyRules
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "networkd",
     area: Area::Network,
+    profiles: &[Profile::Cilium],
     title: "systemd-networkd leaves foreign routes and rules alone",
     why: "whenever it is restarted, as automatic upgrades do at night, it deletes Cilium's rules and the node is \
           off the network",

@@ -1,11 +1,13 @@
 //! The file system of container images is there.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 use crate::facts::module::{Module, Presence};
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "overlay",
     area: Area::Mount,
+    profiles: &[Profile::K3s],
     title: "the overlay file system is there",
     why: "containerd copies every image whole for every container, or does not start",
     source: "k3s-io/k3s contrib/util/check-config.sh",

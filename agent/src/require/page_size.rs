@@ -1,10 +1,12 @@
 //! Memory pages have the size that container images expect.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "page-size",
     area: Area::Kernel,
+    profiles: &[Profile::Node],
     title: "memory pages are 4 KiB",
     why: "programs with a jemalloc built for 4 KiB pages abort with \"Unsupported system page size\": their \
           pods restart for ever on this node and run on others",

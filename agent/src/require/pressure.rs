@@ -1,10 +1,12 @@
 //! The kernel accounts for time lost to a lack of memory, processor or disk.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "pressure",
     area: Area::Boot,
+    profiles: &[Profile::Node],
     title: "the kernel accounts for pressure (PSI)",
     why: "a node that runs out of memory or waits for its disk gives no sign before it stops answering",
     source: "raspberrypi/linux#4683; raspberrypi/linux bcm2712_defconfig (PSI_DEFAULT_DISABLED)",

@@ -1,10 +1,12 @@
 //! No reboot is pending.
 
 use super::{Area, Finding, Requirement};
+use crate::config::cluster::Profile;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "reboot",
     area: Area::Boot,
+    profiles: &[Profile::Node],
     title: "no reboot is pending",
     why: "what was changed is not in force, and the node reboots at a moment that nobody chose",
     source: "kubereboot/kured README; raspberrypi/linux#4616",

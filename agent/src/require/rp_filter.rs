@@ -4,7 +4,8 @@
 //! beside the values of now: udev applies them to each interface that Cilium makes later.
 
 use super::{Area, Finding, Requirement};
-use crate::change::Change;
+use crate::change::{Change, SYSCTL_FILE};
+use crate::config::cluster::Profile;
 
 /// Cilium's interfaces: the pattern for settings, how their names begin, and a name that stands for those
 /// to come.
@@ -16,6 +17,7 @@ const CILIUM: [(&str, &str, &str); 2] = [
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "rp-filter",
     area: Area::Network,
+    profiles: &[Profile::Cilium],
     title: "reverse path filtering lets pod traffic pass",
     why: "packets of pods vanish without a trace, often only after an upgrade of the distribution: Debian 13 and \
           Ubuntu switch the filter on for every new interface",
@@ -37,10 +39,15 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
                 .iter()
                 .filter(|(interface, _)| interface.starts_with(prefix))
                 .find(|(_, value)| **value != 0);
-            let later = match files.for_interface(stand_in, "rp_filter") {
-                Some(value) => value.to_string(),
-                None => default.to_string(),
-            };
+            let said = files.said(&format!("net.ipv4.conf.{stand_in}.rp_filter"));
+            let later = said.map_or_else(|| default.to_string(), |said| said.value.to_string());
+            if let Some(said) = said.filter(|said| said.value != "0" && said.beats(SYSCTL_FILE)) {
+                return Finding::blocked(
+                    format!("{} gives new {prefix}* interfaces rp_filter {}, after every file of bramble's",
+                        said.path, said.value),
+                    format!("give that file a name that sorts before {SYSCTL_FILE}, or take the line out"),
+                );
+            }
             if let Some((interface, value)) = standing {
                 wrong.push(format!("net.ipv4.conf.{interface}.rp_filter is {value}"));
             } else if later != "0" {

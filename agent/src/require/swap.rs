@@ -2,12 +2,14 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 const DPHYS: &str = "dphys-swapfile";
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "swap",
     area: Area::System,
+    profiles: &[Profile::K3s],
     title: "no disk is used as swap",
     why: "a pod that leaks memory makes the whole node wait for its card instead of being ended",
     source: "ricsanfre/pi-cluster disable_swap.yml; k3s-io/k3s contrib/util/check-config.sh (K3s itself tolerates it)",

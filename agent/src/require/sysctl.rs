@@ -1,58 +1,35 @@
-//! Kernel settings that must have a value: one table a purpose.
+//! Kernel settings that must have a value, by the table `agent/data/sysctls.csv`.
 
 use super::{Area, Finding, Requirement, Verdict};
-use crate::change::Change;
+use crate::change::{Change, SYSCTL_FILE};
+use crate::config::cluster::Profile;
 use crate::facts::module::{Module, Presence};
-use crate::facts::{Facts, sysctl};
+use crate::facts::sysctl::{self, Setting, TABLE};
+use crate::facts::{Fact, Facts};
 use crate::host::{Unreadable, Why};
-
-/// A setting and what is asked of it.
-struct Setting {
-    key: &'static str,
-    /// What it is set to when it does not hold.
-    value: &'static str,
-    /// Whether a larger number is as good.
-    or_more: bool,
-}
-
-const fn is(key: &'static str, value: &'static str) -> Setting {
-    Setting { key, value, or_more: false }
-}
-
-const fn at_least(key: &'static str, value: &'static str) -> Setting {
-    Setting { key, value, or_more: true }
-}
 
 pub(super) const FORWARDING: Requirement = Requirement {
     id: "forwarding",
     area: Area::Network,
+    profiles: &[Profile::K3s, Profile::Cilium],
     title: "the node forwards IPv4",
     why: "pods reach nothing outside of their node",
     source: "k3s-io/k3s pkg/agent/syssetup; ricsanfre/pi-cluster ansible/roles/k3s/prereq",
     catalogue: &[],
-    judge: |facts, _| {
-        hold(facts, &[is("net.ipv4.ip_forward", "1"), is("net.ipv4.conf.default.forwarding", "1")])
-    },
+    judge: |facts, _| hold(facts, "forwarding"),
 };
 
 pub(super) const FORWARDING6: Requirement = Requirement {
     id: "forwarding6",
     area: Area::Network,
+    profiles: &[Profile::Ipv6],
     title: "the node forwards IPv6",
     why: "pods reach nothing outside of their node by IPv6",
     source: "k3s-io/k3s pkg/agent/syssetup; cilium/cilium pkg/datapath/loader/base.go",
     catalogue: &[],
-    judge: |facts, config| {
-        if !config.cluster.ipv6 {
-            return Finding::not_needed("the cluster is IPv4 alone: ipv6 is off");
-        }
-        let settings = [
-            is("net.ipv6.conf.all.disable_ipv6", "0"),
-            is("net.ipv6.conf.all.forwarding", "1"),
-            is("net.ipv6.conf.default.forwarding", "1"),
-        ];
+    judge: |facts, _| {
         // On Raspberry Pi kernels IPv6 is a module, and its settings come with it.
-        if facts.sysctl.value(settings[0].key)?.is_none() {
+        if facts.sysctl.value("net.ipv6.conf.all.disable_ipv6")?.is_none() {
             let ipv6 = Module { name: "ipv6", option: "CONFIG_IPV6" };
             if facts.module(ipv6)? == Presence::Absent {
                 return Finding::blocked(
@@ -60,131 +37,172 @@ pub(super) const FORWARDING6: Requirement = Requirement {
                     "set ipv6 = false in [cluster], or install the distribution's standard kernel and reboot",
                 );
             }
-            let changes = settings.iter().map(Setting::change);
-            let changes: Vec<Change> =
-                [Change::LoadModules { names: vec![ipv6.name.into()] }].into_iter().chain(changes).collect();
+            let load = Change::LoadModules { names: vec![ipv6.name.into()] };
+            let changes: Vec<Change> = [load].into_iter().chain(of("forwarding6").map(set)).collect();
             return Finding::unmet("IPv6 is not loaded", changes);
         }
-        hold(facts, &settings)
+        hold(facts, "forwarding6")
     },
 };
 
 pub(super) const CONNTRACK: Requirement = Requirement {
     id: "conntrack",
     area: Area::Network,
+    profiles: &[Profile::Iptables, Profile::Ambient],
     title: "the kernel keeps at least 131072 connections",
     why: "new connections fail at random under load: K3s tells the kubelet not to raise the limit, and with Istio \
           ambient all pod traffic passes the host's table",
     source: "k3s-io/k3s pkg/daemons/agent/agent_linux.go (conntrack-max-per-core=0)",
     catalogue: &[],
     judge: |facts, _| {
-        let limit = at_least("net.netfilter.nf_conntrack_max", "131072");
-        if facts.sysctl.value(limit.key)?.is_none() {
+        if facts.sysctl.value("net.netfilter.nf_conntrack_max")?.is_none() {
             return Finding::not_needed("nf_conntrack is not loaded; the limit is judged once it is");
         }
-        hold(facts, &[limit])
+        hold(facts, "conntrack")
     },
 };
 
 pub(super) const INOTIFY: Requirement = Requirement {
     id: "inotify",
     area: Area::System,
+    profiles: &[Profile::K3s],
     title: "enough files can be watched",
     why: "pods fail with \"too many open files\", and journalctl -f too",
     source: "k3s-io/k3s#10020; ricsanfre/pi-cluster ansible/roles/k3s/prereq",
     catalogue: &["KERN-008"],
-    judge: |facts, _| {
-        hold(
-            facts,
-            &[
-                at_least("fs.inotify.max_user_instances", "512"),
-                at_least("fs.inotify.max_user_watches", "256000"),
-            ],
-        )
-    },
+    judge: |facts, _| hold(facts, "inotify"),
 };
 
 pub(super) const KEYS: Requirement = Requirement {
     id: "kernel-keys",
     area: Area::System,
+    profiles: &[Profile::K3s],
     title: "containers get kernel keys",
     why: "with some thousands of containers started, the next does not: \"join session keyring: disk quota exceeded\"",
     source: "k3s-io/k3s contrib/util/check-config.sh (root_maxkeys)",
     catalogue: &[],
-    judge: |facts, _| hold(facts, &[at_least("kernel.keys.root_maxkeys", "10000")]),
+    judge: |facts, _| hold(facts, "kernel-keys"),
 };
 
 pub(super) const KUBELET: Requirement = Requirement {
     id: "kubelet-sysctls",
     area: Area::System,
+    profiles: &[Profile::ProtectKernelDefaults],
     title: "the settings that the kubelet demands are there",
     why: "with protect-kernel-defaults the kubelet refuses to start",
     source: "k3s-io/docs security/hardening-guide",
     catalogue: &[],
-    judge: |facts, config| {
-        if !config.cluster.protect_kernel_defaults {
-            return Finding::not_needed("the kubelet sets them itself: protect_kernel_defaults is off");
+    judge: |facts, _| hold(facts, "kubelet-sysctls"),
+};
+
+pub(super) const CILIUM: Requirement = Requirement {
+    id: "cilium-sysctls",
+    area: Area::Network,
+    profiles: &[Profile::Cilium],
+    title: "the kernel has the settings that Cilium's agent writes",
+    why: "the agent exits when it cannot write one of them",
+    source: "cilium/cilium pkg/datapath/loader/base.go",
+    catalogue: &[],
+    judge: |facts, _| exist(facts, "cilium-sysctls"),
+};
+
+pub(super) const BANDWIDTH: Requirement = Requirement {
+    id: "bandwidth-sysctls",
+    area: Area::Network,
+    profiles: &[Profile::BandwidthManager],
+    title: "the kernel has the settings that Cilium's bandwidth manager writes",
+    why: "the bandwidth manager stays off, and pods' limits are not kept",
+    source: "cilium/cilium pkg/datapath/linux/bandwidth/bandwidth.go",
+    catalogue: &[],
+    judge: |facts, _| exist(facts, "bandwidth-sysctls"),
+};
+
+pub(super) const DEAD: Requirement = Requirement {
+    id: "sysctl-conf",
+    area: Area::System,
+    profiles: &[Profile::Node],
+    title: "no kernel setting stands in a file that nothing reads",
+    why: "systemd does not read /etc/sysctl.conf; Debian linked it into sysctl.d until 12, so with the upgrade to 13 \
+          its settings are silently gone",
+    source: "sysctl.d(5); Debian systemd 257 (no 99-sysctl.conf)",
+    catalogue: &[],
+    judge: |facts, _| {
+        let dead = &facts.sysctl_files.as_ref()?.dead;
+        if dead.is_empty() {
+            return Finding::met("/etc/sysctl.conf is empty, not there, or linked into sysctl.d");
         }
-        hold(
-            facts,
-            &[
-                is("vm.overcommit_memory", "1"),
-                is("vm.panic_on_oom", "0"),
-                is("kernel.panic", "10"),
-                is("kernel.panic_on_oops", "1"),
-                at_least("kernel.keys.root_maxkeys", "1000000"),
-                at_least("kernel.keys.root_maxbytes", "25000000"),
-            ],
+        Finding::blocked(
+            format!("nothing reads {} in /etc/sysctl.conf", dead.join(", ")),
+            "what is still wanted: sudo mv /etc/sysctl.conf /etc/sysctl.d/90-local.conf, then sudo sysctl --system",
         )
     },
 };
 
-impl Setting {
-    fn holds(&self, value: &str) -> Result<bool, Unreadable> {
-        if !self.or_more {
-            return Ok(value == self.value);
-        }
-        let number = |text: &str| {
-            let malformed = || Unreadable::malformed(sysctl::path(self.key), "a number");
-            text.parse::<u64>().map_err(|_| malformed())
-        };
-        Ok(number(value)? >= number(self.value)?)
-    }
-
-    fn change(&self) -> Change {
-        Change::Sysctl { key: self.key.into(), value: self.value.into() }
-    }
+fn of(requirement: &str) -> impl Iterator<Item = &'static Setting> {
+    TABLE.iter().filter(move |setting| setting.requirement == requirement)
 }
 
-fn hold(facts: &Facts, settings: &[Setting]) -> Verdict {
-    let mut held = Vec::new();
-    let mut wrong = Vec::new();
+fn set(setting: &Setting) -> Change {
+    Change::Sysctl { key: setting.name.into(), value: setting.value.into() }
+}
+
+fn value<'a>(facts: &'a Facts, setting: &Setting) -> Fact<&'a str> {
+    let missing = || Unreadable { path: sysctl::path(setting.name), why: Why::Missing };
+    facts.sysctl.value(setting.name)?.ok_or_else(missing)
+}
+
+/// Judges the settings that bramble sets: their values of now, and what files make of them at the next boot.
+fn hold(facts: &Facts, requirement: &str) -> Verdict {
+    let (mut held, mut wrong, mut beaten) = (Vec::new(), Vec::new(), Vec::new());
     let mut changes = Vec::new();
-    for setting in settings {
-        let missing = || Unreadable { path: sysctl::path(setting.key), why: Why::Missing };
-        let value = facts.sysctl.value(setting.key)?.ok_or_else(missing)?;
-        let stands = format!("{} is {value}", setting.key);
-        if setting.holds(value)? {
-            held.push(stands);
-        } else {
-            wrong.push(stands);
-            changes.push(setting.change());
+    for setting in of(requirement).filter(|setting| setting.action == "set") {
+        let name = setting.name;
+        let value = value(facts, setting)?;
+        let now = setting.holds(value)?;
+        let contrary = match facts.sysctl_files.as_ref()?.said(name) {
+            Some(said) if !setting.holds(said.value).unwrap_or(false) => Some(said),
+            _ => None,
+        };
+        match contrary {
+            Some(said) if said.beats(SYSCTL_FILE) => {
+                beaten.push(format!("{} sets {name} = {}", said.path, said.value))
+            }
+            Some(said) if now => {
+                wrong.push(format!("{name} is {value}, and {} at the next boot ({})", said.value, said.path));
+                changes.push(set(setting));
+            }
+            _ if now => held.push(format!("{name} is {value}")),
+            _ => {
+                wrong.push(format!("{name} is {value}"));
+                changes.push(set(setting));
+            }
         }
+    }
+    if !beaten.is_empty() {
+        return Finding::blocked(
+            format!("{}, after every file of bramble's", beaten.join(", ")),
+            format!("take the line out, or give the file a name that sorts before {SYSCTL_FILE}"),
+        );
     }
     if changes.is_empty() { Finding::met(held.join(", ")) } else { Finding::unmet(wrong.join(", "), changes) }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_limit_holds_when_it_is_larger_and_a_switch_when_it_is_the_same() {
-        assert_eq!(is("x", "1").holds("1"), Ok(true));
-        assert_eq!(is("x", "1").holds("2"), Ok(false));
-        assert_eq!(at_least("x", "512").holds("1024"), Ok(true));
-        assert_eq!(at_least("x", "512").holds("128"), Ok(false));
-        let unread = at_least("fs.inotify.max_user_watches", "1").holds("many").unwrap_err();
-        assert_eq!(unread.path, "/proc/sys/fs/inotify/max_user_watches");
+/// Judges the settings that Cilium's agent sets: they must be there.
+fn exist(facts: &Facts, requirement: &str) -> Verdict {
+    let (mut held, mut later, mut missing) = (0, Vec::new(), Vec::new());
+    for setting in of(requirement).filter(|setting| setting.action == "agent") {
+        match facts.sysctl.value(setting.name)? {
+            None => missing.push(setting.name),
+            Some(value) if setting.holds(value)? => held += 1,
+            Some(value) => later.push(format!("{} is {value} until Cilium starts", setting.name)),
+        }
     }
+    if !missing.is_empty() {
+        return Finding::blocked(
+            format!("the running kernel does not have {}", missing.join(", ")),
+            "install the distribution's standard kernel and reboot",
+        );
+    }
+    let there = format!("{} settings", held + later.len());
+    Finding::met([vec![there], later].concat().join(", "))
 }

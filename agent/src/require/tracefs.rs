@@ -2,12 +2,14 @@
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
+use crate::config::cluster::Profile;
 
 const POINT: &str = "/sys/kernel/tracing";
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "tracefs",
     area: Area::Mount,
+    profiles: &[Profile::Node],
     title: "the tracing file system is mounted",
     why: "bramble's companion reads there where the kernel keeps drop reasons: without it drops are counted and \
           not explained",

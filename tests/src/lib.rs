@@ -24,6 +24,7 @@ pub mod http;
 
 pub mod cost;
 pub mod leftover;
+pub mod machine;
 pub mod mesh;
 pub mod naming;
 pub mod watch;

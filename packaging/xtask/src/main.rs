@@ -5,9 +5,11 @@
 mod bench;
 mod build;
 mod ci;
+mod cross;
 mod demo;
 mod ebpf;
 mod interrupt;
+mod machine;
 mod setup;
 mod test;
 
@@ -22,8 +24,11 @@ use clap::Parser;
 enum Verb {
     Setup(setup::Arguments),
     Ebpf(ebpf::Arguments),
+    Cross(cross::Arguments),
     Demo(demo::Arguments),
     Test(test::Arguments),
+    #[command(subcommand)]
+    Machine(machine::Verb),
     Ci(ci::Arguments),
     #[command(subcommand)]
     Bench(bench::Verb),
@@ -33,8 +38,10 @@ fn main() -> ExitCode {
     let outcome = match Verb::parse() {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Ebpf(arguments) => ebpf::run(&arguments),
+        Verb::Cross(arguments) => cross::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
+        Verb::Machine(verb) => machine::run(&verb),
         Verb::Ci(arguments) => ci::run(&arguments),
         Verb::Bench(verb) => bench::run(&verb),
     };

@@ -96,8 +96,12 @@ fn may_become_root() -> bool {
     sudo.is_ok_and(|status| status.success())
 }
 
-/// Shows what a command prints, and counts.
-fn follow(mut command: Command, tally: &mut Tally) -> Result<()> {
+/// Shows what a test command prints, and counts.
+///
+/// # Errors
+///
+/// The command cannot be started.
+pub(crate) fn follow(mut command: Command, tally: &mut Tally) -> Result<()> {
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {command:?}"))?;
     for line in BufReader::new(child.stdout.take().context("the output is piped")?).lines() {

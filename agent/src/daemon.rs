@@ -179,6 +179,7 @@ struct Agent<'a> {
     namesake: Option<String>,
     sample: Result<Sample, String>,
     sample_at: Instant,
+    sources: companion::Sources,
     judges: Vec<(Pace, Box<dyn Judge>)>,
     healths: Vec<Health>,
     history: History,
@@ -188,7 +189,7 @@ struct Agent<'a> {
     refused: Option<String>,
     refused_messages: u64,
     announced: Announced,
-    announced_as: Option<serde_json::Value>,
+    announced_as: Option<u64>,
     announce_at: Option<Instant>,
 }
 
@@ -212,6 +213,7 @@ impl<'a> Agent<'a> {
             namesake: None,
             sample: Err("bramble probe has not been reached yet".to_owned()),
             sample_at: Instant::now(),
+            sources: companion::Sources::new(),
             judges: PROBES.iter().map(|p| (p.pace, (p.judge)())).collect(),
             healths: PROBES.iter().map(|_| Health::default()).collect(),
             history: History::default(),
@@ -264,6 +266,9 @@ impl<'a> Agent<'a> {
         let address = |s: &Result<Sample, String>| s.as_ref().ok().and_then(|s| s.address);
         let moved = address(&sample) != address(&self.sample);
         self.sample = sample;
+        if let Some(sources) = self.sample.as_mut().ok().and_then(|s| s.sources.take()) {
+            self.sources = sources;
+        }
         self.sample_at = Instant::now();
         if moved && address(&self.sample).is_some() {
             self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
@@ -280,6 +285,7 @@ impl<'a> Agent<'a> {
         let seen = Seen {
             host: self.host,
             companion: self.sample.as_ref().map_err(String::as_str),
+            sources: &self.sources,
             online: &online,
             node: &self.speaker.node,
             now: Instant::now(),
@@ -435,16 +441,19 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// Tells Home Assistant what there is, when that changed.
+    /// Tells Home Assistant what there is, when that changed: the numbers themselves are not in it.
     fn discover(&mut self, state: &NodeState) {
+        let shape = discovery::shape(state);
+        if self.announced_as == Some(shape) {
+            return;
+        }
         let (payload, announced) =
             discovery::device(&self.info(), state, self.config.report.interval, &self.announced);
+        // What vanished is taken back now and left out the next time.
+        self.announced_as = (self.announced.keys().all(|k| announced.contains_key(k))).then_some(shape);
         self.announced = announced;
-        if self.announced_as.as_ref() != Some(&payload) {
-            let topic = Topic::Discovery(self.speaker.node.clone()).in_cluster(&self.speaker.cluster);
-            self.bus.publish_latest(topic, payload.to_string().into_bytes(), None);
-            self.announced_as = Some(payload);
-        }
+        let topic = Topic::Discovery(self.speaker.node.clone()).in_cluster(&self.speaker.cluster);
+        self.bus.publish_latest(topic, payload.to_string().into_bytes(), None);
     }
 
     /// Home Assistant has started: everything once more.

@@ -6,7 +6,11 @@
 //! units only in pairs that Home Assistant knows; a component that goes is first announced with its platform alone.
 //! Needs Home Assistant 2024.11. Source: home-assistant.io, "MQTT discovery", device discovery payload.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hash::{Hash, Hasher},
+    time::Duration,
+};
 
 use serde_json::{Map, Value, json};
 
@@ -125,6 +129,18 @@ pub fn device(
     (payload, announced)
 }
 
+/// A number that changes when [`device`] would announce something else for a node that stays the same.
+pub fn shape(state: &NodeState) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    for (id, reading) in &state.readings {
+        (id, &reading.title, reading.unit as u8, reading.kind as u8).hash(&mut hasher);
+    }
+    for condition in state.conditions.iter().filter(|c| c.subject.is_none()) {
+        (&condition.id, &condition.title).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 /// Component keys and unique ids have no `-`, so that the two never differ in what Home Assistant makes of them.
 fn key(id: &str) -> String {
     id.replace('-', "_")
@@ -186,6 +202,18 @@ mod tests {
         let (payload, _) = device(&info, &state, Duration::from_secs(10), &Announced::new());
         let golden: Value = serde_json::from_str(include_str!("../golden/v1/discovery.json")).unwrap();
         assert_eq!(payload, golden, "announced now: {payload:#}");
+    }
+
+    #[test]
+    fn the_shape_changes_with_what_is_announced_and_not_with_the_numbers() {
+        let (_, mut state) = example();
+        let before = shape(&state);
+        for reading in state.readings.values_mut() {
+            reading.value = Some(1.5);
+        }
+        assert_eq!(shape(&state), before);
+        state.readings.pop_first();
+        assert_ne!(shape(&state), before);
     }
 
     #[test]

@@ -43,9 +43,14 @@ pub struct Sample {
     pub period_ms: u64,
     /// Counts by peer, or why there are none.
     pub mesh: Result<BTreeMap<Name, PeerSample>, String>,
-    /// Counts of the other kernel programs by probe id, or why there are none.
-    pub sources: BTreeMap<String, Result<serde_json::Value, String>>,
+    /// Counts of the other kernel programs by probe id, or why there are none. They change slowly and cost a system call
+    /// a number, so they come with every tenth sample and are absent between.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Sources>,
 }
+
+/// Counts of kernel programs by probe id, or why there are none.
+pub type Sources = BTreeMap<String, Result<serde_json::Value, String>>;
 
 /// One end of a conversation: writes `W`, reads `R`.
 #[derive(Debug)]

@@ -18,6 +18,8 @@ use crate::{
 const SETTLE: Duration = Duration::from_millis(200);
 /// How often the uplink is looked at again, in periods.
 const UPLINK_EVERY: u32 = 5;
+/// How often the counts of the other programs are read, in samples.
+const SOURCES_EVERY: u32 = 10;
 
 /// Runs until it is told to stop; takes its programs away then.
 ///
@@ -37,6 +39,7 @@ pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Re
         wanted: Wanted::default(),
         agent: None,
         ticks: 0,
+        told: 0,
     };
     for (id, source) in &companion.sources {
         if let Err(why) = source {
@@ -85,6 +88,8 @@ struct Companion<'a> {
     wanted: Wanted,
     agent: Option<Link>,
     ticks: u32,
+    /// Samples that this agent was sent.
+    told: u32,
 }
 
 /// Something that happened between two ticks.
@@ -139,7 +144,11 @@ impl Companion<'_> {
 
     async fn take(&mut self, step: Step) -> anyhow::Result<()> {
         match step {
-            Step::Agent(Some(link)) => self.agent = Some(link),
+            Step::Agent(Some(link)) => {
+                self.agent = Some(link);
+                // A new agent knows nothing yet.
+                self.told = 0;
+            }
             Step::Agent(None) => {}
             // Peers are probed on: the mesh must not go blind because the agent restarts.
             Step::AgentGone => self.agent = None,
@@ -190,6 +199,19 @@ impl Companion<'_> {
         }
     }
 
+    fn read_sources(&mut self) -> super::Sources {
+        self.sources
+            .iter_mut()
+            .map(|(id, source)| {
+                let counts = match source {
+                    Ok(source) => Ok(source.read()),
+                    Err(why) => Err(why.clone()),
+                };
+                ((*id).to_owned(), counts)
+            })
+            .collect()
+    }
+
     fn say_tier(&self) {
         match &self.prober {
             Ok(prober) => {
@@ -206,6 +228,11 @@ impl Companion<'_> {
     }
 
     async fn tell(&mut self) {
+        if self.agent.is_none() {
+            return;
+        }
+        let sources = (self.told % SOURCES_EVERY == 0).then(|| self.read_sources());
+        self.told = self.told.wrapping_add(1);
         let Some(agent) = &mut self.agent else { return };
         let sample = Sample {
             tier: match &self.prober {
@@ -218,17 +245,7 @@ impl Companion<'_> {
                 Ok(prober) => Ok(prober.sample()),
                 Err(why) => Err(why.clone()),
             },
-            sources: self
-                .sources
-                .iter_mut()
-                .map(|(id, source)| {
-                    let counts = match source {
-                        Ok(source) => Ok(source.read()),
-                        Err(why) => Err(why.clone()),
-                    };
-                    ((*id).to_owned(), counts)
-                })
-                .collect(),
+            sources,
         };
         // An agent that does not read must not stop the probing.
         let sent = tokio::time::timeout(SETTLE, agent.send(&sample)).await;

@@ -11,7 +11,11 @@ use wire::{
     topic::Name,
 };
 
-use crate::{companion::Sample, datapath::Refused, host::Host};
+use crate::{
+    companion::{Sample, Sources},
+    datapath::Refused,
+    host::Host,
+};
 
 mod drop;
 mod load;
@@ -68,6 +72,8 @@ pub struct Seen<'a> {
     pub host: &'a Host,
     /// The companion's newest sample, or why there is none.
     pub companion: Result<&'a Sample, &'a str>,
+    /// The newest counts of the kernel halves, by probe id.
+    pub sources: &'a Sources,
     /// Whether the broker says that a peer is connected, for those that are known.
     pub online: &'a BTreeMap<Name, bool>,
     /// This node.
@@ -82,7 +88,8 @@ impl Seen<'_> {
     /// # Errors
     /// Why it could not: no companion, or the kernel refused the program.
     pub fn kernel<T: serde::de::DeserializeOwned>(&self, id: &str) -> Result<T, String> {
-        let source = match self.companion?.sources.get(id) {
+        self.companion?;
+        let source = match self.sources.get(id) {
             Some(source) => source.as_ref().map_err(String::clone)?,
             None => return Err(format!("the companion has no program for {id}; is it of another version?")),
         };

@@ -9,6 +9,8 @@ pub mod host;
 pub mod facts;
 /// What must hold, and the verdicts.
 pub mod require;
+/// Which settings will work on this kernel.
+pub mod fit;
 /// Edits as data.
 pub mod change;
 

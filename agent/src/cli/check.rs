@@ -8,6 +8,8 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 use serde_json::{Value, json};
 
+mod fit;
+
 use super::USAGE;
 use crate::config::Config;
 use crate::facts::Facts;
@@ -29,6 +31,10 @@ pub struct Check {
     /// List the requirements instead of judging them
     #[arg(long)]
     list: bool,
+    /// Judge which settings of Cilium, Istio and K3s will work on this kernel; tries what it can in a network
+    /// namespace that is thrown away
+    #[arg(long, conflicts_with_all = ["ids", "list"])]
+    fit: bool,
     /// Judge a captured tree of /proc, /sys, /etc, /boot instead of this machine
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -69,6 +75,9 @@ pub fn run(args: &Check, config: &Config) -> anyhow::Result<ExitCode> {
             Err(not_a_tree) => return Ok(refuse(&not_a_tree.to_string(), NO_INPUT)),
         },
     };
+    if args.fit {
+        return fit::run(&host, config, args.json, width());
+    }
     let facts = Facts::observe(&host);
     let judged: Vec<Judged> = require::judge(chosen, &facts, config).collect();
     let summary = Summary::of(&judged);

@@ -4,9 +4,11 @@
 //! Ubuntu from 25.10 keeps it in `current/`. Only its first line counts.
 //! See raspberrypi/documentation, config_txt and boot folder contents.
 
+use super::board::Board;
 use super::cmdline::Cmdline;
+use super::firmware::{self, Firmware};
 use super::{Fact, Facts};
-use crate::host::{Host, Unreadable};
+use crate::host::Host;
 
 /// The file with the kernel's arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,9 +17,18 @@ pub struct BootFile {
     pub path: String,
     /// Its lines that are not blank; the firmware reads the first alone.
     pub lines: Vec<String>,
+    /// What stands in `/etc/default/raspi-extra-cmdline`, from where Debian's kernel updates take arguments when they
+    /// write the file anew; `None` where nothing does.
+    pub extra: Fact<Option<Cmdline>>,
 }
 
 impl BootFile {
+    /// The files that an argument must stand in to stay: the boot file, and what it is written anew from.
+    pub fn places(&self) -> Vec<String> {
+        let written_anew = matches!(self.extra, Ok(Some(_)));
+        [self.path.clone()].into_iter().chain(written_anew.then(|| EXTRA.to_string())).collect()
+    }
+
     /// The arguments the firmware hands to the kernel.
     pub fn cmdline(&self) -> Cmdline {
         Cmdline::parse(self.lines.first().map_or("", String::as_str))
@@ -31,8 +42,8 @@ pub enum Argument {
     Running,
     /// It stands in the boot file, and the running kernel did not get it.
     Written(String),
-    /// The boot file, named here, does not have it.
-    Addable(String),
+    /// The boot file does not have it; the files that it is to be added to.
+    Addable(Vec<String>),
     /// The boot partition of a Raspberry Pi is not mounted.
     NotMounted,
     /// Another boot loader keeps the arguments.
@@ -47,69 +58,38 @@ impl Facts {
         }
         Ok(match self.boot_file.as_ref()? {
             Some(file) if file.cmdline().has(token) => Argument::Written(file.path.clone()),
-            Some(file) => Argument::Addable(file.path.clone()),
+            Some(file) => Argument::Addable(file.places()),
             None if self.board.is_raspberry_pi()? => Argument::NotMounted,
             None => Argument::Elsewhere,
         })
     }
 }
 
-pub(super) fn read(host: &Host) -> Fact<Option<BootFile>> {
+/// What Debian's own kernel hook adds to the line whenever it writes the file anew.
+const EXTRA: &str = "/etc/default/raspi-extra-cmdline";
+
+/// The file that the firmware reads, by what config.txt says for this board.
+pub(super) fn read(host: &Host, firmware: &Fact<Option<Firmware>>) -> Fact<Option<BootFile>> {
+    let Some(firmware) = firmware.as_ref()? else { return Ok(None) };
+    let directory = firmware.path.trim_end_matches("config.txt");
+    let mut prefix = firmware.value("os_prefix")?.unwrap_or_default();
+    if prefix.is_empty() && host.present(&format!("{directory}current/cmdline.txt")) == Ok(true) {
+        prefix = "current/";
+    }
+    let path = format!("{directory}{prefix}{}", firmware.value("cmdline")?.unwrap_or("cmdline.txt"));
+    let text = host.text(&path)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+    let extra = host.text_if_present(EXTRA).map(|text| text.map(|text| Cmdline::parse(&text)));
+    Ok(Some(BootFile { path, lines, extra }))
+}
+
+/// The config.txt of the mounted boot partition.
+pub(super) fn firmware(host: &Host, board: &Board) -> Fact<Option<Firmware>> {
+    let model = board.model.as_ref().ok().and_then(Option::as_deref);
     for directory in ["/boot/firmware", "/boot"] {
-        let path = format!("{directory}/config.txt");
-        let Some(config) = host.text_if_present(&path)? else { continue };
-        let mut settings = settings(&config).ok_or_else(|| {
-            Unreadable::malformed(&path, "os_prefix= and cmdline= outside of conditional sections")
-        })?;
-        if settings.prefix.is_empty() && host.present(&format!("{directory}/current/cmdline.txt")) == Ok(true)
-        {
-            settings.prefix = "current/".into();
+        if let Some(firmware) = firmware::read(host, directory, model)? {
+            return Ok(Some(firmware));
         }
-        let path = format!("{directory}/{}{}", settings.prefix, settings.file);
-        let text = host.text(&path)?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
-        return Ok(Some(BootFile { path, lines }));
     }
     Ok(None)
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Settings {
-    prefix: String,
-    file: String,
-}
-
-/// `None` when a section for some boards only moves the file: which board this is would decide.
-fn settings(config: &str) -> Option<Settings> {
-    let mut settings = Settings { prefix: String::new(), file: "cmdline.txt".into() };
-    let mut conditional = false;
-    for line in config.lines().map(str::trim) {
-        if let Some(section) = line.strip_prefix('[') {
-            conditional = !section.starts_with("all]");
-        }
-        let place = match line.split_once('=') {
-            Some(("os_prefix", prefix)) => (&mut settings.prefix, prefix),
-            Some(("cmdline", file)) => (&mut settings.file, file),
-            _ => continue,
-        };
-        if conditional {
-            return None;
-        }
-        *place.0 = place.1.trim().to_string();
-    }
-    Some(settings)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn config_txt_moves_the_file() {
-        let at = |config| settings(config).map(|s| s.prefix + &s.file);
-        assert_eq!(at("dtparam=audio=on\n[pi4]\narm_boost=1\n").unwrap(), "cmdline.txt");
-        assert_eq!(at("[cm4]\notg_mode=1\n[all]\nos_prefix=current/\n").unwrap(), "current/cmdline.txt");
-        assert_eq!(at("#cmdline=x\r\ncmdline=mine.txt\r\n").unwrap(), "mine.txt");
-        assert_eq!(at("[pi5]\nos_prefix=five/\n"), None);
-    }
 }

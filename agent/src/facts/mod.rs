@@ -5,6 +5,7 @@
 
 use crate::host::{Host, Unreadable};
 
+mod address;
 pub mod address_space;
 pub mod apparmor;
 pub mod board;
@@ -12,23 +13,35 @@ pub mod boot_file;
 pub mod bpf;
 pub mod cgroup;
 pub mod cmdline;
+pub mod cni;
 pub mod dhcpcd;
 mod drop_in;
+pub mod firewall;
+pub mod firmware;
 pub mod identity;
+pub mod k3s;
 pub mod kernel;
 pub mod kernel_config;
+pub mod leftover;
+pub mod link;
 pub mod memory;
 pub mod module;
 pub mod mount;
+mod multipath;
 pub mod network_manager;
 pub mod networkd;
+pub mod package;
+pub mod port;
 pub mod reboot;
+pub mod resolver;
 pub mod route;
+pub mod socket;
 pub mod swap;
 pub mod sysctl;
 pub mod sysctl_file;
 pub mod table;
 pub mod unit;
+mod usb;
 
 /// One part of the facts, or why it is not known.
 pub type Fact<T> = Result<T, Unreadable>;
@@ -50,6 +63,8 @@ pub struct Facts {
     pub bpf: bpf::Bpf,
     /// The running kernel's arguments.
     pub cmdline: Fact<cmdline::Cmdline>,
+    /// What config.txt says for this board; `None` on a machine that boots another way.
+    pub firmware: Fact<Option<firmware::Firmware>>,
     /// The `cmdline.txt` the firmware reads; `None` on a machine that boots another way.
     pub boot_file: Fact<Option<boot_file::BootFile>>,
     /// Whether the machine waits for a reboot.
@@ -58,6 +73,10 @@ pub struct Facts {
     pub controllers: Fact<Option<cgroup::Controllers>>,
     /// What is mounted where.
     pub mounts: Fact<mount::Mounts>,
+    /// Errors that ext4 has counted, by device.
+    pub disk_errors: Fact<Vec<(String, u64)>>,
+    /// USB disks that the driver uas drives, by vendor and product.
+    pub uas: Fact<Vec<String>>,
     /// File systems the kernel knows now.
     pub file_systems: Fact<mount::FileSystems>,
     /// Kernel settings, as they are now.
@@ -76,6 +95,16 @@ pub struct Facts {
     pub clock_error: Fact<Option<std::time::Duration>>,
     /// Routes of the main table.
     pub routes: route::Routes,
+    /// The host's own IPv4 addresses.
+    pub addresses: Fact<Vec<std::net::Ipv4Addr>>,
+    /// Network interfaces.
+    pub links: link::Links,
+    /// `accept_ra` of the IPv6 way out; `None` without IPv6 or a way out.
+    pub accept_ra: Fact<Option<(String, String)>>,
+    /// Who listens.
+    pub listeners: Fact<Vec<socket::Listener>>,
+    /// Who answers names.
+    pub resolver: resolver::Resolver,
     /// Services that are enabled or running.
     pub units: unit::Units,
     /// What systemd-networkd is told.
@@ -84,6 +113,18 @@ pub struct Facts {
     pub network_manager: Fact<network_manager::NetworkManager>,
     /// What dhcpcd is told; `None` without its file.
     pub dhcpcd: Fact<Option<dhcpcd::Dhcpcd>>,
+    /// What firewall services are told.
+    pub firewalls: firewall::Firewalls,
+    /// Packages that are installed.
+    pub packages: Fact<package::Packages>,
+    /// Whether multipathd leaves plain disks alone.
+    pub multipath: Fact<bool>,
+    /// What K3s is told, and whether it has run.
+    pub k3s: k3s::K3s,
+    /// Networks for containers.
+    pub cni: Fact<Vec<cni::Network>>,
+    /// What other networks and tools left.
+    pub leftovers: leftover::Leftovers,
     /// Whether AppArmor is active, and its parser installed.
     pub apparmor: apparmor::AppArmor,
 }
@@ -92,18 +133,25 @@ impl Facts {
     /// Reads the whole host once.
     pub fn observe(host: &Host) -> Facts {
         let kernel_config = kernel_config::read(host);
+        let board = board::read(host);
+        let firmware = boot_file::firmware(host, &board);
+        let routes = route::read(host);
+        let units = unit::read(host);
         Facts {
-            board: board::read(host),
+            board,
             kernel: kernel::read(host, &kernel_config),
             modules: module::read(host),
             address_space: address_space::read(host, &kernel_config),
             kernel_config,
             bpf: bpf::read(host),
             cmdline: cmdline::read(host),
-            boot_file: boot_file::read(host),
+            boot_file: boot_file::read(host, &firmware),
+            firmware,
             reboot: reboot::read(host),
             controllers: cgroup::read(host),
             mounts: mount::read(host),
+            disk_errors: mount::read_errors(host),
+            uas: usb::read(host),
             file_systems: mount::read_file_systems(host),
             sysctl: sysctl::read(host),
             sysctl_files: sysctl_file::read(host),
@@ -112,11 +160,22 @@ impl Facts {
             room: host.room("/var"),
             identity: identity::read(host),
             clock_error: host.clock_error(),
-            routes: route::read(host),
-            units: unit::read(host),
+            addresses: address::read(host),
+            links: link::read(host, &routes),
+            accept_ra: sysctl::read_accept_ra(host, &routes),
+            listeners: socket::read(host, &units),
+            resolver: resolver::read(host),
+            routes,
+            units,
             networkd: networkd::read(host),
             network_manager: network_manager::read(host),
             dhcpcd: dhcpcd::read(host),
+            firewalls: firewall::read(host),
+            packages: package::read(host),
+            multipath: multipath::read(host),
+            k3s: k3s::read(host),
+            cni: cni::read(host),
+            leftovers: leftover::read(host),
             apparmor: apparmor::read(host),
         }
     }

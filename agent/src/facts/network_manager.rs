@@ -10,6 +10,8 @@ use crate::host::Host;
 pub struct NetworkManager {
     /// For instance "cilium*".
     pub unmanaged: Vec<String>,
+    /// `wifi.powersave` for connections that do not say: 2 switches it off, 3 on.
+    pub wifi_powersave: Option<String>,
 }
 
 impl NetworkManager {
@@ -21,6 +23,7 @@ impl NetworkManager {
             let patterns = patterns.map(|pattern| pattern.trim_start_matches('=').to_string());
             match key.trim() {
                 "unmanaged-devices" => self.unmanaged = patterns.collect(),
+                "wifi.powersave" => self.wifi_powersave = Some(value.trim().to_string()),
                 "unmanaged-devices+" => self.unmanaged.extend(patterns),
                 _ => {}
             }
@@ -56,6 +59,9 @@ mod tests {
         assert_eq!(manager.unmanaged, ["eth1"]);
         manager.absorb("unmanaged-devices+=interface-name:cilium*,interface-name:=lxc*\n");
         assert!(manager.leaves("eth1") && manager.leaves("cilium_host") && manager.leaves("lxc12ab"));
+        manager.absorb("[connection]\nwifi.powersave = 3\n");
+        manager.absorb("[connection]\nwifi.powersave=2\n");
+        assert_eq!(manager.wifi_powersave.as_deref(), Some("2"));
         manager.absorb("unmanaged-devices=interface-name:veth*\n#unmanaged-devices=interface-name:x\n");
         assert!(!manager.leaves("cilium_host") && !manager.leaves("x"));
     }

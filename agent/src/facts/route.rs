@@ -10,8 +10,17 @@ use crate::host::{Host, Unreadable};
 pub struct Routes {
     /// IPv4 routes that are up.
     pub v4: Fact<Vec<Route>>,
-    /// The interface of the IPv6 default route, if there is one.
-    pub v6_default: Fact<Option<String>>,
+    /// The IPv6 default route, if there is one.
+    pub v6_default: Fact<Option<Default6>>,
+}
+
+/// An IPv6 default route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Default6 {
+    /// Where it leads out.
+    pub interface: String,
+    /// Whether the kernel took it from a router's advertisement.
+    pub advertised: bool,
 }
 
 /// One IPv4 route.
@@ -86,11 +95,15 @@ fn parse(text: &str) -> Option<Vec<Route>> {
 }
 
 /// The kernel always lists an unreachable default on `lo`; that is no way out.
-fn default6(text: &str) -> Option<String> {
+fn default6(text: &str) -> Option<Default6> {
+    // RTF_ADDRCONF of linux/ipv6_route.h.
+    const ADVERTISED: u32 = 0x0004_0000;
     text.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [network, "00", .., interface] = fields[..] else { return None };
-        (network.bytes().all(|digit| digit == b'0') && interface != "lo").then(|| interface.into())
+        let [network, "00", .., flags, interface] = fields[..] else { return None };
+        let flags = u32::from_str_radix(flags, 16).ok()?;
+        (network.bytes().all(|digit| digit == b'0') && interface != "lo")
+            .then(|| Default6 { interface: interface.into(), advertised: flags & ADVERTISED != 0 })
     })
 }
 
@@ -130,10 +143,13 @@ mod tests {
     #[test]
     fn the_unreachable_ipv6_default_on_lo_is_no_way_out() {
         let zero = "00000000000000000000000000000000";
-        let line = |interface| {
-            format!("{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200 {interface}\n")
+        let line = |flags, interface| {
+            format!("{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 {flags} {interface}\n")
         };
-        assert_eq!(default6(&line("lo")), None);
-        assert_eq!(default6(&(line("lo") + &line("eth0"))), Some("eth0".into()));
+        let lo = line("00200200", "lo");
+        assert_eq!(default6(&lo), None);
+        let eth0 = |advertised| Some(Default6 { interface: "eth0".into(), advertised });
+        assert_eq!(default6(&(lo.clone() + &line("00450003", "eth0"))), eth0(true));
+        assert_eq!(default6(&(lo + &line("00000003", "eth0"))), eth0(false));
     }
 }

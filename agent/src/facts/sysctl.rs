@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use super::route::Routes;
 use super::{Fact, table};
 use crate::host::{Host, Unreadable, Why};
 
@@ -98,6 +99,17 @@ pub(super) fn read(host: &Host) -> Sysctls {
         values.entry(setting.name).or_insert_with(|| value(setting.name));
     }
     Sysctls { values, rp_filter: rp_filter(host) }
+}
+
+/// What the IPv6 way out does about router advertisements: the interface and the value of `accept_ra`.
+pub(super) fn read_accept_ra(host: &Host, routes: &Routes) -> Fact<Option<(String, String)>> {
+    let interface = match routes.v6_default.as_ref()? {
+        Some(default) => Some(default.interface.as_str()),
+        None => routes.uplink()?,
+    };
+    let Some(interface) = interface else { return Ok(None) };
+    let value = host.text_if_present(&format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"))?;
+    Ok(value.map(|value| (interface.to_string(), value.trim().to_string())))
 }
 
 fn rp_filter(host: &Host) -> Fact<BTreeMap<String, u32>> {

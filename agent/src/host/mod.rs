@@ -19,9 +19,12 @@ pub mod bpf;
 pub mod bpf_offer;
 pub mod clock;
 pub mod disk;
+pub mod netfilter;
 mod netlink;
 pub mod scratch;
 pub mod state;
+pub mod vault;
+pub mod write;
 
 /// The largest file that is read, in bytes: `modules.dep`, the largest file of a sane host, has less
 /// than one million.
@@ -100,6 +103,11 @@ impl Unreadable {
 
     fn not_captured(path: impl Into<String>) -> Unreadable {
         Unreadable { path: path.into(), why: Why::NotCaptured }
+    }
+
+    /// Whether nothing is there, on the machine or in the tree that stands for it.
+    pub fn is_absence(&self) -> bool {
+        matches!(self.why, Why::Missing | Why::NotCaptured)
     }
 
     /// The kernel must be asked for `query`, and a captured tree has none.

@@ -78,6 +78,38 @@ impl Netlink {
             }
         }
     }
+
+    /// Sends a request for a list and returns its messages, each with its kind.
+    pub(super) fn dump(&self, message: &[u8]) -> io::Result<Vec<(u16, Vec<u8>)>> {
+        sendto(self.0.as_raw_fd(), message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        let mut answer = vec![0; 32 << 10];
+        let mut list = Vec::new();
+        loop {
+            let length = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+            for (kind, body) in split(&answer[..length]) {
+                match i32::from(kind) {
+                    libc::NLMSG_DONE => return Ok(list),
+                    libc::NLMSG_ERROR => {
+                        let number = body.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+                        return Err(io::Error::from_raw_os_error(-number));
+                    }
+                    _ => list.push((kind, body.to_vec())),
+                }
+            }
+        }
+    }
+}
+
+/// The messages of one answer in order: their kinds and bodies.
+fn split(mut messages: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut parts = Vec::new();
+    while let Some((header, _)) = messages.split_first_chunk::<16>() {
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let Some(body) = messages.get(16..length) else { break };
+        parts.push((u16::from_ne_bytes([header[4], header[5]]), body));
+        messages = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    parts
 }
 
 /// The number in the first message that answers a request: 0, or the negative number of an error.
@@ -101,6 +133,13 @@ mod tests {
     fn attributes_are_padded_and_their_length_is_not() {
         assert_eq!(text(3, "lo"), [&7u16.to_ne_bytes()[..], &3u16.to_ne_bytes(), b"lo\0\0"].concat());
         assert_eq!(attribute(1, &[]).len(), 4);
+    }
+
+    #[test]
+    fn an_answer_is_split_into_its_messages() {
+        let answer = [message(7, 0, &[&[1, 2, 3]]), vec![0], message(8, 0, &[])].concat();
+        assert_eq!(split(&answer), [(7, &[1, 2, 3][..]), (8, &[][..])]);
+        assert!(split(&answer[..18]).is_empty() && split(&[0; 40]).is_empty());
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         if let Some(interface) = facts.routes.uplink()? {
             return Finding::met(format!("by {interface}"));
         }
-        if let Some(interface) = facts.routes.v6_default.as_ref()? {
-            return Finding::met(format!("by {interface}, IPv6 alone"));
+        if let Some(default) = facts.routes.v6_default.as_ref()? {
+            return Finding::met(format!("by {}, IPv6 alone", default.interface));
         }
         Finding::blocked("no default route", "connect the network, or set a gateway; then check: ip route")
     },

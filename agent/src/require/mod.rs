@@ -228,8 +228,9 @@ impl Finding {
     /// A kernel argument is lacking, with `what` as its consequence: how to get it.
     fn lacks_argument(facts: &Facts, token: &'static str, what: &str) -> Verdict {
         match facts.argument(token)? {
-            Argument::Addable(path) => {
-                Finding::unmet(what, [Change::AppendToken { path: path.into(), token: token.into() }])
+            Argument::Addable(paths) => {
+                let append = |path: String| Change::AppendToken { path: path.into(), token: token.into() };
+                Finding::unmet(what, paths.into_iter().map(append).collect::<Vec<_>>())
             }
             Argument::Written(path) => {
                 Finding::waiting(format!("{token} stands in {path} and counts after a reboot: sudo reboot"))

@@ -1,0 +1,138 @@
+//! What other networks and tools left on the node: `agent/data/leftovers.csv`, looked for and not touched.
+
+use std::sync::LazyLock;
+
+use super::drop_in::glob;
+use super::{Fact, Facts, table};
+use crate::host::netfilter::Chains;
+use crate::host::{Host, Unreadable};
+
+/// A thing to look for.
+#[derive(Debug, Clone, Copy)]
+pub struct Trace {
+    /// Who leaves it.
+    pub source: &'static str,
+    /// What it is: "link", "file", "plugin", "port", "pod", "ipvs" or "chain".
+    pub kind: &'static str,
+    /// Its name, perhaps with `*`.
+    pub item: &'static str,
+    /// What to know before it is removed.
+    pub remark: &'static str,
+}
+
+/// All that is looked for.
+pub static TABLE: LazyLock<Vec<Trace>> = LazyLock::new(|| {
+    table::rows(include_str!("../../data/leftovers.csv"), ["source", "kind", "item", "remark"])
+        .map(|[source, kind, item, remark]| Trace { source, kind, item, remark })
+        .collect()
+});
+
+/// What only this part of the facts reads.
+#[derive(Debug)]
+pub struct Leftovers {
+    files: Vec<(&'static str, Fact<bool>)>,
+    pods: Fact<Vec<String>>,
+    ipvs: Fact<bool>,
+    /// Chains of the packet filter, by both back ends.
+    chains: Fact<Chains>,
+}
+
+pub(super) fn read(host: &Host) -> Leftovers {
+    let files = TABLE.iter().filter(|trace| trace.kind == "file");
+    Leftovers {
+        files: files.map(|trace| (trace.item, host.present(trace.item))).collect(),
+        pods: host.list_if_present("/var/log/pods"),
+        ipvs: host.text_if_present("/proc/net/ip_vs").map(|table| {
+            let services = |line: &str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|p| line.starts_with(p));
+            table.is_some_and(|table| table.lines().any(services))
+        }),
+        chains: host.chains(),
+    }
+}
+
+impl Trace {
+    /// What of it is there, by name.
+    fn found(&self, facts: &Facts) -> Fact<Vec<String>> {
+        let left = &facts.leftovers;
+        let matching = |names: &[String]| -> Vec<String> {
+            names.iter().filter(|name| glob(self.item, name)).cloned().collect()
+        };
+        let once = |found: bool, name: &str| if found { vec![name.to_string()] } else { Vec::new() };
+        Ok(match self.kind {
+            "link" => matching(facts.links.names.as_ref()?),
+            "file" => match left.files.iter().find(|(item, _)| *item == self.item) {
+                Some((path, there)) => once(*there.as_ref()?, path),
+                None => Vec::new(),
+            },
+            "plugin" => facts
+                .cni
+                .as_ref()?
+                .iter()
+                .filter(|network| network.active && network.plugins.iter().any(|plugin| plugin == self.item))
+                .map(|network| format!("{} in {}", self.item, network.path))
+                .collect(),
+            "port" => {
+                let held = facts.listeners.as_ref()?.iter().any(|one| one.port.to_string() == self.item);
+                once(held, &format!("a listener on {}", self.item))
+            }
+            "pod" => {
+                let pods = matching(left.pods.as_ref()?);
+                // A directory is namespace_name_uid.
+                pods.iter()
+                    .map(|pod| format!("pod {}", pod.rsplit_once('_').map_or(&**pod, |(name, _)| name)))
+                    .collect()
+            }
+            "ipvs" => once(*left.ipvs.as_ref()?, "services in the IPVS table"),
+            _ => left
+                .chains
+                .as_ref()?
+                .names()
+                .filter(|name| glob(self.item, name))
+                .map(|name| format!("chain {name}"))
+                .collect(),
+        })
+    }
+}
+
+/// What is left of one source, and what could not be looked at.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// By name, at most once each.
+    pub found: Vec<String>,
+    /// The first that could not be read.
+    pub unread: Option<Unreadable>,
+}
+
+impl Facts {
+    /// What is left of `sources`. Chains are only asked for where K3s has run: nobody else makes those of the table.
+    pub fn left_of(&self, sources: &[&str]) -> Left {
+        let mut left = Left::default();
+        for trace in TABLE.iter().filter(|trace| sources.contains(&trace.source)) {
+            if trace.kind == "chain" && self.k3s.has_run == Ok(false) {
+                continue;
+            }
+            match trace.found(self) {
+                Ok(found) => left.found.extend(found),
+                Err(unreadable) if left.unread.is_none() => left.unread = Some(unreadable),
+                Err(_) => {}
+            }
+        }
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_trace_is_of_a_kind_that_is_looked_for() {
+        for trace in TABLE.iter() {
+            assert!(
+                ["link", "file", "plugin", "port", "pod", "ipvs", "chain"].contains(&trace.kind),
+                "{trace:?}"
+            );
+            assert_eq!(trace.kind == "file", trace.item.starts_with('/'), "{trace:?}");
+        }
+    }
+}

@@ -19,6 +19,7 @@ use wire::{report::Tier, topic::Name};
 
 use crate::probe::mesh::PeerSample;
 
+mod rhythm;
 pub mod serve;
 
 /// A thousand peers fit.

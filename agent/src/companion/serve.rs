@@ -2,14 +2,17 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::Context as _;
-use tokio::{net::UnixListener, time::Instant};
+use tokio::net::UnixListener;
 use wire::report::{Stamps, Tier};
 
-use super::{Link, Sample, Wanted, listen, trusted};
+use super::{
+    Link, Sample, Wanted, listen,
+    rhythm::{Timer, until_next},
+    trusted,
+};
 use crate::{
     config::Config,
-    host::{Host, clock},
+    host::Host,
     probe::{PROBES, Source, mesh::prober::Prober},
     shutdown::Shutdown,
 };
@@ -47,36 +50,23 @@ pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Re
         }
     }
     companion.say_tier();
-    let mut tick = Instant::now() + until_next(config.probe.period);
-    let mut settle = None;
+    let (tick, settle) = (Timer::new()?, Timer::new()?);
+    tick.set(until_next(config.probe.period))?;
     loop {
         tokio::select! {
             () = stop.wanted() => return Ok(()),
-            () = tokio::time::sleep_until(tick) => {
+            fired = tick.fired() => {
+                fired?;
                 companion.tick();
-                tick = Instant::now() + until_next(config.probe.period);
-                settle = Some(Instant::now() + SETTLE);
+                tick.set(until_next(config.probe.period))?;
+                settle.set(SETTLE)?;
             }
-            () = sleep_until(settle) => {
-                settle = None;
+            fired = settle.fired() => {
+                fired?;
                 companion.tell().await;
             }
-            step = companion.next(&listener) => companion.take(step).await.context("answering peers")?,
+            step = companion.next(&listener) => companion.take(step),
         }
-    }
-}
-
-/// Ticks of all nodes fall on the same moments of the wall clock, so that one wake-up answers many.
-fn until_next(period: Duration) -> Duration {
-    let now = clock::now().as_nanosecond().unsigned_abs();
-    let period_ns = period.as_nanos();
-    Duration::from_nanos((period_ns - now % period_ns) as u64)
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -142,7 +132,7 @@ impl Companion<'_> {
         }
     }
 
-    async fn take(&mut self, step: Step) -> anyhow::Result<()> {
+    fn take(&mut self, step: Step) {
         match step {
             Step::Agent(Some(link)) => {
                 self.agent = Some(link);
@@ -160,7 +150,7 @@ impl Companion<'_> {
             }
             Step::Asked => {
                 if let Ok(prober) = &mut self.prober {
-                    prober.answer().await;
+                    prober.answer();
                 }
             }
             Step::Answered => {
@@ -169,7 +159,6 @@ impl Companion<'_> {
                 }
             }
         }
-        Ok(())
     }
 
     fn tick(&mut self) {

@@ -6,20 +6,21 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io::{self, IoSlice},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    io::{self, IoSlice, IoSliceMut},
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
 use ebpf_records::mesh::{
-    Packet, Peer, REPLY, REQUEST, RoundTrip, SAMPLES, STAMPED_ALL, STAMPED_ANSWERED, STAMPED_RECEIVED,
+    PACKET_LEN, Packet, Peer, REPLY, REQUEST, RoundTrip, SAMPLES, STAMPED_ALL, STAMPED_ANSWERED,
+    STAMPED_RECEIVED,
 };
 use nix::{
-    sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, sendmmsg},
+    sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg},
     time::{ClockId, clock_gettime},
 };
-use tokio::net::UdpSocket;
+use tokio::{io::Interest, net::UdpSocket};
 use wire::{
     report::{Stamps, Tier},
     topic::Name,
@@ -33,12 +34,12 @@ use crate::{
 };
 
 /// Requests to all peers per tick: few peers get several each, so that loss shows in one tick.
-const BUDGET: usize = 40;
+const BUDGET: usize = 20;
 /// Requests to one peer per tick, at most; three ticks fit into the kernel's record of round trips.
 const BURST: usize = 5;
 const _: () = assert!(BURST * 3 <= SAMPLES);
-/// How long the first request of a batch waits for the others, so that one wake-up answers all peers whose clocks agree. With
-/// kernel stamps this time drops out of the round trip.
+/// How long requests are gathered, so that one wake-up answers all peers whose clocks agree. With kernel stamps this time
+/// drops out of the round trip. It is slept away and not awaited: a short sleep wakes the process once.
 const GATHER: Duration = Duration::from_millis(2);
 /// Most datagrams that are taken in one go, so that a flood cannot hold the tick up.
 const MOST: usize = 4096;
@@ -181,6 +182,10 @@ impl Prober {
             }
         }
         send_batch(&self.requests, &batch);
+        if self.stamped_by_kernel() && !self.peers.is_empty() {
+            // The peers have sent theirs at this very moment.
+            self.answer();
+        }
     }
 
     /// Waits until a peer asks.
@@ -198,10 +203,10 @@ impl Prober {
     }
 
     /// Turns the requests of known peers round.
-    pub async fn answer(&mut self) {
+    pub fn answer(&mut self) {
         let by_kernel = self.stamped_by_kernel();
         if by_kernel {
-            tokio::time::sleep(GATHER).await;
+            std::thread::sleep(GATHER);
         }
         let (peers, names) = (&mut self.peers, &self.names);
         let mut batch = Vec::new();
@@ -299,13 +304,32 @@ fn bind(port: u16) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket)
 }
 
-/// Takes what has arrived, at most [`MOST`] datagrams.
+/// Takes what has arrived, at most [`MOST`] datagrams, [`TOGETHER`] in one system call.
 fn drain(socket: &UdpSocket, mut each: impl FnMut(&[u8], SocketAddrV4)) {
-    let mut buffer = [0; 256];
-    for _ in 0..MOST {
-        match socket.try_recv_from(&mut buffer) {
-            Ok((length, SocketAddr::V4(from))) => each(&buffer[..length], from),
-            Ok(_) => {}
+    const TOGETHER: usize = 32;
+    // A datagram that is longer than a probe fills its buffer to the end, and is none.
+    const LONGEST: usize = PACKET_LEN + 1;
+    for _ in 0..MOST / TOGETHER {
+        let mut buffers = [[0; LONGEST]; TOGETHER];
+        let received = socket.try_io(Interest::READABLE, || {
+            let mut slices: Vec<[IoSliceMut<'_>; 1]> =
+                buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
+            let mut headers = MultiHeaders::<SockaddrIn>::preallocate(TOGETHER, None);
+            let messages =
+                recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
+            Ok(messages.map(|m| (m.bytes, m.address)).collect::<Vec<_>>())
+        });
+        match received {
+            Ok(received) => {
+                for ((length, from), buffer) in received.iter().zip(&buffers) {
+                    if let Some(from) = from {
+                        each(&buffer[..*length], SocketAddrV4::new(from.ip(), from.port()));
+                    }
+                }
+                if received.len() < TOGETHER {
+                    return;
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
             // An ICMP error of an earlier send: the peer's port is closed, which silence says as well.
             Err(_) => {}

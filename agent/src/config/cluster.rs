@@ -1,7 +1,7 @@
 //! `[cluster]`: what the node is prepared for; it decides which requirements apply.
 //!
 //! The defaults describe the cluster of the Kubernetes Pi Cluster project, release 1.9: K3s, Cilium over VXLAN with
-//! its Envoy, iptables masquerading and L2 announcements, Istio ambient, Longhorn, IPv4 only.
+//! its Envoy, iptables masquerading and L2 announcements, Istio ambient, Longhorn, Flux, IPv4 only.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -50,6 +50,8 @@ pub struct Cluster {
     pub ambient: bool,
     /// Whether Longhorn keeps volumes on this node. Default: true.
     pub longhorn: bool,
+    /// Whether Flux keeps the cluster as its repository says. Default: true.
+    pub flux: bool,
     /// Ids of requirements whose shortfall the owner knows and accepts, for instance "page-size".
     /// Default: none.
     pub accept: Vec<String>,
@@ -75,6 +77,7 @@ impl Default for Cluster {
             netkit: false,
             ambient: true,
             longhorn: true,
+            flux: true,
             accept: Vec::new(),
         }
     }
@@ -192,11 +195,13 @@ pub enum Profile {
     Ambient,
     /// Longhorn.
     Longhorn,
+    /// Flux.
+    Flux,
 }
 
 impl Profile {
     /// All of them, parts after what they are part of.
-    pub const ALL: [Profile; 17] = [
+    pub const ALL: [Profile; 18] = [
         Profile::Node,
         Profile::K3s,
         Profile::Server,
@@ -214,6 +219,7 @@ impl Profile {
         Profile::Netkit,
         Profile::Ambient,
         Profile::Longhorn,
+        Profile::Flux,
     ];
 
     /// Its name; a feature of K3s or Cilium stands behind a stroke.
@@ -236,6 +242,7 @@ impl Profile {
             Profile::Netkit => "cilium/netkit",
             Profile::Ambient => "istio-ambient",
             Profile::Longhorn => "longhorn",
+            Profile::Flux => "flux",
         }
     }
 
@@ -259,6 +266,7 @@ impl Profile {
             Profile::Netkit => "netkit = true",
             Profile::Ambient => "ambient = true",
             Profile::Longhorn => "longhorn = true",
+            Profile::Flux => "flux = true",
         }
     }
 }
@@ -290,6 +298,7 @@ impl Cluster {
             Profile::Netkit => self.cilium && self.netkit,
             Profile::Ambient => self.ambient,
             Profile::Longhorn => self.longhorn,
+            Profile::Flux => self.flux,
         }
     }
 }
@@ -303,13 +312,13 @@ mod tests {
         let without = Cluster { cilium: false, ..Cluster::default() };
         let left: Vec<&str> =
             Profile::ALL.iter().filter(|profile| without.chose(**profile)).map(|p| p.name()).collect();
-        assert_eq!(left, ["node", "k3s", "istio-ambient", "longhorn"]);
+        assert_eq!(left, ["node", "k3s", "istio-ambient", "longhorn", "flux"]);
     }
 
     #[test]
     fn the_setting_that_is_named_chooses_its_profile() {
         let none = "k3s = false\ncilium = false\nenvoy = false\nl2_announcements = false\nambient = false\n\
-                    longhorn = false\ntunnel = \"off\"\nmasquerade = \"bpf\"\n";
+                    longhorn = false\nflux = false\ntunnel = \"off\"\nmasquerade = \"bpf\"\n";
         for profile in Profile::ALL.into_iter().filter(|profile| *profile != Profile::Node) {
             let off: Cluster = toml::from_str(none).unwrap();
             assert!(!off.chose(profile), "{profile}");

@@ -41,9 +41,9 @@ pub struct Rules {
 impl Ufw {
     /// Whether some rule lets a port in.
     pub fn allows(&self, port: u16, protocol: &str) -> bool {
-        self.allowed.iter().any(|(first, last, of)| {
-            (*first..=*last).contains(&port) && (of == "any" || of == protocol)
-        })
+        self.allowed
+            .iter()
+            .any(|(first, last, of)| (*first..=*last).contains(&port) && (of == "any" || of == protocol))
     }
 }
 
@@ -149,9 +149,13 @@ mod tests {
         ] {
             ufw.absorb(tuple).unwrap();
         }
-        for (port, protocol, allowed) in
-            [(6443, "tcp", true), (2380, "tcp", true), (10250, "udp", false), (8472, "udp", false), (22, "tcp", true)]
-        {
+        for (port, protocol, allowed) in [
+            (6443, "tcp", true),
+            (2380, "tcp", true),
+            (10250, "udp", false),
+            (8472, "udp", false),
+            (22, "tcp", true),
+        ] {
             assert_eq!(ufw.allows(port, protocol), allowed, "{port}/{protocol}");
         }
         assert_eq!(ufw.allows_networks, ["10.42.0.0/16"]);

@@ -68,7 +68,8 @@ impl Settings {
     fn absorb(&mut self, yaml: &str) {
         let mut lines = yaml.lines().peekable();
         while let Some(line) = lines.next() {
-            let Some((key, value)) = line.split_once(':').filter(|_| !line.starts_with([' ', '#', '-'])) else {
+            let Some((key, value)) = line.split_once(':').filter(|_| !line.starts_with([' ', '#', '-']))
+            else {
                 continue;
             };
             let (key, append) = match key.strip_suffix('+') {

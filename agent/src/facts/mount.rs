@@ -41,7 +41,8 @@ impl Mounts {
 
     /// The mount that holds a path.
     pub fn holding(&self, path: &str) -> Option<&Mount> {
-        let above = |point: &str| path == point || path.starts_with(&format!("{}/", point.trim_end_matches('/')));
+        let above =
+            |point: &str| path == point || path.starts_with(&format!("{}/", point.trim_end_matches('/')));
         // Of several at the longest point the last is the visible one.
         self.0.iter().filter(|mount| above(&mount.point)).max_by_key(|mount| mount.point.len())
     }
@@ -97,7 +98,8 @@ fn mount(line: &str) -> Option<Mount> {
     let options = fields.next()?;
     let shared = fields.any(|tag| tag.starts_with("shared:") || tag.starts_with("master:"));
     let mut file_system = after.split(' ');
-    let (kind, source) = (file_system.next()?.to_string(), file_system.next().unwrap_or_default().to_string());
+    let (kind, source) =
+        (file_system.next()?.to_string(), file_system.next().unwrap_or_default().to_string());
     // The mount may be read-only, or the file system below it.
     let read_only = [options, file_system.next().unwrap_or_default()]
         .iter()
@@ -128,7 +130,9 @@ mod tests {
         };
         assert_eq!(mount(line), Some(expected));
         assert!(mount("28 1 179:2 / / ro,noatime - ext4 /dev/mmcblk0p2 rw").unwrap().read_only);
-        assert!(mount("28 1 179:2 / / rw,noatime - ext4 /dev/mmcblk0p2 ro,errors=remount-ro").unwrap().read_only);
+        assert!(
+            mount("28 1 179:2 / / rw,noatime - ext4 /dev/mmcblk0p2 ro,errors=remount-ro").unwrap().read_only
+        );
         let copy = mount("51 50 8:1 / / rw,relatime shared:200 master:1 - ext4 /dev/sda1 rw").unwrap();
         assert!(copy.shared);
         let private = mount("27 1 254:0 / /mnt/my\\040disk rw - ext4 /dev/vda rw").unwrap();

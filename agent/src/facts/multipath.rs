@@ -22,7 +22,8 @@ fn leaves_disks(text: &str) -> bool {
         }
         let pattern = line.split_once("devnode").map(|(_, pattern)| pattern.trim().trim_matches('"'));
         let disks = |pattern: &str| ["^sd", "^(sd", "sd", ".*", "*"].iter().any(|p| pattern.starts_with(p));
-        let in_blacklist = section == "blacklist" || line.starts_with("blacklist ") || line.starts_with("blacklist{");
+        let in_blacklist =
+            section == "blacklist" || line.starts_with("blacklist ") || line.starts_with("blacklist{");
         if in_blacklist && pattern.is_some_and(disks) {
             return true;
         }
@@ -42,7 +43,12 @@ mod tests {
         let one = "defaults {\n  user_friendly_names yes\n}\nblacklist {\n    devnode \"^sd[a-z0-9]+\"\n}\n";
         assert!(leaves_disks(one));
         assert!(leaves_disks("blacklist { devnode \"^(sd|nvme)\" }\n"));
-        for text in ["", "#blacklist {\n# devnode \"^sd\"\n", "defaults {\n devnode \"^sd\"\n}\n", "blacklist {\n devnode \"^loop\"\n}\n"] {
+        for text in [
+            "",
+            "#blacklist {\n# devnode \"^sd\"\n",
+            "defaults {\n devnode \"^sd\"\n}\n",
+            "blacklist {\n devnode \"^loop\"\n}\n",
+        ] {
             assert!(!leaves_disks(text), "{text:?}");
         }
     }

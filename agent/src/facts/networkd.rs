@@ -54,7 +54,9 @@ impl Network {
                 ("[Match]", "Name") => network.names.extend(words),
                 ("[Match]", "Type") => network.types.extend(words),
                 ("[Match]", "Kind") => network.kinds.extend(words),
-                ("[Match]", "MACAddress" | "PermanentMACAddress" | "Path" | "Driver") => network.hardware = true,
+                ("[Match]", "MACAddress" | "PermanentMACAddress" | "Path" | "Driver") => {
+                    network.hardware = true
+                }
                 ("[Link]", "Unmanaged") => network.unmanaged = is_yes(value),
                 _ => {}
             }
@@ -149,7 +151,11 @@ mod tests {
         let vxlan = Interface { name: "cilium_vxlan", of_type: "vxlan", kind: "vxlan" };
         let lxc = Interface { name: "lxc0", of_type: "ether", kind: "veth" };
         let of = |texts: &[&str]| Networkd {
-            networks: texts.iter().enumerate().map(|(n, text)| Network::parse(&n.to_string(), text)).collect(),
+            networks: texts
+                .iter()
+                .enumerate()
+                .map(|(n, text)| Network::parse(&n.to_string(), text))
+                .collect(),
             ..Networkd::default()
         };
         let all = "[Match]\nName=*\n[Network]\nDHCP=yes\n";
@@ -161,7 +167,9 @@ mod tests {
         assert_eq!(of(&["[Match]\nType=ether\n"]).takes(vxlan), None);
         assert_eq!(of(&["[Match]\nName=!lxc* veth*\n"]).takes(lxc), None);
         assert_eq!(of(&["[Match]\nName=!lxc* veth*\n"]).takes(vxlan), Some("0"));
-        for none in ["[Match]\nName=e*\n", "[Match]\nName=*\nMACAddress=00:11:22:33:44:55\n", "[Network]\nDHCP=yes\n"] {
+        for none in
+            ["[Match]\nName=e*\n", "[Match]\nName=*\nMACAddress=00:11:22:33:44:55\n", "[Network]\nDHCP=yes\n"]
+        {
             assert_eq!(of(&[none]).takes(lxc), None, "{none}");
         }
     }

@@ -38,7 +38,10 @@ mod tests {
 
     #[test]
     fn name_servers_are_read_in_order() {
-        assert_eq!(servers("# x\nnameserver 127.0.0.53\nsearch home\nnameserver\t9.9.9.9\n"), ["127.0.0.53", "9.9.9.9"]);
+        assert_eq!(
+            servers("# x\nnameserver 127.0.0.53\nsearch home\nnameserver\t9.9.9.9\n"),
+            ["127.0.0.53", "9.9.9.9"]
+        );
         assert!(is_loopback("127.0.0.53") && is_loopback("::1") && !is_loopback("192.168.1.1"));
     }
 }

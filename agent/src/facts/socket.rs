@@ -94,9 +94,8 @@ fn name_owners(host: &Host, listeners: &mut [Listener]) {
         }
         for descriptor in host.list(&format!("/proc/{process}/fd")).unwrap_or_default() {
             let target = host.link(&format!("/proc/{process}/fd/{descriptor}"));
-            let inode = target.and_then(|target| {
-                target.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok()
-            });
+            let inode = target
+                .and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok());
             for listener in listeners.iter_mut().filter(|listener| Some(listener.inode) == inode) {
                 let name = host.text(&format!("/proc/{process}/comm")).ok();
                 listener.owner = name.map(|name| name.trim().to_string());

@@ -125,7 +125,10 @@ mod tests {
             "# Debian 13\nnet.ipv4.conf.default.rp_filter = 2\nnet.ipv4.conf.*.rp_filter = 2\n",
         );
         assert_eq!(rp_filter(&files, "lxc1"), Some("2"));
-        files.absorb("/etc/sysctl.d/60.conf", "-net/ipv4/conf/lxc*/rp_filter=0\nnet.ipv4.conf.lxc9.rp_filter=1\n");
+        files.absorb(
+            "/etc/sysctl.d/60.conf",
+            "-net/ipv4/conf/lxc*/rp_filter=0\nnet.ipv4.conf.lxc9.rp_filter=1\n",
+        );
         assert_eq!(rp_filter(&files, "lxc1"), Some("0"));
         files.absorb("/etc/sysctl.d/70.conf", "net.ipv4.conf.*.rp_filter = 2\n");
         assert_eq!(rp_filter(&files, "lxc1"), Some("2"));

@@ -3,6 +3,8 @@
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
 use crate::config::cluster::Profile;
+use crate::facts::boot_file::BootFile;
+use crate::host::Unreadable;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "boot-cmdline",
@@ -23,7 +25,13 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             return Finding::not_needed("this machine does not boot by Raspberry Pi firmware");
         };
         match file.lines.len() {
-            1 => Finding::met(&*file.path),
+            1 => match forgotten(file)? {
+                None => Finding::met(&*file.path),
+                Some((token, extra)) => Finding::unmet(
+                    format!("the next kernel update writes {} anew, without {token}", file.path),
+                    [Change::AppendToken { path: extra.into(), token: token.into() }],
+                ),
+            },
             0 => Finding::blocked(
                 format!("{} is empty: the next boot finds no root file system", file.path),
                 format!(
@@ -38,3 +46,13 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         }
     },
 };
+
+/// An argument of bramble's that Debian's kernel hook would drop, and the file that it takes arguments from.
+fn forgotten(file: &BootFile) -> Result<Option<(&'static str, String)>, Unreadable> {
+    let line = file.cmdline();
+    let Some(token) = ["cgroup_enable=memory", "psi=1"].into_iter().find(|token| line.has(token)) else {
+        return Ok(None);
+    };
+    let Some(extra) = file.extra.as_ref()? else { return Ok(None) };
+    Ok((!extra.has(token)).then(|| (token, file.places().pop().unwrap_or_default())))
+}

@@ -30,7 +30,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             format!("/etc/dhcpcd.conf does not deny {}", managed.join(", ")),
             [Change::AddLine {
                 path: "/etc/dhcpcd.conf".into(),
-                line: "denyinterfaces cilium* lxc* veth*".into(),
+                line: "denyinterfaces cilium* lxc* veth* flannel* cni*".into(),
             }],
         )
     },

@@ -9,7 +9,7 @@ const GIB: u64 = 1 << 30;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "disk-space",
-    area: Area::System,
+    area: Area::Storage,
     profiles: &[Profile::K3s],
     title: "there is room below /var",
     why: "the kubelet evicts pods from a disk that is nearly full, and the images they need no longer fit",

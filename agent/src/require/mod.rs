@@ -5,13 +5,14 @@
 
 use std::fmt;
 
-use crate::change::Change;
+use crate::change::{Change, Text};
 use crate::config::Config;
 use crate::config::cluster::Profile;
 use crate::facts::Facts;
 use crate::facts::boot_file::Argument;
 use crate::host::Unreadable;
 
+mod accept_ra;
 mod address_bits;
 mod address_ranges;
 mod apparmor_parser;
@@ -24,26 +25,36 @@ mod btf;
 mod cgroup_controllers;
 mod cgroup_v2;
 mod clock;
+mod clock_wait;
+mod cni;
 mod default_route;
 mod dhcpcd;
 mod disk_space;
+mod features;
 mod hostname;
+mod k3s;
 mod kernel_version;
+mod leftover;
 mod machine_id;
 mod memory_cgroup;
 mod memory_size;
 mod mount_propagation;
 mod network_manager;
 mod networkd;
+mod nm_cloud_setup;
 mod option;
 mod overlay;
 mod page_size;
+mod port;
 mod pressure;
 mod reboot;
+mod resolver;
 mod rp_filter;
+mod storage;
 mod swap;
 mod sysctl;
 mod tracefs;
+mod wireless;
 
 #[cfg(test)]
 mod laws;
@@ -52,6 +63,7 @@ mod laws;
 ///
 /// br_netfilter is not among them: with Cilium, and without kube-proxy and Flannel, no bridge carries pods.
 pub const REQUIREMENTS: &[Requirement] = &[
+    features::REQUIREMENT,
     kernel_version::REQUIREMENT,
     architecture::REQUIREMENT,
     page_size::REQUIREMENT,
@@ -83,28 +95,55 @@ pub const REQUIREMENTS: &[Requirement] = &[
     tracefs::REQUIREMENT,
     mount_propagation::REQUIREMENT,
     overlay::REQUIREMENT,
+    storage::ROOT,
+    storage::DATASTORE,
+    storage::USB,
+    disk_space::REQUIREMENT,
+    swap::REQUIREMENT,
+    storage::MULTIPATH,
+    storage::PACKAGES,
     default_route::REQUIREMENT,
     address_ranges::REQUIREMENT,
+    wireless::POWER_SAVE,
+    wireless::UPLINK,
     sysctl::FORWARDING,
     sysctl::FORWARDING6,
+    accept_ra::REQUIREMENT,
     rp_filter::REQUIREMENT,
     sysctl::CONNTRACK,
     sysctl::CILIUM,
     sysctl::BANDWIDTH,
-    networkd::REQUIREMENT,
+    networkd::FOREIGN,
+    networkd::LINKS,
     network_manager::REQUIREMENT,
+    nm_cloud_setup::REQUIREMENT,
     dhcpcd::REQUIREMENT,
+    cni::REQUIREMENT,
     hostname::REQUIREMENT,
     machine_id::REQUIREMENT,
     clock::REQUIREMENT,
+    clock_wait::REQUIREMENT,
     memory_size::REQUIREMENT,
-    disk_space::REQUIREMENT,
-    swap::REQUIREMENT,
     sysctl::INOTIFY,
     sysctl::KEYS,
     sysctl::KUBELET,
     sysctl::DEAD,
     apparmor_parser::REQUIREMENT,
+    port::FREE,
+    port::FIREWALL,
+    k3s::NETWORK,
+    k3s::SERVER_NAME,
+    k3s::NODE_ADDRESS,
+    k3s::PASSWORD,
+    k3s::IPTABLES,
+    resolver::REQUIREMENT,
+    leftover::FLANNEL,
+    leftover::KUBE_PROXY,
+    leftover::NETWORK_POLICY,
+    leftover::ANNOUNCERS,
+    leftover::LINKERD,
+    leftover::ARGOCD,
+    leftover::CILIUM,
 ];
 
 /// One thing that must hold.
@@ -152,8 +191,14 @@ pub enum Area {
     Boot,
     /// Control groups and mounts.
     Mount,
+    /// Disks and file systems.
+    Storage,
     /// Routes, forwarding, network managers.
     Network,
+    /// Before K3s is started.
+    K3s,
+    /// What others left.
+    Migration,
     /// All else of the host.
     System,
 }
@@ -164,7 +209,10 @@ impl fmt::Display for Area {
             Area::Kernel => "kernel",
             Area::Boot => "boot",
             Area::Mount => "cgroups and mounts",
+            Area::Storage => "storage",
             Area::Network => "network",
+            Area::K3s => "k3s",
+            Area::Migration => "migration",
             Area::System => "system",
         })
     }
@@ -226,10 +274,11 @@ impl Finding {
     }
 
     /// A kernel argument is lacking, with `what` as its consequence: how to get it.
-    fn lacks_argument(facts: &Facts, token: &'static str, what: &str) -> Verdict {
-        match facts.argument(token)? {
+    fn lacks_argument(facts: &Facts, token: impl Into<Text>, what: &str) -> Verdict {
+        let token = token.into();
+        match facts.argument(&token)? {
             Argument::Addable(paths) => {
-                let append = |path: String| Change::AppendToken { path: path.into(), token: token.into() };
+                let append = |path: String| Change::AppendToken { path: path.into(), token: token.clone() };
                 Finding::unmet(what, paths.into_iter().map(append).collect::<Vec<_>>())
             }
             Argument::Written(path) => {

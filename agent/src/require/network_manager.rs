@@ -28,9 +28,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             format!("not told to leave {} alone", managed.join(", ")),
             [Change::WriteFile {
                 path: "/etc/NetworkManager/conf.d/99-zz-bramble.conf".into(),
-                content: "# Written by bramble: these interfaces are Cilium's.\n\
+                content: "# Written by bramble: these interfaces are the cluster's.\n\
                           [keyfile]\n\
-                          unmanaged-devices+=interface-name:cilium*;interface-name:lxc*\n"
+                          unmanaged-devices+=interface-name:cilium*;interface-name:lxc*;interface-name:flannel*;\
+                          interface-name:cni*;interface-name:kube-ipvs*\n"
                     .into(),
             }],
         )

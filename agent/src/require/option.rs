@@ -285,7 +285,9 @@ pub(super) const BBR: Requirement = Requirement {
     why: "the Cilium agent exits: BBR for pods needs a kernel that does not clear their packets' departure times",
     source: "cilium/cilium pkg/datapath/linux/bandwidth/bandwidth.go",
     catalogue: &["KERN-006"],
-    judge: |facts, _| judge(facts, "bbr", "set bbr = false in [cluster], or install a newer kernel and reboot"),
+    judge: |facts, _| {
+        judge(facts, "bbr", "set bbr = false in [cluster], or install a newer kernel and reboot")
+    },
 };
 
 pub(super) const NETKIT: Requirement = Requirement {

@@ -1,7 +1,11 @@
 //! Memory pages have the size that container images expect.
 
 use super::{Area, Finding, Requirement};
+use crate::change::Change;
 use crate::config::cluster::Profile;
+
+/// The kernel with 4 KiB pages; the firmware of a Raspberry Pi 5 takes the other, with 16 KiB, unless told so.
+const KERNEL: &str = "kernel8.img";
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "page-size",
@@ -12,18 +16,52 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
           pods restart for ever on this node and run on others",
     source: "raspberrypi/bookworm-feedback#107; fluent/fluent-bit#9730; static-web-server/static-web-server#440",
     catalogue: &["KERN-002"],
-    judge: |facts, _| {
+    judge: |facts, config| {
         let size = *facts.address_space.page_size.as_ref()?;
         if size == 4096 {
             return Finding::met("4 KiB");
         }
-        let next = if facts.board.is_raspberry_pi() == Ok(true) {
-            "either keep such images off this node and accept it (accept = [\"page-size\"] in [cluster]), or set \
-             kernel=kernel8.img in config.txt and reboot: 4 KiB pages, but 39 address bits (see address-bits)"
-        } else {
-            "either keep such images off this node and accept it (accept = [\"page-size\"] in [cluster]), or \
-             install a kernel with 4 KiB pages"
+        let pages = format!("pages are {} KiB", size / 1024);
+        if facts.board.is_raspberry_pi() != Ok(true) {
+            return Finding::blocked(
+                pages,
+                "either keep such images off this node and accept it (accept = [\"page-size\"] in [cluster]), or \
+                 install a kernel with 4 KiB pages",
+            );
+        }
+        // Each of the two kernels has what the other lacks; which of it is used here decides.
+        let needs_bits = config.cluster.chose(Profile::Envoy) || config.cluster.chose(Profile::Ambient);
+        if needs_bits {
+            return Finding::blocked(
+                format!(
+                    "{pages}, with enough address bits for Envoy; {KERNEL} has 4 KiB pages and 39 bits, too few for Envoy"
+                ),
+                "choose: keep images with jemalloc off this node and accept it (accept = [\"page-size\"] in [cluster]); \
+                 or keep Envoy off it (envoy = false and ambient = false), and bramble plans kernel=kernel8.img; or run \
+                 Debian's or Ubuntu's kernel, which has both",
+            );
+        }
+        let Some(firmware) = facts.firmware.as_ref()? else {
+            return Finding::blocked(
+                format!("{pages}, and the boot partition is not mounted"),
+                "sudo mount /boot/firmware, then check again",
+            );
         };
-        Finding::blocked(format!("pages are {} KiB", size / 1024), next)
+        if firmware.value("kernel")? == Some(KERNEL) {
+            return Finding::waiting(format!(
+                "kernel={KERNEL} stands in {} and counts after a reboot: sudo reboot",
+                firmware.path
+            ));
+        }
+        Finding::unmet(
+            format!(
+                "{pages}; {KERNEL} has 4 KiB pages, and with 39 address bits no room for an Envoy, which is not wanted here"
+            ),
+            [Change::FirmwareSetting {
+                path: firmware.path.clone().into(),
+                key: "kernel".into(),
+                value: KERNEL.into(),
+            }],
+        )
     },
 };

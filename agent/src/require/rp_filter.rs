@@ -43,8 +43,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             let later = said.map_or_else(|| default.to_string(), |said| said.value.to_string());
             if let Some(said) = said.filter(|said| said.value != "0" && said.beats(SYSCTL_FILE)) {
                 return Finding::blocked(
-                    format!("{} gives new {prefix}* interfaces rp_filter {}, after every file of bramble's",
-                        said.path, said.value),
+                    format!(
+                        "{} gives new {prefix}* interfaces rp_filter {}, after every file of bramble's",
+                        said.path, said.value
+                    ),
                     format!("give that file a name that sorts before {SYSCTL_FILE}, or take the line out"),
                 );
             }

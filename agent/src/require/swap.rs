@@ -8,7 +8,7 @@ const DPHYS: &str = "dphys-swapfile";
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "swap",
-    area: Area::System,
+    area: Area::Storage,
     profiles: &[Profile::K3s],
     title: "no disk is used as swap",
     why: "a pod that leaks memory makes the whole node wait for its card instead of being ended",

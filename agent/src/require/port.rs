@@ -1,0 +1,152 @@
+//! The ports that the cluster needs are free, and no firewall drops them. By the table `agent/data/ports.csv`.
+
+use super::{Area, Finding, Requirement};
+use crate::config::Config;
+use crate::config::cluster::Profile;
+use crate::facts::firewall::Rules;
+use crate::facts::port::{Port, TABLE};
+use crate::host::Unreadable;
+
+pub(super) const FREE: Requirement = Requirement {
+    id: "ports",
+    area: Area::K3s,
+    profiles: &[Profile::K3s, Profile::Cilium],
+    title: "the ports that K3s and Cilium use are free",
+    why: "K3s or the Cilium agent ends with \"address already in use\", often only the second time it starts",
+    source: "k3s-io/docs installation/requirements.md; cilium/cilium Documentation/operations/system_requirements.rst",
+    catalogue: &["MIG-001"],
+    judge: |facts, config| {
+        if facts.units.uses("k3s")? || facts.units.uses("k3s-agent")? {
+            return Finding::not_needed("K3s is in use here and holds its ports itself");
+        }
+        let listeners = facts.listeners.as_ref()?;
+        let mut taken = Vec::new();
+        for port in chosen(config).filter(|port| port.is_on_node()) {
+            for listener in listeners.iter().filter(|listener| port.is_held_by(listener)) {
+                let owner = listener.owner.as_ref().map_or(String::new(), |owner| format!(" by {owner}"));
+                let held = format!("{}/{}{owner} ({})", listener.port, listener.protocol, port.purpose);
+                if !taken.contains(&held) {
+                    taken.push(held);
+                }
+            }
+        }
+        if taken.is_empty() {
+            return Finding::met("nobody else listens on them");
+        }
+        Finding::blocked(
+            format!("taken: {}", taken.join(", ")),
+            "stop who holds them, or move it to other ports; sudo ss -lntup names the processes",
+        )
+    },
+};
+
+pub(super) const FIREWALL: Requirement = Requirement {
+    id: "firewall",
+    area: Area::K3s,
+    profiles: &[Profile::K3s, Profile::Cilium],
+    title: "no firewall service drops or deletes what the cluster needs",
+    why: "nodes do not find each other, or all works until the firewall is loaded again and takes Cilium's rules with it",
+    source: "k3s-io/docs installation/requirements.md; cilium/cilium#16644, #35388; k3s-io/k3s#7542",
+    catalogue: &["NET-011"],
+    judge: |facts, config| {
+        let mut wrong = Vec::new();
+        let mut next = Vec::new();
+        if facts.units.uses("firewalld")? {
+            wrong.push("firewalld is in use, and each reload deletes rules that are not its own".to_string());
+            next.push("sudo systemctl disable --now firewalld".to_string());
+        }
+        if facts.units.uses("ufw")?
+            && let Some(ufw) = facts.firewalls.ufw.as_ref()?
+        {
+            let dropped: Vec<&Port> = incoming(config)
+                .filter(|port| {
+                    ufw.drops_input && !port.allowed_by(|number, protocol| ufw.allows(number, protocol))
+                })
+                .collect();
+            if !dropped.is_empty() {
+                let names: Vec<String> = dropped.iter().map(|port| port.name()).collect();
+                wrong.push(format!("ufw drops {}", names.join(", ")));
+                let rules = names.iter().map(|name| format!("sudo ufw allow {}", name.replace('-', ":")));
+                next.push(rules.collect::<Vec<_>>().join("; "));
+            }
+            let pods = config.cluster.pods.to_string();
+            if ufw.drops_forward && !ufw.allows_networks.contains(&pods) {
+                wrong.push("ufw drops what pods send through the node".to_string());
+                next.push(format!(
+                    "sudo ufw default allow routed; sudo ufw allow from {pods}; sudo ufw allow from {}",
+                    config.cluster.services
+                ));
+            }
+        }
+        let files = [
+            ("nftables", "/etc/nftables.conf", &facts.firewalls.nftables),
+            ("netfilter-persistent", "/etc/iptables/rules.v4", &facts.firewalls.iptables),
+        ];
+        for (unit, path, rules) in files {
+            if facts.units.uses(unit)? {
+                let Rules { flushes, drops } = rules.as_ref().map_err(Unreadable::from)?;
+                if *flushes {
+                    wrong.push(format!("{path} deletes the rules of others whenever it is loaded"));
+                    next.push(format!(
+                        "let {path} replace its own tables alone, or: sudo systemctl disable {unit}"
+                    ));
+                }
+                if !drops.is_empty() {
+                    wrong.push(format!("{path} drops on {} what no rule allows", drops.join(" and ")));
+                    next.push(format!("allow the ports of bramble check --explain firewall in {path}"));
+                }
+            }
+        }
+        if wrong.is_empty() {
+            return Finding::met(
+                "neither ufw, firewalld, nftables nor netfilter-persistent drops what is needed, by their files",
+            );
+        }
+        Finding::blocked(wrong.join("; "), next.join("; "))
+    },
+};
+
+/// Ports of the parts that the owner chose.
+fn chosen(config: &Config) -> impl Iterator<Item = &'static Port> {
+    TABLE.iter().filter(|port| {
+        let tunnel = match (port.profile, *port.ports.start()) {
+            ("cilium/tunnel", 8472) => config.cluster.tunnel == crate::config::cluster::Tunnel::Vxlan,
+            ("cilium/tunnel", _) => config.cluster.tunnel == crate::config::cluster::Tunnel::Geneve,
+            _ => true,
+        };
+        let profile = Profile::ALL.into_iter().find(|profile| profile.name() == port.profile);
+        tunnel && profile.is_some_and(|profile| config.cluster.chose(profile))
+    })
+}
+
+/// Those that other nodes must reach.
+fn incoming(config: &Config) -> impl Iterator<Item = &'static Port> {
+    chosen(config).filter(|port| {
+        let from_nodes = ["nodes", "servers"].contains(&port.peers)
+            || port.profile == "k3s/server" && port.peers == "clients";
+        from_nodes && port.is_on_node() && port.protocol != "icmp"
+    })
+}
+
+impl Port {
+    fn allowed_by(&self, allows: impl Fn(u16, &str) -> bool) -> bool {
+        self.protocol.split('+').all(|protocol| self.ports.clone().all(|number| allows(number, protocol)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ports_follow_what_was_chosen() {
+        let config = Config::default();
+        let names: Vec<String> = incoming(&config).map(Port::name).collect();
+        assert_eq!(names, ["10250/tcp", "5001/tcp", "4240/tcp", "4244/tcp", "4250/tcp", "8472/udp"]);
+        let none = Config {
+            cluster: crate::config::cluster::Cluster { cilium: false, ..config.cluster.clone() },
+            ..config
+        };
+        assert!(!chosen(&none).any(|port| port.profile.starts_with("cilium")));
+    }
+}

@@ -90,7 +90,12 @@ const fn queue(id: &'static str, title: &'static str, queue: Queue, modules: &'s
     Ability { id, title, modules, ask: Ask::Scratch(Trial::Queue(queue)), ..PLAIN }
 }
 
-const fn table(id: &'static str, title: &'static str, table: &'static str, modules: &'static [Module]) -> Ability {
+const fn table(
+    id: &'static str,
+    title: &'static str,
+    table: &'static str,
+    modules: &'static [Module],
+) -> Ability {
     Ability { id, title, modules, ask: Ask::Scratch(Trial::Legacy(Family::V4, table)), ..PLAIN }
 }
 
@@ -173,7 +178,8 @@ pub(super) const NETKIT: Ability = Ability {
     options: &["CONFIG_NETKIT"],
     ..link("netkit", "netkit links", Link::Netkit, &[])
 };
-pub(super) const VXLAN: Ability = link("vxlan", "VXLAN links", Link::Vxlan, &[module("vxlan", "CONFIG_VXLAN")]);
+pub(super) const VXLAN: Ability =
+    link("vxlan", "VXLAN links", Link::Vxlan, &[module("vxlan", "CONFIG_VXLAN")]);
 pub(super) const GENEVE: Ability =
     link("geneve", "GENEVE links", Link::Geneve, &[module("geneve", "CONFIG_GENEVE")]);
 pub(super) const WIREGUARD: Ability =
@@ -182,7 +188,8 @@ pub(super) const CLSACT: Ability =
     queue("clsact", "the clsact qdisc", Queue::Clsact, &[module("sch_ingress", "CONFIG_NET_SCH_INGRESS")]);
 pub(super) const CLS_BPF: Ability =
     extension("cls-bpf", "the bpf classifier", &[module("cls_bpf", "CONFIG_NET_CLS_BPF")]);
-pub(super) const FQ: Ability = queue("fq", "the fq qdisc", Queue::Fq, &[module("sch_fq", "CONFIG_NET_SCH_FQ")]);
+pub(super) const FQ: Ability =
+    queue("fq", "the fq qdisc", Queue::Fq, &[module("sch_fq", "CONFIG_NET_SCH_FQ")]);
 pub(super) const BBR: Ability = Ability {
     id: "bbr",
     title: "BBR",
@@ -272,11 +279,8 @@ pub(super) const NFT6: Ability = Ability {
     ask: Ask::Scratch(Trial::Nft(Family::V6)),
     ..NFT
 };
-pub(super) const NFT_COMPAT: Ability = extension(
-    "nft-compat",
-    "iptables' extensions in nftables",
-    &[module("nft_compat", "CONFIG_NFT_COMPAT")],
-);
+pub(super) const NFT_COMPAT: Ability =
+    extension("nft-compat", "iptables' extensions in nftables", &[module("nft_compat", "CONFIG_NFT_COMPAT")]);
 pub(super) const NFT_EXPRESSIONS: Ability = extension(
     "nft-expressions",
     "nftables' expressions of Istio",
@@ -386,7 +390,10 @@ mod tests {
         assert_eq!(ids.len(), ABILITIES.len());
         for ability in ABILITIES {
             let Ability { id, title, options, modules, .. } = ability;
-            assert!(!id.is_empty() && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'));
+            assert!(
+                !id.is_empty()
+                    && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            );
             assert!(!title.is_empty(), "{id}");
             assert!(!options.is_empty() || !modules.is_empty(), "{id}");
         }

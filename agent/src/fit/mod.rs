@@ -175,16 +175,12 @@ pub fn observe(host: &Host, facts: &Facts) -> Observed {
         })
         .collect();
     let trials: Vec<Trial> = tried.iter().map(|(_, trial)| *trial).collect();
-    let mut untried = None;
-    let mut answers: BTreeMap<&str, Fact<bool>> = BTreeMap::new();
-    for ((id, _), answer) in tried.iter().zip(host.try_out(&trials)) {
-        if let Err(unreadable) = &answer
-            && matches!(unreadable.why, Why::Denied | Why::NotLive)
-        {
-            untried.get_or_insert_with(|| unreadable.clone());
-        }
-        answers.insert(id, answer);
-    }
+    let mut answers: BTreeMap<&str, Fact<bool>> =
+        tried.iter().map(|(id, _)| *id).zip(host.try_out(&trials)).collect();
+    let untried = match answers.values().all(|answer| answer.as_ref().is_err_and(is_refusal)) {
+        true => answers.values().find_map(|answer| answer.clone().err()),
+        false => None,
+    };
     let abilities = ABILITIES
         .iter()
         .map(|ability| {
@@ -208,16 +204,21 @@ pub fn observe(host: &Host, facts: &Facts) -> Observed {
     }
 }
 
+/// Whether nobody could ask, so that the kernel told nothing.
+fn is_refusal(unreadable: &Unreadable) -> bool {
+    matches!(unreadable.why, Why::Denied | Why::NotLive)
+}
+
 /// What was tried counts; where nobody could try, the kernel's files do. A trial that failed in a way of its own tells
 /// nothing, and no file may gloss over it.
 fn combine(asked: Option<Fact<bool>>, files: impl FnOnce() -> Fact<Seen>) -> Fact<Seen> {
     match asked {
         None => files(),
         Some(Ok(has)) => Ok(Seen { has, how: How::Tried, detail: String::new() }),
-        Some(Err(unreadable)) => match unreadable.why {
-            Why::Denied | Why::NotLive | Why::NotCaptured => files().or(Err(unreadable)),
-            _ => Err(unreadable),
-        },
+        Some(Err(Unreadable { why: Why::NotLive, .. })) => files(),
+        // Of two reasons the one that a person can do something about.
+        Some(Err(unreadable)) if unreadable.why == Why::Denied => files().or(Err(unreadable)),
+        Some(Err(unreadable)) => Err(unreadable),
     }
 }
 
@@ -367,7 +368,12 @@ mod tests {
             ("images with a jemalloc for 4 KiB pages", "on this node", NOT, Some("on other nodes")),
             ("tools that relocate by BTF (CO-RE)", "on this node", NOT, Some("on other nodes")),
         ] {
-            assert_eq!(verdict(&features, key, value), (word, choice), "{key}: {}", why(&features, key, value));
+            assert_eq!(
+                verdict(&features, key, value),
+                (word, choice),
+                "{key}: {}",
+                why(&features, key, value)
+            );
         }
     }
 
@@ -382,7 +388,12 @@ mod tests {
             ("ztunnel", "1.31", WORKS, Some("1.31")),
             ("images with a jemalloc for 4 KiB pages", "on this node", WORKS, Some("on this node")),
         ] {
-            assert_eq!(verdict(&features, key, value), (word, choice), "{key}: {}", why(&features, key, value));
+            assert_eq!(
+                verdict(&features, key, value),
+                (word, choice),
+                "{key}: {}",
+                why(&features, key, value)
+            );
         }
         assert!(why(&features, "envoy.enabled", "true").contains("39 address bits"));
         assert!(why(&features, "tunnelProtocol", "vxlan").starts_with("on disk, not loaded: "));
@@ -432,7 +443,12 @@ mod tests {
             ("bpf.hostLegacyRouting", "false", WORKS, Some("false")),
             ("bandwidthManager.bbr", "true", WORKS, Some("true")),
         ] {
-            assert_eq!(verdict(&features, key, value), (word, choice), "{key}: {}", why(&features, key, value));
+            assert_eq!(
+                verdict(&features, key, value),
+                (word, choice),
+                "{key}: {}",
+                why(&features, key, value)
+            );
         }
         assert_eq!(why(&features, "bpf.enableTCX", "true"), "tcx: new in 6.6, this is 6.1");
     }
@@ -449,8 +465,12 @@ mod tests {
             let Setting { key, value, .. } = feature.setting;
             assert!(
                 !matches!(feature.fit, Fit::Works { .. })
-                    || ["ztunnel", "images with a jemalloc for 4 KiB pages", "tools that relocate by BTF (CO-RE)"]
-                        .contains(key),
+                    || [
+                        "ztunnel",
+                        "images with a jemalloc for 4 KiB pages",
+                        "tools that relocate by BTF (CO-RE)"
+                    ]
+                    .contains(key),
                 "{key}: {value}"
             );
         }
@@ -504,7 +524,6 @@ mod tests {
         assert_eq!(combine(None, files), files());
         let odd = failed(Why::Failed("no buffer space available".into()));
         assert_eq!(combine(Some(Err(odd.clone())), files), Err(odd));
-        // Of two reasons the one that a person can do something about.
         let denied = failed(Why::Denied);
         assert_eq!(combine(Some(Err(denied.clone())), || Err(failed(Why::Missing))), Err(denied));
     }
@@ -519,10 +538,14 @@ mod tests {
 
     #[test]
     fn a_setting_s_value_stands_once_and_never_for_itself() {
-        let values: HashSet<(&str, &str)> = SETTINGS.iter().map(|setting| (setting.key, setting.value)).collect();
+        let values: HashSet<(&str, &str)> =
+            SETTINGS.iter().map(|setting| (setting.key, setting.value)).collect();
         assert_eq!(values.len(), SETTINGS.len());
         for Setting { key, value, instead, otherwise, source, needs, .. } in SETTINGS {
-            assert!(!key.is_empty() && !otherwise.is_empty() && !source.is_empty() && !needs.is_empty(), "{key}");
+            assert!(
+                !key.is_empty() && !otherwise.is_empty() && !source.is_empty() && !needs.is_empty(),
+                "{key}"
+            );
             assert_ne!(Some(*value), *instead, "{key}");
         }
     }

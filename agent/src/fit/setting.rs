@@ -144,11 +144,7 @@ impl Need {
                 Ok(if version >= *floor {
                     Answer::Yes(vec![(How::Files, format!("kernel {}", words(version)))])
                 } else {
-                    Answer::No(format!(
-                        "needs kernel {}, this is {}",
-                        words(*floor),
-                        words(version)
-                    ))
+                    Answer::No(format!("needs kernel {}, this is {}", words(*floor), words(version)))
                 })
             }
             Rule(rule) => rule(observed, cluster),
@@ -159,7 +155,9 @@ impl Need {
 fn has(observed: &Observed, ability: &Ability) -> Fact<Answer> {
     let seen = match observed.abilities.get(ability.id) {
         Some(seen) => seen.as_ref()?,
-        None => return Err(Unreadable { path: ability.title.into(), why: Why::Failed("not observed".into()) }),
+        None => {
+            return Err(Unreadable { path: ability.title.into(), why: Why::Failed("not observed".into()) });
+        }
     };
     Ok(match seen {
         Seen { has: true, how, .. } => Answer::Yes(vec![(*how, ability.title.into())]),
@@ -206,10 +204,7 @@ fn small_pages(observed: &Observed, _: &Cluster) -> Fact<Answer> {
     Ok(if size == 4096 {
         Answer::Yes(vec![(How::Files, "4 KiB pages".into())])
     } else {
-        Answer::No(format!(
-            "{} KiB pages: they abort with \"Unsupported system page size\"",
-            size / 1024
-        ))
+        Answer::No(format!("{} KiB pages: they abort with \"Unsupported system page size\"", size / 1024))
     })
 }
 
@@ -304,12 +299,8 @@ const OTHER: Setting = Setting { component: Component::Other, ..CILIUM };
 const TUNING: &str = "cilium/cilium Documentation/operations/performance/tuning.rst";
 
 /// BPF host routing, and what builds on it.
-const HOST_ROUTING: &[Need] = &[
-    Rule(masquerades_by_bpf),
-    Kernel((5, 10)),
-    Has(&ability::REDIRECT_NEIGH),
-    Has(&ability::REDIRECT_PEER),
-];
+const HOST_ROUTING: &[Need] =
+    &[Rule(masquerades_by_bpf), Kernel((5, 10)), Has(&ability::REDIRECT_NEIGH), Has(&ability::REDIRECT_PEER)];
 const PROXY: &[Need] = &[
     Rule(room_for_envoy),
     Has(&ability::XT_PROXY),
@@ -435,11 +426,7 @@ pub const SETTINGS: &[Setting] = &[
         instead: None,
         otherwise: "iptables cannot masquerade: pods reach no address outside of the cluster unless BPF does it",
         wanted: |cluster| cluster.chose(Profile::Iptables),
-        needs: &[
-            Has(&ability::IP_SET),
-            Has(&ability::XT_MASQUERADE),
-            Either(NFT, &[&ability::LEGACY_NAT]),
-        ],
+        needs: &[Has(&ability::IP_SET), Has(&ability::XT_MASQUERADE), Either(NFT, &[&ability::LEGACY_NAT])],
         ..CILIUM
     },
     Setting {

@@ -129,7 +129,8 @@ fn bind(program: &OwnedFd, target: i32, attach: u32) -> io::Result<OwnedFd> {
 #[allow(unsafe_code, reason = "aya attaches by tcx only what an object file holds")]
 fn bpf<T>(command: i32, attributes: &T) -> io::Result<OwnedFd> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes of a live `T`, and what its pointers name lives as long.
-    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     match i32::try_from(answer) {
         // SAFETY: both commands answer with a descriptor that is new and nobody else's.
         Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),

@@ -82,7 +82,10 @@ impl Host {
         };
         // The namespace is the thread's alone, so it ends with it.
         let joined = std::thread::scope(|scope| {
-            std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, work).map(|thread| thread.join())
+            std::thread::Builder::new()
+                .stack_size(256 << 10)
+                .spawn_scoped(scope, work)
+                .map(|thread| thread.join())
         });
         match joined {
             Ok(Ok(Ok(verdicts))) => verdicts,
@@ -115,7 +118,9 @@ impl Trial {
             Trial::Link(_) => &[libc::EOPNOTSUPP],
             Trial::Queue(_) => &[libc::ENOENT],
             Trial::Tcx => &[libc::EINVAL],
-            Trial::Legacy(..) => &[libc::ENOPROTOOPT, libc::ENOENT, libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT],
+            Trial::Legacy(..) => {
+                &[libc::ENOPROTOOPT, libc::ENOENT, libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT]
+            }
             Trial::Nft(_) => &NO_NETFILTER,
             Trial::IpSet => &[libc::EOPNOTSUPP, libc::EINVAL, libc::EPROTONOSUPPORT, NO_SUCH_SET],
         }
@@ -191,14 +196,8 @@ impl Queue {
             Queue::Fq => (0, 0xffff_ffff),
         };
         // `struct tcmsg`: family, padding, link, handle, parent, info.
-        let header = [
-            [0; 4],
-            LOOPBACK.to_ne_bytes(),
-            handle.to_ne_bytes(),
-            parent.to_ne_bytes(),
-            [0; 4],
-        ]
-        .concat();
+        let header =
+            [[0; 4], LOOPBACK.to_ne_bytes(), handle.to_ne_bytes(), parent.to_ne_bytes(), [0; 4]].concat();
         message(libc::RTM_NEWQDISC, CREATE, &[&header, &text(libc::TCA_KIND, self.kind())])
     }
 }

@@ -12,7 +12,9 @@ use tokio::{io::AsyncWriteExt, sync::mpsc};
 use wire::{
     connection::{self, Bus, Event, Settings, Will},
     discovery::{self, Announced},
-    report::{self, Finding, FindingState, NodeInfo, NodeState, ONLINE, Severity, Stamps, Status, Tier},
+    report::{
+        self, Finding, FindingState, NodeInfo, NodeState, OFFLINE, ONLINE, Severity, Stamps, Status, Tier,
+    },
     topic::{Name, NodeTopic, Topic},
 };
 
@@ -521,7 +523,13 @@ impl<'a> Agent<'a> {
                 Ok(())
             }
             Topic::Node(node, NodeTopic::Availability) => {
-                self.peer(node)?.online = Some(payload == ONLINE.as_bytes());
+                let online = match payload {
+                    b"" => None,
+                    word if word == ONLINE.as_bytes() => Some(true),
+                    word if word == OFFLINE.as_bytes() => Some(false),
+                    _ => return Err("neither online nor offline".to_owned()),
+                };
+                self.peer(node)?.online = online;
                 Ok(())
             }
             Topic::HomeAssistantStatus => {

@@ -1,14 +1,22 @@
 //! The integration tests: real kernel, real broker, real browser. One module per subject.
 //!
 //! A test that needs what this machine lacks is shown as ignored with the reason; `cargo xtask test` counts it as skipped.
+#![allow(clippy::disallowed_methods, reason = "the doors are the agent's; tests stand outside")]
 
 mod bed;
+mod demo;
+mod fit;
+mod hostile;
+mod mesh;
+mod node;
+mod page;
+mod tidy;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use libtest_mimic::{Arguments, Failed, Trial};
-use testbed::lab::Binaries;
+use testbed::lab::{Binaries, Lab};
 
 /// One test: its name is a sentence.
 struct Test {
@@ -55,20 +63,85 @@ macro_rules! tests {
     };
 }
 
-const TESTS: &[&[Test]] = &[tests![
-    bed,
-    Root a_bed_leaves_nothing_behind,
-    Root loss_hits_only_its_direction_and_counts_to_the_packet,
-    Root delay_holds_every_packet_and_changes_none,
-    Root a_cut_node_is_cut_until_it_is_healed,
-    Root a_killed_bed_leaves_nothing_behind,
-]];
+const TESTS: &[&[Test]] = &[
+    tests![
+        tidy,
+        Checkout modules_import_only_what_the_house_allows,
+        Checkout every_row_of_a_table_is_its_files_name,
+        Checkout every_file_says_what_it_is,
+        Checkout every_path_in_the_architecture_exists,
+        Checkout nobodys_home_stands_in_the_sources,
+    ],
+    tests![
+        bed,
+        Root a_bed_leaves_nothing_behind,
+        Root loss_hits_only_its_direction_and_counts_to_the_packet,
+        Root delay_holds_every_packet_and_changes_none,
+        Root a_cut_node_is_cut_until_it_is_healed,
+        Root a_killed_bed_leaves_nothing_behind,
+    ],
+    tests![
+        mesh,
+        Root three_nodes_find_each_other_and_the_kernel_stamps_their_round_trips,
+        Root loss_is_named_with_its_direction_and_forgotten_when_it_is_over,
+        Root delay_is_named_with_its_direction_and_forgotten_when_it_is_over,
+        Root a_cut_node_is_one_alert_and_not_one_per_link,
+        Root a_dead_link_is_named_by_everybody_and_hit_to_the_packet,
+        Root a_node_that_sees_flooded_probes_does_not_count_them,
+        RootAndTime loss_is_named_ten_times_out_of_ten,
+        RootAndTime delay_is_named_ten_times_out_of_ten,
+        RootAndTime a_cut_is_named_ten_times_out_of_ten,
+    ],
+    tests![
+        node,
+        Root a_dead_node_is_offline_by_its_last_will_and_gone_for_its_peers,
+        Root a_killed_companion_is_missed_and_its_restart_heals_with_tcx,
+        Root a_killed_companion_leaves_no_second_filter_with_tc,
+        Root a_node_without_the_kernels_stamps_says_so_and_still_measures,
+        Root without_the_broker_everybody_goes_on_and_comes_back_by_themselves,
+        Root stopping_is_orderly_and_in_time,
+    ],
+    tests![
+        fit,
+        Root trying_leaves_no_module_link_namespace_or_table_behind,
+        Root what_was_tried_agrees_with_ip_and_nft,
+        Root without_rights_the_kernels_files_speak_and_nothing_is_called_tried,
+    ],
+    tests![
+        hostile,
+        Root every_lie_is_counted_by_its_kind_and_changes_nothing,
+        Root agents_count_the_lies_about_their_peers,
+    ],
+    tests![
+        demo,
+        Root a_fault_in_the_demo_is_told_as_one_json_object,
+        Root ctrl_c_ends_the_demo_in_order_and_leaves_nothing,
+        Root a_killed_demo_leaves_nothing,
+    ],
+    tests![
+        page,
+        Browser every_pair_has_a_cell_and_a_cut_link_turns_red_by_itself,
+        Browser what_nodes_say_is_shown_and_never_run,
+    ],
+];
 
-/// The programs that cargo built beside this test.
-fn binaries() -> Result<Binaries> {
+/// How long nodes may take to find each other, or to get over something.
+const SETTLING: Duration = Duration::from_secs(15);
+
+/// Where cargo put the programs that it built beside this test.
+fn programs() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let folder = test.ancestors().nth(2).context("the test lies in cargo's target folder")?;
-    Binaries::within(folder)
+    Ok(test.ancestors().nth(2).context("the test lies in cargo's target folder")?.to_owned())
+}
+
+/// Three nodes with everything running.
+fn bed() -> Result<Lab> {
+    Lab::start(&Binaries::within(&programs()?)?, 3, 0)
+}
+
+/// Adds the end of every program's log to a failure.
+fn logged<T>(lab: &Lab, test: impl FnOnce() -> Result<T>) -> Result<T> {
+    test().map_err(|error| anyhow!("{error:#}\n{}", lab.logs()))
 }
 
 fn main() -> ExitCode {

@@ -1,12 +1,12 @@
 //! The little HTTP that the bed speaks with the page and with chromedriver: one request, one connection.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// Reads `path`.
@@ -31,20 +31,79 @@ fn request(address: SocketAddr, method: &str, path: &str, body: Option<&Value>) 
     let mut stream = connected.with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let body = body.map(Value::to_string).unwrap_or_default();
-    // Version 1.0: the answer comes in one piece and ends with the connection.
     let head = format!(
-        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all((head + &body).as_bytes())?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).with_context(|| format!("{method} {address}{path}"))?;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a header")?;
-    let status = head.split_whitespace().nth(1).unwrap_or_default();
+    let (status, body) =
+        answer(BufReader::new(stream)).with_context(|| format!("{method} {address}{path}"))?;
+    let body = String::from_utf8_lossy(&body).into_owned();
     if status != "200" {
         bail!("{method} {address}{path}: status {status}: {}", body.chars().take(500).collect::<String>());
     }
-    Ok(body.to_owned())
+    Ok(body)
+}
+
+/// Reads status and body; the body's length is told before it, or before each of its chunks, or by the end.
+fn answer(mut from: impl BufRead) -> Result<(String, Vec<u8>)> {
+    let status = line(&mut from)?.split_whitespace().nth(1).context("an answer without a status")?.to_owned();
+    let (mut length, mut chunked) = (None, false);
+    loop {
+        let header = line(&mut from)?.to_ascii_lowercase();
+        match header.split_once(':').map(|(name, value)| (name, value.trim())) {
+            Some(("content-length", value)) => length = Some(value.parse::<u64>()?),
+            Some(("transfer-encoding", value)) => chunked = value == "chunked",
+            Some(_) => {}
+            None => break,
+        }
+    }
+    let mut body = Vec::new();
+    if chunked {
+        loop {
+            let size = u64::from_str_radix(line(&mut from)?.split(';').next().unwrap_or_default(), 16)?;
+            take(&mut from, size, &mut body)?;
+            line(&mut from)?;
+            if size == 0 {
+                break;
+            }
+        }
+    } else if let Some(length) = length {
+        take(&mut from, length, &mut body)?;
+    } else {
+        from.read_to_end(&mut body)?;
+    }
+    Ok((status, body))
+}
+
+fn line(from: &mut impl BufRead) -> Result<String> {
+    let mut line = String::new();
+    from.read_line(&mut line)?;
+    Ok(line.trim_end().to_owned())
+}
+
+fn take(from: &mut impl BufRead, size: u64, body: &mut Vec<u8>) -> Result<()> {
+    let taken = from.take(size).read_to_end(body)? as u64;
+    ensure!(taken == size, "the answer ends after {taken} of {size} bytes");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_of_all_three_kinds_are_read_whole() {
+        for text in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhellomore",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3;x\r\nllo\r\n0\r\n\r\n",
+            "HTTP/1.0 200 OK\r\n\r\nhello",
+        ] {
+            let (status, body) = answer(text.as_bytes()).unwrap();
+            assert_eq!((status.as_str(), &body[..]), ("200", &b"hello"[..]), "{text}");
+        }
+        assert!(answer(&b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell"[..]).is_err());
+        assert!(answer(&b""[..]).is_err());
+    }
 }

@@ -234,7 +234,8 @@ impl Lab {
     pub fn network(binaries: &Binaries, nodes: u8, port: u16) -> Result<Self> {
         ensure!((1..=MOST_NODES).contains(&nodes), "a bed has 1 to {MOST_NODES} nodes");
         let lan = Namespace::new("the bridge")?;
-        lan.ip("link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n")?;
+        // With an address of its own: otherwise it takes a port's, and changes it whenever ports come and go.
+        lan.ip("link add br0 address 02:00:00:00:00:01 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n")?;
         let network = join_host(&lan)?;
         lan.ip(&format!("addr add 198.18.{network}.{BROKER}/24 dev br0\n"))?;
         let broker_address = Ipv4Addr::new(198, 18, network, BROKER);

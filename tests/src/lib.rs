@@ -4,7 +4,7 @@
 //! process each; everything in them dies with the thread that made the bed, also when that is killed; links and
 //! files live inside the namespaces, eBPF links on file descriptors. See [`leftover`] for the proof.
 //!
-//! It needs root, Linux 6.6 or later, iproute2, mosquitto and mosquitto-clients. It never touches the host beyond one
+//! It needs root, iproute2, mosquitto and mosquitto-clients. It never touches the host beyond one
 //! link, `bramble<N>`, through which the aggregator reaches the broker.
 #![allow(clippy::disallowed_methods, reason = "the doors are the agent's; the bed is outside")]
 

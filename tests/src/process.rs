@@ -80,10 +80,15 @@ impl Process {
         self.child.stdout.take()
     }
 
+    /// Its piped messages, once.
+    pub fn stderr(&mut self) -> Option<std::process::ChildStderr> {
+        self.child.stderr.take()
+    }
+
     /// What it said on its piped stderr until it ended; waits for that end.
     pub fn complaint(&mut self) -> String {
         let mut text = String::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
+        if let Some(mut stderr) = self.stderr() {
             // An unreadable complaint is an empty one.
             let _ = stderr.read_to_string(&mut text);
         }

@@ -13,12 +13,24 @@ use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
 mod apt;
-pub mod container;
-mod root;
 pub mod store;
 
+pub mod container;
+mod root;
+
+pub mod board;
+mod kernel;
+mod qemu;
+mod shell;
+
+mod card;
+pub mod pi;
+
 pub use apt::mirror;
+use board::{Board, Model};
 use container::Container;
+use kernel::Flavour;
+use pi::{Pi, Slot};
 use store::Store;
 
 use crate::watch::until;
@@ -99,16 +111,18 @@ pub struct Blueprint {
     pub name: &'static str,
     /// What it is, and what is real about it.
     pub about: &'static str,
-    /// Debian's name of the release.
-    suite: &'static str,
     body: Body,
 }
 
 /// What a machine is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Body {
-    /// systemd-nspawn.
-    Container,
+    /// systemd-nspawn with a root of this release.
+    Container(&'static str),
+    /// QEMU's general arm64 machine.
+    Board(Model),
+    /// A card with a root of this release, in a slot.
+    Pi(&'static str, Slot),
 }
 
 /// All machines, the cheapest first.
@@ -116,14 +130,37 @@ pub const MACHINES: &[Blueprint] = &[
     Blueprint {
         name: "debian13",
         about: "Debian 13 in a container: systemd 257, this machine's kernel and architecture",
-        suite: "trixie",
-        body: Body::Container,
+        body: Body::Container("trixie"),
     },
     Blueprint {
         name: "debian12",
         about: "Debian 12 in a container: systemd 252, this machine's kernel and architecture",
-        suite: "bookworm",
-        body: Body::Container,
+        body: Body::Container("bookworm"),
+    },
+    Blueprint {
+        name: "arm64-6.12",
+        about: "Debian 13 for arm64 with its kernel 6.12 and pages of 4 KiB, emulated",
+        body: Body::Board(Model { suite: "trixie", flavour: Flavour::Cloud, processor: "cortex-a72" }),
+    },
+    Blueprint {
+        name: "arm64-6.1",
+        about: "Debian 12 for arm64 with its kernel 6.1 and pages of 4 KiB, emulated",
+        body: Body::Board(Model { suite: "bookworm", flavour: Flavour::Cloud, processor: "cortex-a72" }),
+    },
+    Blueprint {
+        name: "arm64-16k",
+        about: "Debian 13 for arm64 with its kernel 6.12 and pages of 16 KiB, emulated",
+        body: Body::Board(Model { suite: "trixie", flavour: Flavour::Pages16K, processor: "cortex-a76" }),
+    },
+    Blueprint {
+        name: "card",
+        about: "a Raspberry Pi's card with Debian 13 in a general emulated machine; the bed plays the firmware",
+        body: Body::Pi("trixie", Slot::General),
+    },
+    Blueprint {
+        name: "pi4",
+        about: "the same card in an emulated Raspberry Pi 4; the bed plays the firmware",
+        body: Body::Pi("trixie", Slot::Pi4),
     },
 ];
 
@@ -140,13 +177,15 @@ impl Blueprint {
 
     /// Whether it runs programs of arm64 rather than of this machine's architecture.
     pub fn is_arm64(&self) -> bool {
-        !matches!(self.body, Body::Container)
+        !matches!(self.body, Body::Container(_))
     }
 
     /// The things in the store that are this machine's own, the last one made last.
     fn parts(&self) -> Vec<String> {
         match self.body {
-            Body::Container => vec![format!("root-{}", self.suite)],
+            Body::Container(suite) => vec![format!("root-{suite}")],
+            Body::Board(model) => board::parts(self.name, model).into(),
+            Body::Pi(suite, _) => pi::parts(suite).into(),
         }
     }
 
@@ -176,7 +215,9 @@ impl Blueprint {
         ensure!(nix::unistd::geteuid().is_root(), "machines are built and run as root");
         let _lock = store.lock()?;
         match self.body {
-            Body::Container => root::native(store, self.suite).map(drop),
+            Body::Container(suite) => root::native(store, suite).map(drop),
+            Body::Board(model) => board::build(store, self.name, model).map(drop),
+            Body::Pi(suite, _) => pi::build(store, suite).map(drop),
         }
     }
 
@@ -185,21 +226,16 @@ impl Blueprint {
     /// # Errors
     /// Those of [`Blueprint::build`], and a system that does not come up; then with the end of its console.
     pub fn start(&self, store: &Store, gifts: &[Gift]) -> Result<Box<dyn Machine>> {
-        Ok(match self.body {
-            Body::Container => Box::new(self.container(store, gifts)?),
-        })
-    }
-
-    /// As [`Blueprint::start`], for a test that needs to reach into a container.
-    ///
-    /// # Errors
-    /// It is no container; otherwise as [`Blueprint::start`].
-    pub fn container(&self, store: &Store, gifts: &[Gift]) -> Result<Container> {
-        ensure!(self.body == Body::Container, "{} is no container", self.name);
         self.build(store)?;
-        let container = Container::start(self.name, &root::native(store, self.suite)?, gifts)?;
-        store.keep_note(&format!("boot-{}", self.name), &container.booted_in().as_secs_f64().to_string())?;
-        Ok(container)
+        let machine: Box<dyn Machine> = match self.body {
+            Body::Container(suite) => {
+                Box::new(Container::start(self.name, &root::native(store, suite)?, gifts)?)
+            }
+            Body::Board(model) => Box::new(Board::start(store, self.name, model, gifts)?),
+            Body::Pi(suite, slot) => Box::new(Pi::start(store, self.name, suite, slot, gifts)?),
+        };
+        store.keep_note(&format!("boot-{}", self.name), &machine.booted_in().as_secs_f64().to_string())?;
+        Ok(machine)
     }
 }
 

@@ -78,7 +78,7 @@ pub(super) fn arm64(store: &Store, suite: &str) -> Result<PathBuf> {
     })
 }
 
-fn recipe() -> String {
+pub(super) fn recipe() -> String {
     format!("{PACKAGES}\n{MASKED:?}\n{SHELL_UNIT}{SHELL_LINES:?}\n{NETWORK}")
 }
 

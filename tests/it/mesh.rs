@@ -1,0 +1,152 @@
+//! The mesh: what healthy links look like, and which alert a broken one raises.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use testbed::{
+    fault::{Fault, Spec},
+    mesh::{Ear, settle},
+    naming::{self, By},
+    watch::until,
+};
+use wire::report::Stamps;
+
+use crate::{SETTLING, bed, logged};
+
+pub(crate) fn three_nodes_find_each_other_and_the_kernel_stamps_their_round_trips() -> Result<()> {
+    let lab = bed()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        let pairs = settle(&lab, &ear, SETTLING)?;
+        ensure!(pairs.len() == 6, "{} pairs", pairs.len());
+        for pair in &pairs {
+            let times = pair.round_trip_us.context("a fine pair has round trips")?;
+            ensure!(pair.stamps == Stamps::Kernel, "{}: stamped by {:?}", pair.subject(), pair.stamps);
+            ensure!(0.0 < times.min && times.min <= times.median && times.median <= times.max, "{times:?}");
+            ensure!(times.median < 10_000.0, "{}: {times:?} on one machine", pair.subject());
+            ensure!(pair.loss == Some(0.0), "{}: loss {:?}", pair.subject(), pair.loss);
+        }
+        // The first ones may come before the other side listens; from then on none is lost.
+        let gap =
+            || -> Vec<u64> { ear.pairs(&lab).iter().map(|pair| pair.sent.abs_diff(pair.received)).collect() };
+        let at_first = gap();
+        std::thread::sleep(Duration::from_secs(4));
+        until(SETTLING, "what is sent is received, to the packet", || Ok((gap() == at_first).then_some(())))?;
+        let later = ear.pairs(&lab);
+        ensure!(later.iter().zip(&pairs).all(|(now, then)| now.sent >= then.sent + 10), "{later:?}");
+        let cluster = lab.cluster()?;
+        ensure!(cluster["nodes"].as_array().is_some_and(|nodes| nodes.len() == 3), "{cluster}");
+        ensure!(cluster["links"].as_array().is_some_and(|links| links.len() == 6), "{cluster}");
+        ensure!(cluster["alerts"].as_array().is_some_and(Vec::is_empty), "{}", cluster["alerts"]);
+        for node in lab.nodes() {
+            let findings = ear.state(node.name()).context("every node reports")?.findings;
+            let judged = findings.met + findings.unmet + findings.waiting + findings.blocked;
+            ensure!(judged >= 10 && findings.met > 0, "{}: {findings:?}", node.name());
+        }
+        Ok(())
+    })
+}
+
+pub(crate) fn loss_is_named_with_its_direction_and_forgotten_when_it_is_over() -> Result<()> {
+    name_and_forget("loss:n2-n3", 1)
+}
+
+pub(crate) fn delay_is_named_with_its_direction_and_forgotten_when_it_is_over() -> Result<()> {
+    name_and_forget("delay:n2-n3", 1)
+}
+
+pub(crate) fn a_cut_node_is_one_alert_and_not_one_per_link() -> Result<()> {
+    name_and_forget("cut:n2", 1)
+}
+
+pub(crate) fn loss_is_named_ten_times_out_of_ten() -> Result<()> {
+    name_and_forget("loss:n3-n1", 10)
+}
+
+pub(crate) fn delay_is_named_ten_times_out_of_ten() -> Result<()> {
+    name_and_forget("delay:n1-n2", 10)
+}
+
+pub(crate) fn a_cut_is_named_ten_times_out_of_ten() -> Result<()> {
+    name_and_forget("cut:n3", 10)
+}
+
+/// Breaks it, waits until everybody named it and nobody named anything else, heals it, waits until all is fine.
+fn name_and_forget(fault: &str, times: u32) -> Result<()> {
+    let lab = bed()?;
+    logged(&lab, || {
+        let spec: Spec = fault.parse()?;
+        let ear = Ear::open(&lab)?;
+        settle(&lab, &ear, SETTLING)?;
+        for round in 1..=times {
+            let fault = Fault::inject(spec.clone(), &lab)?;
+            let namings = naming::watch(&lab, &ear, &spec, Instant::now())?;
+            ensure!(namings.are_right(), "round {round} of {times}: {namings:?}");
+            if let Some(other) = opposite(&spec) {
+                let accused: BTreeSet<_> =
+                    lab.nodes().iter().flat_map(|node| raised(&ear, node.name())).collect();
+                ensure!(
+                    !accused.contains(&other),
+                    "round {round}: the other direction is accused, too: {accused:?}"
+                );
+            }
+            fault.heal(&lab)?;
+            let healed = until(SETTLING * 2, "the alert is over and all links are fine", || {
+                Ok((ear.alerts().is_empty() && settle(&lab, &ear, Duration::ZERO).is_ok()).then_some(()))
+            });
+            let alerts = || ear.alerts().into_iter().map(|(alert, _)| alert.title).collect::<Vec<_>>();
+            healed.with_context(|| format!("round {round} of {times}: {:?}", alerts()))?;
+        }
+        Ok(())
+    })
+}
+
+/// The link in the other direction.
+fn opposite(spec: &Spec) -> Option<String> {
+    match spec {
+        Spec::Loss { from, to, .. } | Spec::Delay { from, to, .. } => Some(format!("{to} -> {from}")),
+        Spec::Cut { .. } => None,
+    }
+}
+
+/// Subjects of the conditions that a node raises.
+fn raised(ear: &Ear, node: &str) -> Vec<String> {
+    let state = ear.state(node);
+    state.iter().flat_map(testbed::mesh::raised).filter_map(|(_, subject)| subject).collect()
+}
+
+pub(crate) fn a_node_that_sees_flooded_probes_does_not_count_them() -> Result<()> {
+    let lab = bed()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        settle(&lab, &ear, SETTLING)?;
+        // The bridge forgets where n2 is, so what is sent to n2 reaches n3 as well.
+        let fault = Fault::inject("cut:n2".parse()?, &lab)?;
+        naming::watch(&lab, &ear, fault.spec(), Instant::now())?;
+        std::thread::sleep(Duration::from_secs(2));
+        until(SETTLING, "n3 heard as much of n1 as n1 sent", || {
+            let pairs = ear.pairs(&lab);
+            let pair = pairs.iter().find(|pair| pair.from == "n1" && pair.to == "n3").context("n1 -> n3")?;
+            ensure!(pair.received <= pair.sent + 10, "{pair:?}");
+            Ok((pair.received == pair.sent).then_some(()))
+        })
+    })
+}
+
+pub(crate) fn a_dead_link_is_named_by_everybody_and_hit_to_the_packet() -> Result<()> {
+    let lab = bed()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        settle(&lab, &ear, SETTLING)?;
+        let spec: Spec = "loss:n1-n3:100".parse()?;
+        let fault = Fault::inject(spec.clone(), &lab)?;
+        let namings = naming::watch(&lab, &ear, &spec, Instant::now())?;
+        let counts = fault.heal(&lab)?.context("a loss counts")?;
+        ensure!(counts.hit == counts.seen && counts.hit > 0, "{counts:?}");
+        ensure!(By::ALL.iter().all(|by| namings.has(*by)) && namings.are_right(), "{namings:?}");
+        Ok(())
+    })
+}

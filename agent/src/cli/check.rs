@@ -476,7 +476,7 @@ mod tests {
     #[test]
     fn what_could_not_be_read_says_how_to_read_it() {
         let denied = judged(Err(Unreadable { path: "/x".into(), why: Why::Denied }));
-        assert_eq!(next(&denied).unwrap(), "sudo bramble check kernel-version");
+        assert_eq!(next(&denied).unwrap(), format!("sudo bramble check {}", REQUIREMENTS[0].id));
         let missing = judged(Err(Unreadable { path: "/x".into(), why: Why::NotCaptured }));
         assert_eq!(next(&missing).unwrap(), "capture /x, or check on the machine itself");
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::config::cluster::{Cluster, Role, Tunnel};
+use crate::config::cluster::{Cluster, Encryption, Masquerade, Role, Tunnel};
 use crate::host::{Host, LARGEST, Why};
 
 /// The host trees of the repository.
@@ -29,18 +29,35 @@ fn config(cluster: Cluster) -> Config {
     Config { cluster, ..Config::default() }
 }
 
-/// Every feature off, as shipped, and every feature on.
-fn configs() -> [Config; 3] {
-    let least = Cluster { tunnel: Tunnel::Off, envoy: false, ambient: false, ..Cluster::default() };
+/// Every feature off, as shipped, and every feature on, in the two sets that go together.
+fn configs() -> [Config; 4] {
+    let least = Cluster {
+        k3s: false,
+        cilium: false,
+        ambient: false,
+        longhorn: false,
+        flux: false,
+        ..Cluster::default()
+    };
     let most = Cluster {
         role: Role::Server,
         ipv6: true,
         tunnel: Tunnel::Geneve,
-        longhorn: true,
+        encryption: Encryption::Ipsec,
         protect_kernel_defaults: true,
         ..Cluster::default()
     };
-    [config(least), Config::default(), config(most)]
+    let fast = Cluster {
+        masquerade: Masquerade::Bpf,
+        encryption: Encryption::Wireguard,
+        bandwidth_manager: true,
+        bbr: true,
+        netkit: true,
+        ambient: false,
+        envoy: false,
+        ..Cluster::default()
+    };
+    [config(least), Config::default(), config(most), config(fast)]
 }
 
 fn check(root: &Path, config: &Config) -> Vec<Judged> {
@@ -126,16 +143,22 @@ fn each_tree_gives_the_findings_it_is_known_for() {
 #[test]
 fn of_an_empty_tree_nothing_is_claimed() {
     let empty = Copy::empty();
-    let [least, ..] = configs();
-    for judged in check(&empty.0, &least) {
-        let id = judged.requirement.id;
-        match judged.verdict {
-            Err(Unreadable { path, why }) => {
-                assert!(!path.is_empty(), "{id}");
-                assert!(matches!(why, Why::NotCaptured | Why::NotLive), "{id}: {why}");
+    for config in configs() {
+        for judged in check(&empty.0, &config) {
+            let requirement = judged.requirement;
+            let id = requirement.id;
+            match judged.verdict {
+                Err(Unreadable { path, why }) => {
+                    assert!(!path.is_empty(), "{id}");
+                    assert!(matches!(why, Why::NotCaptured | Why::NotLive), "{id}: {why}");
+                }
+                // What the owner did not choose is not looked for.
+                Ok(Finding::NotNeeded { why }) => {
+                    assert!(why.contains("[cluster]"), "{id}: {why}");
+                }
+                // This one speaks of the owner's choices and not of the host.
+                verdict => assert!(id == "features", "{id}: {verdict:?}"),
             }
-            // What the owner switched off is not looked for.
-            verdict => assert!(matches!(verdict, Ok(Finding::NotNeeded { .. })), "{id}: {verdict:?}"),
         }
     }
 }
@@ -280,7 +303,405 @@ type Edit = (&'static str, Option<&'static str>);
 fn one_edit_of_a_host_changes_the_finding_it_should() {
     const ARGUMENTS: &str = "console=serial0,115200 console=tty1 root=PARTUUID=4e639091-02 rootfstype=ext4 \
                              fsck.repair=yes rootwait cfg80211.ieee80211_regdom=ES";
+    const NETWORKD: Edit = ("sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs", Some("1\n"));
+    const NO_NETWORKS: Edit = ("usr/lib/systemd/network/", None);
+    const K3S: Edit = ("etc/systemd/system/multi-user.target.wants/k3s-agent.service", Some(""));
+    const RAN: Edit = ("var/lib/rancher/k3s/agent/client-ca.crt", Some(""));
+    const BY_CABLE: Edit =
+        ("proc/net/route", Some("Iface\neth0\t00000000\t01B2A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"));
+    const DPKG: &str = "var/lib/dpkg/status";
     let cases: &[(&str, &[Edit], &str, State)] = &[
+        ("firewall", &[], "neither", State::Met),
+        (
+            "firewall",
+            &[("etc/systemd/system/multi-user.target.wants/firewalld.service", Some(""))],
+            "firewalld",
+            State::Blocked,
+        ),
+        (
+            "firewall",
+            &[
+                ("etc/systemd/system/multi-user.target.wants/ufw.service", Some("")),
+                ("etc/ufw/ufw.conf", Some("ENABLED=yes\n")),
+                (
+                    "etc/default/ufw",
+                    Some("DEFAULT_INPUT_POLICY=\"DROP\"\nDEFAULT_FORWARD_POLICY=\"ACCEPT\"\n"),
+                ),
+                ("etc/ufw/user.rules", Some("### tuple ### allow any 10250 0.0.0.0/0 any 0.0.0.0/0 in\n")),
+            ],
+            "ufw drops 5001/tcp, 4240/tcp",
+            State::Blocked,
+        ),
+        (
+            "firewall",
+            &[
+                ("etc/systemd/system/multi-user.target.wants/ufw.service", Some("")),
+                ("etc/ufw/ufw.conf", Some("ENABLED=no\n")),
+            ],
+            "neither",
+            State::Met,
+        ),
+        (
+            "firewall",
+            &[
+                ("etc/systemd/system/sysinit.target.wants/nftables.service", Some("")),
+                ("etc/nftables.conf", Some("flush ruleset\ntable inet f {\n}\n")),
+            ],
+            "/etc/nftables.conf deletes",
+            State::Blocked,
+        ),
+        (
+            "firewall",
+            &[("etc/systemd/system/sysinit.target.wants/nftables.service", Some(""))],
+            "/etc/nftables.conf",
+            State::Unknown,
+        ),
+        (
+            "ports",
+            &[(
+                "proc/net/udp",
+                Some(
+                    "  sl  local_address rem_address st\n 0: 00000000:2118 00000000:0000 07 0:0 0:0 0 0 0 7 2\n",
+                ),
+            )],
+            "8472/udp (VXLAN)",
+            State::Blocked,
+        ),
+        ("ports", &[K3S], "holds its ports", State::NotNeeded),
+        ("l2-uplink", &[], "Wi-Fi", State::Blocked),
+        ("l2-uplink", &[BY_CABLE], "cable", State::Met),
+        ("wifi-power-save", &[], "power saving", State::Unmet),
+        (
+            "wifi-power-save",
+            &[("etc/NetworkManager/conf.d/9.conf", Some("[connection]\nwifi.powersave=2\n"))],
+            "off",
+            State::Met,
+        ),
+        ("wifi-power-save", &[BY_CABLE], "cable", State::NotNeeded),
+        (
+            "resolver",
+            &[("etc/resolv.conf", Some("nameserver 127.0.0.1\n"))],
+            "127.0.0.1 alone",
+            State::Blocked,
+        ),
+        (
+            "resolver",
+            &[
+                ("etc/resolv.conf", Some("nameserver 127.0.0.53\n")),
+                ("run/systemd/resolve/resolv.conf", Some("nameserver 9.9.9.9\n")),
+            ],
+            "127.0.0.53 alone",
+            State::Unmet,
+        ),
+        (
+            "resolver",
+            &[
+                ("etc/resolv.conf", Some("nameserver 127.0.0.53\n")),
+                ("etc/rancher/k3s/config.yaml", Some("resolv-conf: /run/systemd/resolve/resolv.conf\n")),
+            ],
+            "K3s is told",
+            State::Met,
+        ),
+        (
+            "server-name",
+            &[("etc/rancher/k3s/config.yaml", Some("server: https://pi-1.local:6443\n"))],
+            "pi-1.local",
+            State::Blocked,
+        ),
+        (
+            "server-name",
+            &[("etc/rancher/k3s/config.yaml", Some("server: https://192.168.178.2:6443\n"))],
+            "192.168.178.2",
+            State::Met,
+        ),
+        (
+            "node-address",
+            &[("etc/rancher/k3s/config.yaml", Some("node-ip: 192.168.178.22\n"))],
+            "192.168.178.22",
+            State::Met,
+        ),
+        (
+            "node-address",
+            &[("etc/rancher/k3s/config.yaml", Some("node-ip: 192.168.178.23\n"))],
+            "the node has 192.168.178.22",
+            State::Blocked,
+        ),
+        ("node-password", &[RAN], "is gone", State::Blocked),
+        ("node-password", &[RAN, ("etc/rancher/node/password", Some("x"))], "password", State::Met),
+        (
+            "iptables-version",
+            &[(DPKG, Some("Package: iptables\nStatus: install ok installed\nVersion: 1.8.10-3ubuntu2\n"))],
+            "1.8.10",
+            State::Unmet,
+        ),
+        (
+            "iptables-version",
+            &[
+                (DPKG, Some("Package: iptables\nStatus: install ok installed\nVersion: 1.8.10-3ubuntu2\n")),
+                ("etc/rancher/k3s/config.yaml.d/9.yaml", Some("prefer-bundled-bin: true\n")),
+            ],
+            "prefers",
+            State::Met,
+        ),
+        (
+            "root-file-system",
+            &[("proc/1/mountinfo", Some("28 1 179:2 / / ro shared:1 - ext4 /dev/mmcblk0p2 ro\n"))],
+            "read-only",
+            State::Blocked,
+        ),
+        (
+            "root-file-system",
+            &[("sys/fs/ext4/mmcblk0p2/errors_count", Some("3\n"))],
+            "3 on mmcblk0p2",
+            State::Blocked,
+        ),
+        (
+            "usb-storage",
+            &[
+                ("sys/bus/usb/drivers/uas/2-1:1.0/x", Some("")),
+                ("sys/bus/usb/devices/2-1/idVendor", Some("152d\n")),
+                ("sys/bus/usb/devices/2-1/idProduct", Some("0578\n")),
+            ],
+            "152d:0578",
+            State::Unmet,
+        ),
+        (
+            "usb-storage",
+            &[
+                ("sys/bus/usb/drivers/uas/2-1:1.0/x", Some("")),
+                ("sys/bus/usb/devices/2-1/idVendor", Some("152d\n")),
+                ("sys/bus/usb/devices/2-1/idProduct", Some("0578\n")),
+                ("boot/firmware/cmdline.txt", Some("usb-storage.quirks=1:2:u\n")),
+            ],
+            "152d:0578",
+            State::Blocked,
+        ),
+        (
+            "multipath",
+            &[("etc/systemd/system/sysinit.target.wants/multipathd.service", Some(""))],
+            "blacklist",
+            State::Unmet,
+        ),
+        (
+            "multipath",
+            &[
+                ("etc/systemd/system/sysinit.target.wants/multipathd.service", Some("")),
+                ("etc/multipath.conf", Some("blacklist {\n  devnode \"^sd[a-z0-9]+\"\n}\n")),
+            ],
+            "blacklist",
+            State::Met,
+        ),
+        ("longhorn-packages", &[], "open-iscsi nfs-common", State::Blocked),
+        ("clock-wait", &[], "systemd-time-wait-sync", State::Unmet),
+        (
+            "clock-wait",
+            &[
+                ("etc/systemd/system/sysinit.target.wants/systemd-time-wait-sync.service", Some("")),
+                (
+                    "etc/systemd/system/k3s-agent.service.d/1.conf",
+                    Some("[Unit]\nAfter=network-online.target time-sync.target\n"),
+                ),
+            ],
+            "time-sync.target",
+            State::Met,
+        ),
+        (
+            "nm-cloud-setup",
+            &[("etc/systemd/system/timers.target.wants/nm-cloud-setup.timer", Some(""))],
+            "nm-cloud-setup.timer",
+            State::Unmet,
+        ),
+        ("networkd-links", &[NETWORKD, NO_NETWORKS], "cilium*", State::Met),
+        (
+            "networkd-links",
+            &[NETWORKD, NO_NETWORKS, ("etc/systemd/network/20-all.network", Some("[Match]\nName=*\n"))],
+            "cilium_vxlan by /etc/systemd/network/20-all.network",
+            State::Unmet,
+        ),
+        (
+            "networkd",
+            &[
+                NETWORKD,
+                NO_NETWORKS,
+                (DPKG, Some("Package: systemd\nStatus: install ok installed\nVersion: 257.13-1\n")),
+                (
+                    "etc/systemd/networkd.conf.d/10-x.conf",
+                    Some("[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n"),
+                ),
+            ],
+            "ManageForeignNextHops",
+            State::Unmet,
+        ),
+        (
+            "istio-cni",
+            &[
+                ("etc/cni/net.d/05-cilium.conflist", Some("{\"plugins\":[{\"type\":\"cilium-cni\"}]}")),
+                (
+                    "etc/cni/net.d/02-istio.conflist.cilium_bak",
+                    Some("{\"plugins\":[{\"type\":\"istio-cni\"}]}"),
+                ),
+            ],
+            "pushed it aside",
+            State::Blocked,
+        ),
+        (
+            "istio-cni",
+            &[(
+                "var/lib/rancher/k3s/agent/etc/cni/net.d/10.conflist",
+                Some("{\"plugins\":[{\"type\":\"istio-cni\"}]}"),
+            )],
+            "containerd reads /etc/cni/net.d",
+            State::Blocked,
+        ),
+        (
+            "istio-cni",
+            &[(
+                "etc/cni/net.d/05-cilium.conflist",
+                Some("{\"plugins\":[{\"type\":\"cilium-cni\"},{\"type\":\"istio-cni\"}]}"),
+            )],
+            "05-cilium.conflist",
+            State::Met,
+        ),
+        ("leftover-flannel", &[], "no trace", State::Met),
+        ("leftover-flannel", &[("sys/class/net/flannel.1/address", Some(""))], "flannel.1", State::Blocked),
+        ("leftover-flannel", &[("run/flannel/subnet.env", Some(""))], "subnet.env", State::Blocked),
+        ("leftover-flannel", &[RAN], "packet filter", State::Unknown),
+        (
+            "leftover-kube-proxy",
+            &[("sys/class/net/kube-ipvs0/address", Some(""))],
+            "kube-ipvs0",
+            State::Blocked,
+        ),
+        (
+            "leftover-kube-proxy",
+            &[("proc/net/ip_vs", Some("IP Virtual Server\nProt\nTCP  0A2B0001:01BB rr\n"))],
+            "IPVS",
+            State::Blocked,
+        ),
+        (
+            "leftover-kube-proxy",
+            &[("proc/net/ip_vs", Some("IP Virtual Server\nProt\n"))],
+            "no trace",
+            State::Met,
+        ),
+        (
+            "leftover-announcers",
+            &[("var/log/pods/kube-system_svclb-traefik-1_9f/x", Some(""))],
+            "pod kube-system_svclb-traefik-1",
+            State::Blocked,
+        ),
+        (
+            "leftover-announcers",
+            &[(
+                "proc/net/tcp",
+                Some(
+                    "  sl  local_address rem_address st\n 0: 00000000:1F0A 00000000:0000 0A 0:0 0:0 0 0 0 7 2\n",
+                ),
+            )],
+            "7946",
+            State::Blocked,
+        ),
+        (
+            "leftover-linkerd",
+            &[(
+                "etc/cni/net.d/10.conflist",
+                Some("{\"plugins\":[{\"type\":\"x\"},{\"type\":\"linkerd-cni\"}]}"),
+            )],
+            "linkerd-cni in /etc/cni/net.d/10.conflist",
+            State::Blocked,
+        ),
+        (
+            "leftover-argocd",
+            &[("var/log/pods/argocd_argocd-server-0_9f/x", Some(""))],
+            "argocd-server-0",
+            State::Blocked,
+        ),
+        (
+            "leftover-cilium",
+            &[("sys/class/net/cilium_host/address", Some(""))],
+            "cilium_host",
+            State::Blocked,
+        ),
+        (
+            "leftover-cilium",
+            &[K3S, ("sys/class/net/cilium_host/address", Some(""))],
+            "in use",
+            State::NotNeeded,
+        ),
+        ("leftover-network-policy", &[RAN], "packet filter", State::Unknown),
+        ("sysctl-conf", &[("etc/sysctl.conf", Some("vm.swappiness=1\n"))], "linked", State::Met),
+        (
+            "sysctl-conf",
+            &[("etc/sysctl.d/99-sysctl.conf", None), ("etc/sysctl.conf", Some("vm.swappiness=1\n"))],
+            "vm.swappiness",
+            State::Blocked,
+        ),
+        (
+            "forwarding",
+            &[
+                ("proc/sys/net/ipv4/ip_forward", Some("1\n")),
+                ("proc/sys/net/ipv4/conf/default/forwarding", Some("1\n")),
+                ("etc/sysctl.d/50-x.conf", Some("net.ipv4.ip_forward=0\n")),
+            ],
+            "0 at the next boot (/etc/sysctl.d/50-x.conf)",
+            State::Unmet,
+        ),
+        (
+            "forwarding",
+            &[("etc/sysctl.d/99-zzzz.conf", Some("net.ipv4.ip_forward=0\n"))],
+            "after every file of bramble's",
+            State::Blocked,
+        ),
+        (
+            "rp-filter",
+            &[("etc/sysctl.d/99-zzzz.conf", Some("net.ipv4.conf.*.rp_filter=2\n"))],
+            "after every file of bramble's",
+            State::Blocked,
+        ),
+        ("accept-ra", &[], "does not forward", State::NotNeeded),
+        (
+            "accept-ra",
+            &[
+                ("proc/sys/net/ipv6/conf/all/forwarding", Some("1\n")),
+                ("proc/sys/net/ipv6/conf/wlan0/accept_ra", Some("1\n")),
+            ],
+            "wlan0.accept_ra is 1",
+            State::Unmet,
+        ),
+        (
+            "accept-ra",
+            &[
+                ("proc/sys/net/ipv6/conf/all/forwarding", Some("1\n")),
+                ("proc/sys/net/ipv6/conf/wlan0/accept_ra", Some("2\n")),
+            ],
+            "is 2",
+            State::Met,
+        ),
+        ("cilium-sysctls", &[("proc/sys/kernel/timer_migration", None)], "timer_migration", State::Blocked),
+        (
+            "boot-cmdline",
+            &[
+                ("boot/firmware/cmdline.txt", Some("root=x cgroup_enable=memory\n")),
+                ("etc/default/raspi-extra-cmdline", Some("\n")),
+            ],
+            "without cgroup_enable=memory",
+            State::Unmet,
+        ),
+        (
+            "boot-cmdline",
+            &[
+                ("boot/firmware/config.txt", Some("[pi4]\nos_prefix=old/\n[pi5]\nos_prefix=new/\n")),
+                ("boot/firmware/new/cmdline.txt", Some("root=x\n")),
+            ],
+            "/boot/firmware/new/cmdline.txt",
+            State::Met,
+        ),
+        (
+            "boot-cmdline",
+            &[("boot/firmware/config.txt", Some("[gpio4=1]\nos_prefix=new/\n"))],
+            "only the firmware can decide",
+            State::Unknown,
+        ),
         ("kernel-version", &[("proc/sys/kernel/osrelease", Some("5.4.83-v8+\n"))], "5.10", State::Blocked),
         (
             "kernel-version",
@@ -508,16 +929,12 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
         ),
         ("conntrack", &[("proc/sys/net/netfilter/nf_conntrack_max", Some("65536\n"))], "65536", State::Unmet),
         ("conntrack", &[("proc/sys/net/netfilter/nf_conntrack_max", Some("262144\n"))], "262144", State::Met),
-        (
-            "networkd",
-            &[("sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs", Some("1\n"))],
-            "not no",
-            State::Unmet,
-        ),
+        ("networkd", &[NETWORKD, NO_NETWORKS], "not no", State::Unmet),
         (
             "networkd",
             &[
-                ("sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs", Some("1\n")),
+                NETWORKD,
+                NO_NETWORKS,
                 (
                     "etc/systemd/networkd.conf.d/10-x.conf",
                     Some("[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n"),

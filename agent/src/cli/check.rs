@@ -8,6 +8,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 use serde_json::{Value, json};
 
+mod explain;
 mod fit;
 
 use super::USAGE;
@@ -35,6 +36,13 @@ pub struct Check {
     /// namespace that is thrown away
     #[arg(long, conflicts_with_all = ["ids", "list"])]
     fit: bool,
+    /// Show one requirement, or those that answer a known fault, on a page: what holds, why, what was found here, what
+    /// mends it, and what it looks at
+    #[arg(long, value_name = "ID", conflicts_with_all = ["ids", "list", "fit", "json"])]
+    explain: Option<String>,
+    /// Write the document of all requirements, docs/checks.md of the project
+    #[arg(long, hide = true, conflicts_with_all = ["ids", "list", "fit", "json", "explain"])]
+    document: bool,
     /// Judge a captured tree of /proc, /sys, /etc, /boot instead of this machine
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -57,7 +65,13 @@ const NO_INPUT: u8 = 66;
 /// # Errors
 /// When the machine's root cannot be opened, or standard output not be written.
 pub fn run(args: &Check, config: &Config) -> anyhow::Result<ExitCode> {
-    let chosen = match chosen(&args.ids) {
+    if args.document {
+        return print(&explain::document(), ExitCode::SUCCESS);
+    }
+    if let Some(page) = args.explain.as_deref().and_then(explain::elsewhere) {
+        return print(&page, ExitCode::SUCCESS);
+    }
+    let chosen = match chosen(args.explain.as_ref().map_or(&args.ids, std::slice::from_ref)) {
         Ok(chosen) => chosen,
         Err(message) => return Ok(refuse(&message, USAGE)),
     };
@@ -81,7 +95,9 @@ pub fn run(args: &Check, config: &Config) -> anyhow::Result<ExitCode> {
     let facts = Facts::observe(&host);
     let judged: Vec<Judged> = require::judge(chosen, &facts, config).collect();
     let summary = Summary::of(&judged);
-    let text = if args.json {
+    let text = if args.explain.is_some() {
+        judged.iter().map(|judged| explain::page(judged, width())).collect::<Vec<_>>().join("\n")
+    } else if args.json {
         json(&host, &facts, &judged, &summary).to_string() + "\n"
     } else {
         table(&host, &facts, &judged, &summary, width())
@@ -308,6 +324,7 @@ fn list_json(requirements: &[&Requirement]) -> Value {
         json!({
             "id": requirement.id,
             "area": requirement.area.to_string(),
+            "profiles": requirement.profiles.iter().map(|profile| profile.name()).collect::<Vec<_>>(),
             "title": requirement.title,
             "why": requirement.why,
             "source": requirement.source,
@@ -423,7 +440,7 @@ mod tests {
         assert_eq!(printable("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
     }
 
-    fn a_captured_pi() -> (Host, Facts) {
+    pub(super) fn a_captured_pi() -> (Host, Facts) {
         let tree = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/hosts/pi5-bookworm-16k");
         let host = Host::tree(tree.as_ref()).unwrap();
         let facts = Facts::observe(&host);

@@ -27,6 +27,20 @@ pub static TABLE: LazyLock<Vec<Trace>> = LazyLock::new(|| {
         .collect()
 });
 
+/// Whose traces a requirement of this id looks for.
+pub fn sources_of(requirement: &str) -> &'static [&'static str] {
+    match requirement {
+        "leftover-flannel" => &["flannel"],
+        "leftover-kube-proxy" => &["kube-proxy"],
+        "leftover-network-policy" => &["network-policy"],
+        "leftover-announcers" => &["metallb", "servicelb"],
+        "leftover-linkerd" => &["linkerd"],
+        "leftover-argocd" => &["argocd"],
+        "leftover-cilium" => &["cilium"],
+        _ => &[],
+    }
+}
+
 /// What only this part of the facts reads.
 #[derive(Debug)]
 pub struct Leftovers {
@@ -132,6 +146,11 @@ mod tests {
                 ["link", "file", "plugin", "port", "pod", "ipvs", "chain"].contains(&trace.kind),
                 "{trace:?}"
             );
+            let id = match trace.source {
+                "metallb" | "servicelb" => "leftover-announcers".to_string(),
+                source => format!("leftover-{source}"),
+            };
+            assert!(sources_of(&id).contains(&trace.source), "{trace:?}");
             assert_eq!(trace.kind == "file", trace.item.starts_with('/'), "{trace:?}");
         }
     }

@@ -59,7 +59,13 @@ impl Host {
             io::ErrorKind::PermissionDenied => failed(Why::Denied),
             _ => failed(Why::Failed(error.to_string())),
         })?;
-        Ok(Chains(messages.iter().filter(|(kind, _)| *kind == NEW_CHAIN).filter_map(|(_, body)| name(body)).collect()))
+        Ok(Chains(
+            messages
+                .iter()
+                .filter(|(kind, _)| *kind == NEW_CHAIN)
+                .filter_map(|(_, body)| name(body))
+                .collect(),
+        ))
     }
 }
 

@@ -61,12 +61,7 @@ impl Netlink {
 
     /// Sends messages, exactly one of which asks for an answer, and returns the kernel's: the first failure, or none.
     pub(super) fn request(&self, messages: &[Vec<u8>]) -> io::Result<()> {
-        sendto(
-            self.0.as_raw_fd(),
-            &messages.concat(),
-            &NetlinkAddr::new(0, 0),
-            MsgFlags::empty(),
-        )?;
+        sendto(self.0.as_raw_fd(), &messages.concat(), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
         let mut answer = [0; 8192];
         loop {
             let length = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty())?;

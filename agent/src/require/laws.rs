@@ -288,6 +288,58 @@ fn every_requirement_is_documented_and_has_an_id_of_its_own() {
 }
 
 #[test]
+fn every_known_fault_is_answered_or_belongs_elsewhere_for_a_reason() {
+    let (mut ids, mut answered) = (HashSet::new(), HashSet::new());
+    for fault in faults() {
+        assert!(ids.insert(fault.id), "{} stands twice", fault.id);
+        assert!(["critical", "high", "medium", "low"].contains(&fault.severity), "{fault:?}");
+        for id in fault.answered_by.split_whitespace() {
+            let requirement = REQUIREMENTS.iter().find(|requirement| requirement.id == id);
+            assert!(
+                requirement.is_some_and(|r| r.catalogue.contains(&fault.id)),
+                "{id} does not name {fault:?}"
+            );
+            answered.insert((id, fault.id));
+        }
+        let elsewhere =
+            ["probe", "join", "render", "report"].contains(&fault.room) && fault.reason.len() > 10;
+        let nowhere = fault.room.is_empty() && fault.reason.is_empty();
+        assert!(if fault.answered_by.is_empty() { elsewhere } else { nowhere }, "{fault:?}");
+    }
+    for requirement in REQUIREMENTS {
+        for row in requirement.catalogue {
+            assert!(answered.contains(&(requirement.id, row)), "{row} does not name {}", requirement.id);
+        }
+    }
+}
+
+#[test]
+fn every_setting_of_the_tables_is_judged_by_a_requirement() {
+    for setting in crate::facts::sysctl::TABLE.iter() {
+        assert!(REQUIREMENTS.iter().any(|requirement| requirement.id == setting.requirement), "{setting:?}");
+    }
+    for requirement in REQUIREMENTS {
+        for row in rows_of(requirement) {
+            assert!(!row.is_empty() && !row.contains('\n'), "{}: {row:?}", requirement.id);
+        }
+    }
+}
+
+#[test]
+fn a_requirement_that_nobody_chose_names_the_setting_that_would() {
+    let [least, ..] = configs();
+    for judged in check(&tree("pi5-bookworm-16k"), &least) {
+        let profiles = judged.requirement.profiles;
+        assert!(!profiles.is_empty(), "{}", judged.requirement.id);
+        if !profiles.iter().any(|profile| least.cluster.chose(*profile)) {
+            assert_eq!(judged.state(), State::NotNeeded, "{}", judged.requirement.id);
+            let evidence = judged.evidence();
+            assert!(profiles.iter().all(|profile| evidence.contains(profile.setting())), "{evidence}");
+        }
+    }
+}
+
+#[test]
 fn a_shortfall_that_the_owner_accepts_is_not_needed() {
     let accept = vec!["page-size".into(), "kernel-version".into(), "disk-space".into()];
     let states = states(&tree("pi5-bookworm-16k"), &config(Cluster { accept, ..Cluster::default() }));

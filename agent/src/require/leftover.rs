@@ -6,6 +6,7 @@
 use super::{Area, Finding, Requirement, Verdict};
 use crate::config::cluster::Profile;
 use crate::facts::Facts;
+use crate::facts::leftover::sources_of;
 
 pub(super) const FLANNEL: Requirement = Requirement {
     id: "leftover-flannel",
@@ -19,7 +20,7 @@ pub(super) const FLANNEL: Requirement = Requirement {
     judge: |facts, _| {
         gone(
             facts,
-            &["flannel"],
+            "leftover-flannel",
             "Flannel",
             "on every server set flannel-backend: none and restart K3s; then on this node drain it, stop K3s, delete the \
              links and files that are named here, and reboot",
@@ -38,7 +39,7 @@ pub(super) const KUBE_PROXY: Requirement = Requirement {
     judge: |facts, _| {
         gone(
             facts,
-            &["kube-proxy"],
+            "leftover-kube-proxy",
             "kube-proxy",
             "on every server set disable-kube-proxy: true and restart K3s; then reboot this node, which takes the rules \
              with it",
@@ -57,7 +58,7 @@ pub(super) const NETWORK_POLICY: Requirement = Requirement {
     judge: |facts, _| {
         gone(
             facts,
-            &["network-policy"],
+            "leftover-network-policy",
             "K3s' network policies",
             "on every server set disable-network-policy: true and restart K3s; then reboot this node, which takes the \
              rules with it",
@@ -76,7 +77,7 @@ pub(super) const ANNOUNCERS: Requirement = Requirement {
     judge: |facts, _| {
         gone(
             facts,
-            &["metallb", "servicelb"],
+            "leftover-announcers",
             "MetalLB and K3s' load balancer",
             "write down every service's address, stop MetalLB's speakers (and set disable: [servicelb] on the servers), \
              wait until nobody answers for the addresses, then let Cilium announce them",
@@ -95,7 +96,7 @@ pub(super) const LINKERD: Requirement = Requirement {
     judge: |facts, _| {
         gone(
             facts,
-            &["linkerd"],
+            "leftover-linkerd",
             "Linkerd",
             "take linkerd.io/inject off namespaces and workloads, restart the workloads, uninstall the extensions, the \
              control plane and linkerd-cni; then take its plugin out of the CNI configuration and delete its files",
@@ -114,7 +115,7 @@ pub(super) const ARGOCD: Requirement = Requirement {
     judge: |facts, _| {
         gone(
             facts,
-            &["argocd"],
+            "leftover-argocd",
             "Argo CD",
             "switch automated sync off, take the finalizer resources-finalizer.argocd.argoproj.io off every Application, \
              delete the Applications, then Argo CD; only then let Flux reconcile",
@@ -137,7 +138,7 @@ pub(super) const CILIUM: Requirement = Requirement {
         }
         gone(
             facts,
-            &["cilium"],
+            "leftover-cilium",
             "Cilium",
             "at the machine itself, not over the network: ip link delete cilium_host, then cilium_vxlan; remove its CNI \
              configuration; then reboot, which takes rules and chains with it",
@@ -145,8 +146,8 @@ pub(super) const CILIUM: Requirement = Requirement {
     },
 };
 
-fn gone(facts: &Facts, sources: &[&str], who: &str, next: &str) -> Verdict {
-    let left = facts.left_of(sources);
+fn gone(facts: &Facts, id: &str, who: &str, next: &str) -> Verdict {
+    let left = facts.left_of(sources_of(id));
     if !left.found.is_empty() {
         return Finding::blocked(left.found.join(", "), next);
     }

@@ -8,8 +8,8 @@ use std::fmt;
 use crate::change::{Change, Text};
 use crate::config::Config;
 use crate::config::cluster::Profile;
-use crate::facts::Facts;
 use crate::facts::boot_file::Argument;
+use crate::facts::{Facts, table};
 use crate::host::Unreadable;
 
 mod accept_ra;
@@ -26,12 +26,12 @@ mod cgroup_controllers;
 mod cgroup_v2;
 mod clock;
 mod clock_wait;
-mod cni;
 mod default_route;
 mod dhcpcd;
 mod disk_space;
 mod features;
 mod hostname;
+mod istio_cni;
 mod k3s;
 mod kernel_version;
 mod leftover;
@@ -118,7 +118,7 @@ pub const REQUIREMENTS: &[Requirement] = &[
     network_manager::REQUIREMENT,
     nm_cloud_setup::REQUIREMENT,
     dhcpcd::REQUIREMENT,
-    cni::REQUIREMENT,
+    istio_cni::REQUIREMENT,
     hostname::REQUIREMENT,
     machine_id::REQUIREMENT,
     clock::REQUIREMENT,
@@ -381,6 +381,60 @@ impl Judged {
             _ => None,
         }
     }
+}
+
+/// A row of the project's catalogue of known faults (`agent/data/catalogue.csv`).
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    /// For instance "BOOT-001".
+    pub id: &'static str,
+    /// What goes wrong, in a few words.
+    pub title: &'static str,
+    /// "critical", "high", "medium" or "low".
+    pub severity: &'static str,
+    /// Ids of the requirements that answer it, with blanks between them; empty when it belongs elsewhere.
+    pub answered_by: &'static str,
+    /// Where it belongs when no requirement answers it: "probe", "join", "render" or "report".
+    pub room: &'static str,
+    /// Why no requirement does.
+    pub reason: &'static str,
+}
+
+/// All faults of the catalogue, in its order.
+pub fn faults() -> impl Iterator<Item = Fault> {
+    let columns = ["id", "title", "area", "severity", "answered_by", "room", "reason"];
+    table::rows(include_str!("../../data/catalogue.csv"), columns).map(
+        |[id, title, _, severity, answered_by, room, reason]| Fault {
+            id,
+            title,
+            severity,
+            answered_by,
+            room,
+            reason,
+        },
+    )
+}
+
+/// The rows of the project's tables that a requirement judges by, one line each; none when it has no table.
+pub fn rows_of(requirement: &Requirement) -> Vec<String> {
+    use crate::facts::{leftover, port, sysctl as setting};
+    let id = requirement.id;
+    let mut rows = option::rows_of(id);
+    rows.extend(setting::TABLE.iter().filter(|row| row.requirement == id).map(|row| match row.compare {
+        "any" => format!("{}: {}", row.name, row.why),
+        compare => format!("{} {compare} {}: {}", row.name, row.value, row.why),
+    }));
+    if ["ports", "firewall"].contains(&id) {
+        let on_node = port::TABLE.iter().filter(|port| port.is_on_node());
+        rows.extend(on_node.map(|port| format!("{} {}: {}", port.name(), port.profile, port.purpose)));
+    }
+    let sources = leftover::sources_of(id);
+    let traces = leftover::TABLE.iter().filter(|trace| sources.contains(&trace.source));
+    rows.extend(traces.map(|trace| match trace.remark {
+        "" => format!("{} {}", trace.kind, trace.item),
+        remark => format!("{} {}: {remark}", trace.kind, trace.item),
+    }));
+    rows
 }
 
 /// The requirement of an id, or those that answer a row of the catalogue of known faults.

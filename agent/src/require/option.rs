@@ -75,6 +75,42 @@ pub(super) fn oldest_kernel(feature: &str) -> Option<Version> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
+/// The features of the table, by the requirement that judges them; those of "system" are for information.
+const FEATURES: [(&str, &[&str]); 14] = [
+    ("kernel-options-cilium", &["cilium"]),
+    ("kernel-options-k3s", &["k3s"]),
+    ("kernel-options-bramble", &["bramble", "system"]),
+    ("tunnel", &["vxlan", "geneve"]),
+    ("masquerade-modules", &["masquerade"]),
+    ("envoy-modules", &["envoy"]),
+    ("wireguard-module", &["wireguard"]),
+    ("ipsec-modules", &["ipsec"]),
+    ("bandwidth-modules", &["bandwidth-manager"]),
+    ("bbr", &["bbr"]),
+    ("netkit", &["netkit"]),
+    ("forwarding6", &["ipv6"]),
+    ("ambient-modules", &["ambient", "ambient-legacy", "ambient-nft"]),
+    ("longhorn-modules", &["longhorn"]),
+];
+
+/// What a requirement of this id looks at, one line a row.
+pub(super) fn rows_of(requirement: &str) -> Vec<String> {
+    let features = FEATURES.iter().find(|(id, _)| *id == requirement).map_or(&[][..], |(_, names)| names);
+    let rows = TABLE.iter().filter(|row| features.contains(&row.feature));
+    rows.map(|row| {
+        let severity = match row.severity {
+            Severity::Required => "required",
+            Severity::Optional => "optional",
+            Severity::Told => "for information",
+        };
+        match features {
+            [_] => format!("{}: {severity}", row.name()),
+            _ => format!("{}: {severity} ({})", row.name(), row.feature),
+        }
+    })
+    .collect()
+}
+
 /// A feature's options by what is left to do about them.
 #[derive(Default)]
 struct Standing {
@@ -354,40 +390,20 @@ mod tests {
 
     use super::*;
 
-    /// Features of the table, and whether a requirement judges them; the others are for information.
-    const JUDGED: [&str; 16] = [
-        "cilium",
-        "vxlan",
-        "geneve",
-        "masquerade",
-        "envoy",
-        "ipsec",
-        "wireguard",
-        "bandwidth-manager",
-        "bbr",
-        "netkit",
-        "ipv6",
-        "ambient",
-        "ambient-legacy",
-        "ambient-nft",
-        "k3s",
-        "longhorn",
-    ];
-
     #[test]
     fn every_row_of_the_table_belongs_to_a_feature_that_is_judged() {
         let mut seen = HashSet::new();
         for row in TABLE.iter() {
-            let judged = JUDGED.contains(&row.feature) || row.feature == "bramble";
-            assert!(judged || row.severity == Severity::Told, "{row:?}");
+            assert!(FEATURES.iter().any(|(_, features)| features.contains(&row.feature)), "{row:?}");
+            assert!(row.feature != "system" || row.severity == Severity::Told, "{row:?}");
             assert!(row.option.starts_with("CONFIG_"), "{row:?}");
             assert!(seen.insert((row.feature, row.option, row.module)), "{row:?} stands twice");
         }
-        for feature in JUDGED {
-            assert!(
-                TABLE.iter().any(|row| row.feature == feature && row.severity == Severity::Required),
-                "{feature}"
-            );
+        for (id, features) in FEATURES {
+            assert!(super::super::REQUIREMENTS.iter().any(|requirement| requirement.id == id), "{id}");
+            for feature in features {
+                assert!(TABLE.iter().any(|row| row.feature == *feature), "{feature}");
+            }
         }
     }
 

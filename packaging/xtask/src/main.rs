@@ -7,6 +7,7 @@ mod build;
 mod ci;
 mod cross;
 mod demo;
+mod docs;
 mod ebpf;
 mod interrupt;
 mod machine;
@@ -26,6 +27,7 @@ enum Verb {
     Ebpf(ebpf::Arguments),
     Cross(cross::Arguments),
     Demo(demo::Arguments),
+    Docs(docs::Arguments),
     Test(test::Arguments),
     #[command(subcommand)]
     Machine(machine::Verb),
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Verb::Ebpf(arguments) => ebpf::run(&arguments),
         Verb::Cross(arguments) => cross::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Docs(arguments) => docs::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Machine(verb) => machine::run(&verb),
         Verb::Ci(arguments) => ci::run(&arguments),

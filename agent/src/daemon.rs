@@ -30,8 +30,9 @@ use crate::{
     shutdown::Shutdown,
 };
 
-/// How often the requirements are judged again.
-const CHECK_EVERY: Duration = Duration::from_secs(60);
+/// How often the requirements are judged again: they change when somebody changes the machine, and a pass reads some hundred
+/// files.
+const CHECK_EVERY: Duration = Duration::from_secs(300);
 /// Wait between two attempts to reach the companion.
 const RETRY: Duration = Duration::from_millis(500);
 /// A companion that says nothing for so many periods is as good as gone.

@@ -38,8 +38,15 @@ pub(super) fn read(host: &Host) -> Reboot {
     Reboot { required: host.present("/run/reboot-required"), installed }
 }
 
+/// Debian names its own release in between: 6.1.0-50-amd64, 6.12.107+deb13-amd64 and 6.12.9+bpo-amd64 are of one.
 fn flavour(release: &str) -> &str {
-    release.trim_start_matches(|c: char| !c.is_ascii_alphabetic())
+    let ending = release.trim_start_matches(|c: char| !c.is_ascii_alphabetic());
+    match ending.split_once('-') {
+        Some((distribution, ending)) if ["deb", "bpo"].iter().any(|word| distribution.starts_with(word)) => {
+            ending
+        }
+        _ => ending,
+    }
 }
 
 fn numbers(release: &str) -> Vec<u64> {
@@ -63,5 +70,7 @@ mod tests {
         let debian = reboot(&["6.1.0-9-amd64", "6.1.0-50-amd64"]);
         assert_eq!(debian.newer_than("6.1.0-9-amd64"), Ok(Some("6.1.0-50-amd64")));
         assert_eq!(debian.newer_than("6.1.0-50-amd64"), Ok(None));
+        let upgraded = reboot(&["6.1.0-50-amd64", "6.12.107+deb13-amd64", "6.12.108+deb13-cloud-amd64"]);
+        assert_eq!(upgraded.newer_than("6.1.0-50-amd64"), Ok(Some("6.12.107+deb13-amd64")));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Area, Finding, Requirement};
 use crate::config::cluster::Profile;
+use crate::facts::{Fact, Facts};
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "reboot",
@@ -12,32 +13,40 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     source: "kubereboot/kured README; raspberrypi/linux#4616",
     catalogue: &["OS-002", "BOOT-002"],
     judge: |facts, _| {
-        let mut reasons = Vec::new();
-        if let Some(file) = facts.boot_file.as_ref()? {
-            let running = facts.cmdline.as_ref()?;
-            let written = file.cmdline();
-            // The firmware fills in the root device and the consoles, which then differ by name alone.
-            let firmware = ["root=", "console="];
-            let pending: Vec<&str> = written
-                .tokens()
-                .filter(|token| {
-                    !firmware.iter().any(|prefix| token.starts_with(prefix)) && !running.has(token)
-                })
-                .collect();
-            if !pending.is_empty() {
-                reasons.push(format!("{} asks for {}", file.path, pending.join(" ")));
-            }
+        // One reason is enough, whatever could not be read of the others.
+        let parts = [written(facts), newer(facts), asked(facts)];
+        let reasons: Vec<&str> = parts.iter().flatten().flatten().map(String::as_str).collect();
+        if !reasons.is_empty() {
+            return Finding::waiting(format!("a reboot is pending: {}", reasons.join("; ")));
         }
-        let release = facts.kernel.release.as_ref()?;
-        if let Some(newer) = facts.reboot.newer_than(release)? {
-            reasons.push(format!("kernel {newer} is installed, {release} runs"));
+        for part in parts {
+            part?;
         }
-        if *facts.reboot.required.as_ref()? {
-            reasons.push("a package asks for it in /run/reboot-required".into());
-        }
-        if reasons.is_empty() {
-            return Finding::met(format!("{release} is the newest kernel here"));
-        }
-        Finding::waiting(format!("a reboot is pending: {}", reasons.join("; ")))
+        Finding::met(format!("{} is the newest kernel here", facts.kernel.release.as_ref()?))
     },
 };
+
+/// Arguments in the boot file that the running kernel did not get.
+fn written(facts: &Facts) -> Fact<Option<String>> {
+    let Some(file) = facts.boot_file.as_ref()? else { return Ok(None) };
+    let running = facts.cmdline.as_ref()?;
+    let line = file.cmdline();
+    // The firmware fills in the root device and the consoles, which then differ by name alone.
+    let firmware = ["root=", "console="];
+    let pending: Vec<&str> = line
+        .tokens()
+        .filter(|token| !firmware.iter().any(|prefix| token.starts_with(prefix)) && !running.has(token))
+        .collect();
+    Ok((!pending.is_empty()).then(|| format!("{} asks for {}", file.path, pending.join(" "))))
+}
+
+fn newer(facts: &Facts) -> Fact<Option<String>> {
+    let release = facts.kernel.release.as_ref()?;
+    let newer = facts.reboot.newer_than(release)?;
+    Ok(newer.map(|newer| format!("kernel {newer} is installed, {release} runs")))
+}
+
+fn asked(facts: &Facts) -> Fact<Option<String>> {
+    let required = *facts.reboot.required.as_ref()?;
+    Ok(required.then(|| "a package asks for it in /run/reboot-required".to_string()))
+}

@@ -22,7 +22,8 @@ use crate::{
     companion::{self, Link, Sample, Wanted},
     config::{self, Config},
     facts::Facts,
-    host::{Host, clock, state::State},
+    guard::Guard,
+    host::{Host, clock, state::State, unit},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
     report::{History, Machine, Snapshot, Speaker, count},
@@ -75,7 +76,9 @@ pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Re
             Some(sample) = companion.recv() => agent.take_sample(sample),
             Some(event) = broker.recv() => agent.take_event(event),
             _ = report.tick() => agent.report(),
-            _ = check.tick() => agent.check(),
+            _ = check.tick() => {
+                agent.check();
+            }
             () = at(agent.announce_at) => agent.announce(),
             stream = listener.accept() => answer(stream, &agent).await,
         }
@@ -188,6 +191,7 @@ struct Agent<'a> {
     history: History,
     conditions: Vec<report::Condition>,
     findings: Vec<Finding>,
+    guard: Guard,
     broker: Result<jiff::Timestamp, String>,
     refused: Option<String>,
     refused_messages: u64,
@@ -222,6 +226,7 @@ impl<'a> Agent<'a> {
             history: History::default(),
             conditions: Vec::new(),
             findings: Vec::new(),
+            guard: Guard::new(),
             broker: Err("not connected yet".to_owned()),
             refused: None,
             refused_messages: 0,
@@ -236,8 +241,27 @@ impl<'a> Agent<'a> {
         self.bus.publish_latest(topic, serde_json::to_vec(message).expect("a message is JSON"), expiry);
     }
 
-    /// Judges the requirements; says the findings when one changed.
-    fn check(&mut self) {
+    /// Judges the requirements when something happened to the host; has a loss restored, if the owner wants that.
+    fn watch(&mut self) {
+        let now = Instant::now();
+        if !self.guard.is_due(self.host, now) {
+            return;
+        }
+        if !self.check() || !self.config.guard.restore {
+            return;
+        }
+        if !self.guard.may_restore(self.config.guard.restore_per_hour, now) {
+            tracing::error!(
+                "not restored: that was done {} times within an hour; sudo bramble plan shows what keeps changing",
+                self.config.guard.restore_per_hour
+            );
+        } else if let Err(why) = unit::start_prepare() {
+            tracing::error!("{} was not started to restore it: {why}", unit::PREPARE);
+        }
+    }
+
+    /// Judges the requirements; says the findings when one changed. Whether something was lost just now.
+    fn check(&mut self) -> bool {
         let facts = Facts::observe(self.host);
         self.machine = Machine {
             model: facts.board.model.as_ref().ok().cloned().flatten(),
@@ -255,6 +279,7 @@ impl<'a> Agent<'a> {
                 },
             })
             .collect();
+        let lost = self.guard.compare(self.host, &findings, Instant::now());
         if findings != self.findings {
             self.findings = findings;
             self.publish(
@@ -263,6 +288,7 @@ impl<'a> Agent<'a> {
                 None,
             );
         }
+        lost
     }
 
     fn take_sample(&mut self, sample: Result<Sample, String>) {
@@ -276,6 +302,7 @@ impl<'a> Agent<'a> {
         if moved && address(&self.sample).is_some() {
             self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
         }
+        self.watch();
         if self.judge(Pace::Sample) {
             self.say();
         }
@@ -301,6 +328,7 @@ impl<'a> Agent<'a> {
             }
         }
         let mut statements = vec![self.companion(), self.stamps(), self.broker(), self.name()];
+        statements.extend(self.guard.statements());
         statements.extend(self.healths.iter().flat_map(|h| h.statements.iter().cloned()));
         let (conditions, changed) = self.history.date(statements, clock::now());
         self.conditions = conditions;

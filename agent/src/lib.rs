@@ -7,26 +7,31 @@ pub mod host;
 
 /// What the host is.
 pub mod facts;
-/// What must hold, and the verdicts.
-pub mod require;
 /// Which settings will work on this kernel.
 pub mod fit;
+/// What must hold, and the verdicts.
+pub mod require;
+
 /// Edits as data.
 pub mod change;
+/// Plan, apply, receipt, revert.
+pub mod converge;
 
-/// eBPF objects: loading, attaching, maps.
-pub mod datapath;
-/// Health probes, and the table of them.
-pub mod probe;
 /// The process with rights in the kernel.
 pub mod companion;
+/// eBPF objects: loading, attaching, maps.
+pub mod datapath;
+/// The drift guard.
+pub mod guard;
+/// Health probes, and the table of them.
+pub mod probe;
 
-/// Findings and health become messages.
-pub mod report;
-/// The agent.
-pub mod daemon;
 /// One file per verb.
 pub mod cli;
+/// The agent.
+pub mod daemon;
+/// Findings and health become messages.
+pub mod report;
 
 /// Numbers that need not be secret.
 pub mod random;

@@ -27,8 +27,19 @@ pub struct Config {
     pub probe: Probe,
     /// How often numbers are reported.
     pub report: Report,
+    /// What happens when something that held does not any more.
+    pub guard: Guard,
     /// What the node is prepared for.
     pub cluster: cluster::Cluster,
+}
+
+/// What happens when something that held does not any more; it is always reported.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    /// Whether `bramble-prepare.service` is started to restore it.
+    pub restore: bool,
+    /// How often per hour, at most: two programs that undo each other must not do so for ever.
+    pub restore_per_hour: u32,
 }
 
 /// Who this node is.
@@ -142,6 +153,7 @@ struct Raw {
     mqtt: RawMqtt,
     probe: RawProbe,
     report: RawReport,
+    guard: RawGuard,
     cluster: cluster::Cluster,
 }
 
@@ -173,6 +185,13 @@ struct RawProbe {
     period: Option<String>,
     stamps: Option<Stamps>,
     attach: Option<Attach>,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawGuard {
+    restore: Option<bool>,
+    restore_per_hour: Option<u32>,
 }
 
 #[derive(Debug, Deserialize, Default)]
@@ -298,6 +317,10 @@ impl Raw {
                     seconds(3600),
                 )?,
                 home_assistant: self.report.home_assistant.unwrap_or(true),
+            },
+            guard: Guard {
+                restore: self.guard.restore.unwrap_or(false),
+                restore_per_hour: self.guard.restore_per_hour.unwrap_or(3),
             },
             cluster: self.cluster,
         })

@@ -96,7 +96,7 @@ impl Netlink {
 }
 
 /// The messages of one answer in order: their kinds and bodies.
-fn split(mut messages: &[u8]) -> Vec<(u16, &[u8])> {
+pub(super) fn split(mut messages: &[u8]) -> Vec<(u16, &[u8])> {
     let mut parts = Vec::new();
     while let Some((header, _)) = messages.split_first_chunk::<16>() {
         let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;

@@ -1,0 +1,217 @@
+//! Watches what bramble prepares: configuration directories by inotify(7), rules, default routes, Cilium's links and
+//! interface settings by rtnetlink(7). Needs no rights. Costs nothing while nothing happens: both descriptors are only
+//! looked at when [`Watch::seen`] is called.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+        },
+    },
+};
+
+use super::netlink::split;
+
+/// Directories whose files decide how the host behaves; those that are not there are not watched.
+const DIRECTORIES: [&str; 10] = [
+    "/boot/firmware",
+    "/boot/firmware/current",
+    "/etc",
+    "/etc/NetworkManager/conf.d",
+    "/etc/modules-load.d",
+    "/etc/rancher/k3s",
+    "/etc/sysctl.d",
+    "/etc/systemd/network",
+    "/etc/systemd/networkd.conf.d",
+    "/etc/cni/net.d",
+];
+
+/// Multicast groups of rtnetlink.h: links, routes, rules, interface settings, each for IPv4 and IPv6.
+const GROUPS: [u32; 7] = [1, 7, 8, 11, 19, 24, 25];
+
+/// Something that happened to the host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Event {
+    /// A file below a watched directory was written, made, moved or removed.
+    File(String),
+    /// A policy routing rule came or went.
+    Rule,
+    /// A default route came or went.
+    DefaultRoute,
+    /// An interface's forwarding or reverse path filter was set.
+    InterfaceSetting,
+    /// A link of Cilium's went.
+    LinkGone(String),
+    /// A link of Cilium's came.
+    LinkCame(String),
+    /// More happened at once than the kernel keeps for us.
+    TooMuch,
+}
+
+/// The open descriptors.
+#[derive(Debug)]
+pub struct Watch {
+    inotify: Inotify,
+    directories: BTreeMap<WatchDescriptorKey, String>,
+    netlink: OwnedFd,
+}
+
+/// nix orders no watch descriptors; their debug text is their number.
+type WatchDescriptorKey = String;
+
+fn key(descriptor: WatchDescriptor) -> WatchDescriptorKey {
+    format!("{descriptor:?}")
+}
+
+impl Watch {
+    /// Watches from now on, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel refuses one of the descriptors: usually `fs.inotify.max_user_instances` is used up.
+    pub fn open() -> io::Result<Watch> {
+        Watch::over(&DIRECTORIES)
+    }
+
+    fn over(watched: &[&str]) -> io::Result<Watch> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let flags = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_ONLYDIR;
+        let mut directories = BTreeMap::new();
+        for directory in watched {
+            if let Ok(descriptor) = inotify.add_watch(*directory, flags) {
+                directories.insert(key(descriptor), (*directory).to_owned());
+            }
+        }
+        let netlink = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::NetlinkRoute,
+        )?;
+        let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+        bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(Watch { inotify, directories, netlink })
+    }
+
+    /// What happened since the last call, each thing once.
+    pub fn seen(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Ok(batch) = self.inotify.read_events() {
+            for event in batch {
+                let name = event.name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                match self.directories.get(&key(event.wd)) {
+                    Some(directory) if is_ours_or_settings(directory, &name) => {
+                        events.push(Event::File(format!("{directory}/{name}")));
+                    }
+                    Some(_) => {}
+                    None => events.push(Event::TooMuch),
+                }
+            }
+        }
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            match recv(self.netlink.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(length) => {
+                    events.extend(split(&buffer[..length]).into_iter().filter_map(|(k, b)| event(k, b)))
+                }
+                Err(Errno::ENOBUFS) => events.push(Event::TooMuch),
+                Err(_) => break,
+            }
+        }
+        events.sort();
+        events.dedup();
+        events
+    }
+}
+
+/// `/etc` itself is busy with files that say nothing about networks or boot.
+fn is_ours_or_settings(directory: &str, name: &str) -> bool {
+    directory != "/etc" || matches!(name, "sysctl.conf" | "fstab" | "modules" | "dhcpcd.conf" | "hostname")
+}
+
+/// What a message of rtnetlink tells, if it matters here.
+fn event(kind: u16, body: &[u8]) -> Option<Event> {
+    match kind {
+        libc::RTM_NEWRULE | libc::RTM_DELRULE => Some(Event::Rule),
+        // struct rtmsg: family, dst_len, ...: a default route has no destination.
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => (body.get(1) == Some(&0)).then_some(Event::DefaultRoute),
+        RTM_NEWNETCONF | RTM_DELNETCONF => Some(Event::InterfaceSetting),
+        libc::RTM_NEWLINK => cilium_link(body).map(Event::LinkCame),
+        libc::RTM_DELLINK => cilium_link(body).map(Event::LinkGone),
+        _ => None,
+    }
+}
+
+/// linux/rtnetlink.h; libc does not name them.
+const RTM_NEWNETCONF: u16 = 80;
+const RTM_DELNETCONF: u16 = 81;
+
+/// The name in a link message, if it is one of the three that every pod's traffic needs.
+fn cilium_link(body: &[u8]) -> Option<String> {
+    // struct ifinfomsg is 16 bytes; attributes follow, each with its length and kind.
+    let mut attributes = body.get(16..)?;
+    while let Some((header, _)) = attributes.split_first_chunk::<4>() {
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let value = attributes.get(4..length)?;
+        if u16::from_ne_bytes([header[2], header[3]]) == libc::IFLA_IFNAME {
+            let name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
+            return name.starts_with("cilium_").then_some(name);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::netlink::{message, text};
+    use super::*;
+
+    #[test]
+    fn only_what_matters_here_is_an_event() {
+        let link = |name: &str| [vec![0; 16], text(libc::IFLA_IFNAME, name)].concat();
+        for (kind, body, expected) in [
+            (libc::RTM_DELRULE, vec![2; 12], Some(Event::Rule)),
+            (libc::RTM_DELROUTE, vec![2, 0, 0, 0], Some(Event::DefaultRoute)),
+            (libc::RTM_DELROUTE, vec![2, 24, 0, 0], None),
+            (RTM_NEWNETCONF, vec![2], Some(Event::InterfaceSetting)),
+            (libc::RTM_DELLINK, link("cilium_host"), Some(Event::LinkGone("cilium_host".to_owned()))),
+            (libc::RTM_NEWLINK, link("cilium_vxlan"), Some(Event::LinkCame("cilium_vxlan".to_owned()))),
+            (libc::RTM_DELLINK, link("lxc123"), None),
+            (libc::RTM_DELLINK, vec![0; 3], None),
+            (libc::RTM_DELROUTE, vec![], None),
+            (999, vec![], None),
+        ] {
+            let packed = message(kind, 0, &[&body]);
+            let events: Vec<_> = split(&packed).into_iter().filter_map(|(k, b)| event(k, b)).collect();
+            assert_eq!(events, expected.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_written_is_seen_once() {
+        let directory = std::env::temp_dir().join(format!("bramble-watch-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let shown = directory.display().to_string();
+        let watch = Watch::over(&[&shown]).unwrap();
+        let files = || watch.seen().into_iter().filter(|e| matches!(e, Event::File(_))).collect::<Vec<_>>();
+        assert_eq!(files(), []);
+        std::fs::OpenOptions::new().create(true).append(true).open(directory.join("a.conf")).unwrap();
+        assert_eq!(files(), [Event::File(format!("{shown}/a.conf"))]);
+        assert_eq!(files(), []);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use testbed::{
-    lab::{Lab, Node, ProbeSettings},
+    lab::{Lab, Node, Settings},
     mesh::{Ear, raised, settle},
     namespace::run_in,
     naming::LIMIT,
@@ -63,7 +63,7 @@ pub(crate) fn a_killed_companion_leaves_no_second_filter_with_tc() -> Result<()>
 fn kill_and_restart_companion(attach: &'static str) -> Result<()> {
     let mut lab = bed()?;
     let broker = *lab.broker().address().ip();
-    lab.node("n2")?.configure(broker, ProbeSettings { attach, ..ProbeSettings::default() })?;
+    lab.node("n2")?.configure(broker, Settings { attach, ..Settings::default() })?;
     lab.node_mut("n2")?.start_companion()?;
     let ear = Ear::open(&lab)?;
     settle(&lab, &ear, SETTLING)?;
@@ -121,7 +121,7 @@ fn attached(node: &Node, attach: &str, direction: &str) -> Result<usize> {
 pub(crate) fn a_node_without_the_kernels_stamps_says_so_and_still_measures() -> Result<()> {
     let mut lab = bed()?;
     let broker = *lab.broker().address().ip();
-    lab.node("n2")?.configure(broker, ProbeSettings { stamps: "user", ..ProbeSettings::default() })?;
+    lab.node("n2")?.configure(broker, Settings { stamps: "user", ..Settings::default() })?;
     lab.node_mut("n2")?.start_companion()?;
     logged(&lab, || {
         let ear = Ear::open(&lab)?;

@@ -57,18 +57,20 @@ impl Binaries {
     }
 }
 
-/// How a node measures, where a test wants other than the best.
+/// How a node measures and reports, where somebody wants other than the bed's best and fastest.
 #[derive(Clone, Copy, Debug)]
-pub struct ProbeSettings {
+pub struct Settings {
     /// `auto` or `user`.
     pub stamps: &'static str,
     /// `auto`, `tcx` or `tc`.
     pub attach: &'static str,
+    /// Time between two reports, as `1s`.
+    pub report: &'static str,
 }
 
-impl Default for ProbeSettings {
+impl Default for Settings {
     fn default() -> Self {
-        Self { stamps: "auto", attach: "auto" }
+        Self { stamps: "auto", attach: "auto", report: "1s" }
     }
 }
 
@@ -108,13 +110,13 @@ impl Node {
     ///
     /// # Errors
     /// The node is gone.
-    pub fn configure(&self, broker: Ipv4Addr, probe: ProbeSettings) -> Result<()> {
+    pub fn configure(&self, broker: Ipv4Addr, settings: Settings) -> Result<()> {
         let text = format!(
             "[node]\nname = \"{}\"\ncluster = \"{CLUSTER}\"\nstate_dir = \"/run/bed/state\"\n\n\
              [mqtt]\nhost = \"{broker}\"\nport = {PORT}\nwill_delay = \"1s\"\n\n\
-             [report]\ninterval = \"1s\"\n\n\
+             [report]\ninterval = \"{}\"\n\n\
              [probe]\nstamps = \"{}\"\nattach = \"{}\"\n",
-            self.name, probe.stamps, probe.attach
+            self.name, settings.report, settings.stamps, settings.attach
         );
         fs::create_dir_all(self.namespace.path("/run/bed/state"))?;
         Ok(fs::write(self.namespace.path("/run/bed/bramble.toml"), text)?)
@@ -219,12 +221,21 @@ impl Lab {
     /// Not root, a package is missing, or a program does not start.
     pub fn start(binaries: &Binaries, nodes: u8, port: u16) -> Result<Self> {
         let mut lab = Self::network(binaries, nodes, port)?;
-        lab.start_aggregator()?;
-        for node in &mut lab.nodes {
+        lab.start_programs()?;
+        Ok(lab)
+    }
+
+    /// Starts the aggregator, and agent and companion on every node.
+    ///
+    /// # Errors
+    /// A program does not start.
+    pub fn start_programs(&mut self) -> Result<()> {
+        self.start_aggregator()?;
+        for node in &mut self.nodes {
             node.start_agent()?;
             node.start_companion()?;
         }
-        Ok(lab)
+        Ok(())
     }
 
     /// Makes namespaces, bridge and broker, with nothing of bramble running.
@@ -250,7 +261,7 @@ impl Lab {
                     namespace: Namespace::new(&format!("n{number}"))?,
                 };
                 plug_in(&lan, &node, broker_address)?;
-                node.configure(broker_address, ProbeSettings::default())?;
+                node.configure(broker_address, Settings::default())?;
                 Ok(node)
             })
             .collect::<Result<_>>()?;

@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use testbed::cost::{self, Cost, RunTime, median};
 use testbed::http;
-use testbed::lab::Lab;
+use testbed::lab::{Lab, Settings};
 use testbed::mesh::{self, Ear};
 use testbed::process::{Process, bound};
 
@@ -29,7 +29,7 @@ const SCRAPE_EVERY: Duration = Duration::from_secs(10);
 /// Before this, caches fill and nodes find each other.
 const WARM_UP: Duration = Duration::from_secs(15);
 /// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Measures time, memory and cost per packet.
 #[derive(Subcommand)]
@@ -249,7 +249,12 @@ struct AgentOutcome {
 
 fn agent(time: Duration) -> Result<AgentOutcome> {
     let groups = Groups::make()?;
-    let mut lab = Lab::start(&build::binaries(Profile::Release)?, 3, 0)?;
+    let mut lab = Lab::network(&build::binaries(Profile::Release)?, 3, 0)?;
+    for node in lab.nodes() {
+        // As often as the exporter is asked. Peers are probed every second all the same.
+        node.configure(*lab.broker().address().ip(), Settings { report: "10s", ..Settings::default() })?;
+    }
+    lab.start_programs()?;
     let (exporter, address) = start_node_exporter()?;
     let ear = Ear::open(&lab)?;
     eprintln!("waiting until all links are fine, then {} s to warm up", WARM_UP.as_secs());

@@ -105,7 +105,7 @@ pub fn run(args: &Check, config: &Config) -> anyhow::Result<ExitCode> {
     print(&text, summary.exit_code())
 }
 
-fn print(text: &str, code: ExitCode) -> anyhow::Result<ExitCode> {
+pub(super) fn print(text: &str, code: ExitCode) -> anyhow::Result<ExitCode> {
     let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // `bramble check | head` has read what it wanted.
@@ -121,7 +121,7 @@ fn refuse(message: &str, code: u8) -> ExitCode {
 }
 
 /// Columns of the terminal, or a width that reads well in a file.
-fn width() -> usize {
+pub(super) fn width() -> usize {
     let columns = terminal_size::terminal_size().map(|(columns, _)| usize::from(columns.0));
     columns.filter(|_| io::stdout().is_terminal()).unwrap_or(100).max(40)
 }
@@ -274,13 +274,13 @@ fn next(judged: &Judged) -> Option<String> {
 }
 
 /// Text from files may carry what would move the cursor.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Breaks a text at blanks so that lines after the first begin at a column and none passes the width; a word
 /// that is longer than a line stays whole, so that it can be copied.
-fn wrap(text: &str, indent: usize, width: usize) -> String {
+pub(super) fn wrap(text: &str, indent: usize, width: usize) -> String {
     let room = width.saturating_sub(indent).max(20);
     let mut wrapped = String::new();
     let mut column = 0;

@@ -6,9 +6,12 @@ use clap::{Parser, Subcommand};
 
 use crate::{config::Config, host::Host};
 
+pub mod apply;
 pub mod check;
 pub mod mesh;
+pub mod plan;
 pub mod probe;
+pub mod revert;
 pub mod run;
 pub mod status;
 
@@ -31,6 +34,9 @@ pub struct Bramble {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Check(check::Check),
+    Plan(plan::Plan),
+    Apply(apply::Apply),
+    Revert(revert::Revert),
     Status(status::Status),
     Mesh(mesh::Mesh),
     Run(run::Run),
@@ -70,6 +76,9 @@ impl Bramble {
         let config = Config::load(&host, path.as_deref())?;
         match &self.verb {
             Verb::Check(args) => check::run(args, &config),
+            Verb::Plan(args) => plan::run(args, &config),
+            Verb::Apply(args) => apply::run(args, &config),
+            Verb::Revert(args) => revert::run(args),
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
             Verb::Run(_) => run::run(&config, &host),

@@ -23,6 +23,8 @@ pub mod netfilter;
 mod netlink;
 pub mod scratch;
 pub mod state;
+pub mod vault;
+pub mod write;
 pub mod unit;
 pub mod watch;
 pub mod vault;

@@ -1,0 +1,402 @@
+//! The receipt: what was about to be done, how it was before, and what became of it, on disk before it happens.
+//!
+//! `/var/lib/bramble/receipts/<UTC time>-<n>/` holds `journal`, one JSON object a line that is never rewritten,
+//! and for each file `<n>.before` and `<n>.after`. [`Record`] and what it holds are the format on disk, the one
+//! place of this room that derives `Serialize`.
+
+use std::collections::{BTreeMap, HashSet};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::live::{Before, Live};
+use crate::host::vault::{Journal, Lock, Vault};
+use crate::host::write::{HostMut, Image, Meta, NotDone};
+use crate::host::{Host, Unreadable};
+
+/// Where receipts are kept.
+pub const RECEIPTS: &str = "/var/lib/bramble/receipts";
+/// The version of the format.
+const VERSION: u32 = 1;
+
+/// One line of a journal.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "kebab-case")]
+enum Record {
+    /// The first line.
+    Began { v: u32, at: Timestamp, bramble: String },
+    /// About to be done. The numbers of acts are their order.
+    Act { n: usize, act: Act },
+    /// It was done.
+    Done { n: usize },
+    /// It was not done; nothing was after it.
+    Failed { n: usize, why: String },
+    /// The run came to its end, good or not.
+    Ended { at: Timestamp },
+    /// Revert has dealt with it.
+    Undone { n: usize },
+    /// Revert has dealt with all.
+    Reverted { at: Timestamp },
+}
+
+/// One thing that is done at once or not at all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Act {
+    /// Makes a directory.
+    Directory {
+        /// Which.
+        path: String,
+    },
+    /// Replaces a file or makes it.
+    File {
+        /// Which; no link leads to it.
+        path: String,
+        /// What was there.
+        before: Kept,
+        /// What is there afterwards.
+        after: Kept,
+    },
+    /// Changes the running machine.
+    Live {
+        /// What.
+        live: Live,
+        /// How it was.
+        before: Before,
+    },
+}
+
+/// What stands, or stood, at a path; the content of files lies beside the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "kebab-case")]
+pub enum Kept {
+    /// Nothing.
+    Absent,
+    /// A file.
+    File {
+        /// `None` on FAT.
+        meta: Option<KeptMeta>,
+    },
+    /// A link.
+    Link {
+        /// Where it points to.
+        target: String,
+    },
+}
+
+/// Owner, permissions and attributes of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptMeta {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    /// Values in hexadecimal digits.
+    attributes: BTreeMap<String, String>,
+}
+
+/// How far a receipt has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// The run that wrote it has not ended, or was killed.
+    Open,
+    /// What it says was applied.
+    Applied,
+    /// Revert has begun and not brought it to its end.
+    Reverting,
+    /// Nothing of it is left.
+    Reverted,
+}
+
+/// A receipt as it was read.
+#[derive(Debug)]
+pub struct Receipt {
+    /// The name of its directory.
+    pub name: String,
+    /// When it was begun.
+    pub at: Timestamp,
+    /// How far it has come.
+    pub state: State,
+    /// What was done or was about to be, in order.
+    pub acts: Vec<Act>,
+    undone: HashSet<usize>,
+}
+
+impl Act {
+    /// What it changes.
+    pub fn object(&self) -> String {
+        match self {
+            Act::Directory { path } | Act::File { path, .. } => path.clone(),
+            Act::Live { live, .. } => live.object(),
+        }
+    }
+}
+
+impl State {
+    /// The words for a person.
+    pub const fn words(self) -> &'static str {
+        match self {
+            State::Open => "not finished",
+            State::Applied => "applied",
+            State::Reverting => "partly reverted",
+            State::Reverted => "reverted",
+        }
+    }
+}
+
+impl Receipt {
+    /// Reads the text of a journal; a last line without an end was cut off and does not count.
+    fn parse(name: &str, text: &str) -> Result<Receipt, String> {
+        let mut at = None;
+        let mut receipt = Receipt {
+            name: name.into(),
+            at: Timestamp::UNIX_EPOCH,
+            state: State::Open,
+            acts: Vec::new(),
+            undone: HashSet::new(),
+        };
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        for (number, line) in whole.lines().enumerate() {
+            let record =
+                serde_json::from_str(line).map_err(|error| format!("line {}: {error}", number + 1))?;
+            match record {
+                Record::Began { v, at: began, .. } => {
+                    if v != VERSION {
+                        return Err(format!("it has version {v}, and this bramble reads {VERSION}"));
+                    }
+                    at = Some(began);
+                }
+                Record::Act { n, act } if n == receipt.acts.len() => {
+                    receipt.acts.push(act);
+                    receipt.state = State::Open;
+                }
+                Record::Act { n, .. } => return Err(format!("line {}: act {n} is out of order", number + 1)),
+                Record::Done { .. } | Record::Failed { .. } => {}
+                Record::Ended { .. } => receipt.state = State::Applied,
+                Record::Undone { n } => {
+                    receipt.undone.insert(n);
+                    receipt.state = State::Reverting;
+                }
+                Record::Reverted { .. } => receipt.state = State::Reverted,
+            }
+        }
+        // Killed before the first line was on disk: nothing was done either.
+        receipt.at = at.unwrap_or_default();
+        Ok(receipt)
+    }
+
+    /// Whether revert has dealt with an act.
+    pub fn is_undone(&self, n: usize) -> bool {
+        self.undone.contains(&n)
+    }
+}
+
+/// The receipts that the reading half can see, oldest first, for `plan` and for lists.
+pub fn seen(host: &Host) -> Result<Vec<Receipt>, Unreadable> {
+    let names = match host.list(RECEIPTS) {
+        Ok(names) => names,
+        Err(unreadable) if unreadable.is_absence() => return Ok(Vec::new()),
+        Err(unreadable) => return Err(unreadable),
+    };
+    let receipts = names.iter().filter(|name| is_receipt(name)).map(|name| {
+        let path = format!("{RECEIPTS}/{name}/journal");
+        let text = match host.text(&path) {
+            Err(unreadable) if unreadable.is_absence() => String::new(),
+            text => text?,
+        };
+        Receipt::parse(name, &text).map_err(|why| Unreadable::malformed(path, why))
+    });
+    receipts.collect()
+}
+
+/// The name of a receipt begins with a year; beside them lies the lock.
+fn is_receipt(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// All receipts, held by one process.
+#[derive(Debug)]
+pub struct Receipts {
+    vault: Vault,
+    _lock: Lock,
+}
+
+impl Receipts {
+    /// Opens them and takes the lock.
+    ///
+    /// # Errors
+    /// Another process holds it, or the directory cannot be written or trusted.
+    pub fn open(host: &HostMut) -> Result<Receipts, NotDone> {
+        let vault = Vault::open(host, RECEIPTS)?;
+        let lock = vault.lock()?;
+        Ok(Receipts { vault, _lock: lock })
+    }
+
+    /// All of them, oldest first.
+    pub fn all(&self) -> Result<Vec<Receipt>, NotDone> {
+        let names = self.vault.names()?;
+        names.iter().filter(|name| is_receipt(name)).map(|name| self.read(name)).collect()
+    }
+
+    fn read(&self, name: &str) -> Result<Receipt, NotDone> {
+        let text = self.vault.read(&format!("{name}/journal"))?.unwrap_or_default();
+        Receipt::parse(name, &String::from_utf8_lossy(&text)).map_err(|why| {
+            NotDone::new(
+                "reading",
+                format!("{RECEIPTS}/{name}/journal"),
+                why,
+                "use the bramble that wrote it, or put its *.before files back by hand",
+            )
+        })
+    }
+
+    /// Begins a new one.
+    pub fn begin(&self, at: Timestamp) -> Result<Writer<'_>, NotDone> {
+        let time = at.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let taken = self.vault.names()?;
+        let name = (1..).map(|n| format!("{time}-{n}")).find(|name| !taken.contains(name));
+        let name = name.expect("numbers do not end");
+        self.vault.make(&name)?;
+        let journal = self.vault.journal(&name, "journal")?;
+        let mut writer = Writer { vault: &self.vault, journal, name, acts: 0 };
+        writer.add(&Record::Began { v: VERSION, at, bramble: env!("CARGO_PKG_VERSION").into() })?;
+        Ok(writer)
+    }
+
+    /// Goes on in one that was read.
+    pub fn resume(&self, receipt: &Receipt, now: Timestamp) -> Result<Writer<'_>, NotDone> {
+        let journal = self.vault.journal(&receipt.name, "journal")?;
+        let (name, acts) = (receipt.name.clone(), receipt.acts.len());
+        let mut writer = Writer { vault: &self.vault, journal, name, acts };
+        if receipt.at == Timestamp::UNIX_EPOCH {
+            writer.add(&Record::Began { v: VERSION, at: now, bramble: env!("CARGO_PKG_VERSION").into() })?;
+        }
+        Ok(writer)
+    }
+
+    /// What stood at the path of an act before it.
+    pub fn before(&self, receipt: &Receipt, n: usize, kept: &Kept) -> Result<Option<Image>, NotDone> {
+        self.image(&receipt.name, format!("{n}.before"), kept)
+    }
+
+    /// What an act made.
+    pub fn after(&self, receipt: &Receipt, n: usize, kept: &Kept) -> Result<Option<Image>, NotDone> {
+        self.image(&receipt.name, format!("{n}.after"), kept)
+    }
+
+    fn image(&self, receipt: &str, name: String, kept: &Kept) -> Result<Option<Image>, NotDone> {
+        let lost = |why: &str| {
+            let path = format!("{RECEIPTS}/{receipt}/{name}");
+            NotDone::new("reading", path, why, "put the file back from a backup of this machine")
+        };
+        Ok(match kept {
+            Kept::Absent => None,
+            Kept::Link { target } => Some(Image::Link { target: target.clone() }),
+            Kept::File { meta } => {
+                let bytes = self.vault.read(&format!("{receipt}/{name}"))?;
+                let meta = meta.as_ref().map(KeptMeta::read).transpose().map_err(|why| lost(&why))?;
+                Some(Image::File { bytes: bytes.ok_or_else(|| lost("it is gone"))?, meta })
+            }
+        })
+    }
+}
+
+/// A receipt that is being written.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    vault: &'a Vault,
+    journal: Journal,
+    /// The name of its directory.
+    pub name: String,
+    /// How many acts it has.
+    acts: usize,
+}
+
+impl Writer<'_> {
+    /// Does one thing, written down before and after.
+    pub fn act(&mut self, act: Act, carry_out: impl FnOnce() -> Result<(), NotDone>) -> Result<(), NotDone> {
+        let n = self.acts;
+        self.add(&Record::Act { n, act })?;
+        self.acts += 1;
+        match carry_out() {
+            Ok(()) => self.add(&Record::Done { n }),
+            Err(failed) => {
+                // The disk may be full; the cause is told all the same.
+                let _ = self.add(&Record::Failed { n, why: failed.to_string() });
+                Err(failed)
+            }
+        }
+    }
+
+    /// Replaces a file, with both contents kept before it happens.
+    pub fn replace(
+        &mut self,
+        host: &HostMut,
+        path: &str,
+        before: Option<&Image>,
+        after: &Image,
+    ) -> Result<(), NotDone> {
+        let n = self.acts;
+        let act = Act::File {
+            path: path.into(),
+            before: self.keep(format!("{n}.before"), before)?,
+            after: self.keep(format!("{n}.after"), Some(after))?,
+        };
+        self.act(act, || host.put(path, after))
+    }
+
+    fn keep(&self, name: String, image: Option<&Image>) -> Result<Kept, NotDone> {
+        Ok(match image {
+            None => Kept::Absent,
+            Some(Image::Link { target }) => Kept::Link { target: target.clone() },
+            Some(Image::File { bytes, meta }) => {
+                self.vault.keep(&self.name, &name, bytes)?;
+                Kept::File { meta: meta.as_ref().map(KeptMeta::of) }
+            }
+        })
+    }
+
+    /// The run has come to its end.
+    pub fn end(mut self, at: Timestamp) -> Result<(), NotDone> {
+        self.add(&Record::Ended { at })
+    }
+
+    /// Revert has dealt with an act.
+    pub fn undone(&mut self, n: usize) -> Result<(), NotDone> {
+        self.add(&Record::Undone { n })
+    }
+
+    /// Revert has dealt with all.
+    pub fn reverted(mut self, at: Timestamp) -> Result<(), NotDone> {
+        self.add(&Record::Reverted { at })
+    }
+
+    fn add(&mut self, record: &Record) -> Result<(), NotDone> {
+        self.journal.add(&serde_json::to_string(record).expect("a record is plain data"))
+    }
+}
+
+impl KeptMeta {
+    fn of(meta: &Meta) -> KeptMeta {
+        let hex = |value: &Vec<u8>| value.iter().map(|byte| format!("{byte:02x}")).collect();
+        KeptMeta {
+            mode: meta.mode,
+            uid: meta.uid,
+            gid: meta.gid,
+            attributes: meta.attributes.iter().map(|(name, value)| (name.clone(), hex(value))).collect(),
+        }
+    }
+
+    fn read(&self) -> Result<Meta, String> {
+        let byte = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+        let value = |digits: &String| -> Option<Vec<u8>> { digits.as_bytes().chunks(2).map(byte).collect() };
+        let attributes = self.attributes.iter().map(|(name, digits)| Some((name.clone(), value(digits)?)));
+        Ok(Meta {
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            attributes: attributes
+                .collect::<Option<_>>()
+                .ok_or("an attribute is not in hexadecimal digits")?,
+        })
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Fact, Facts, drop_in, kernel};
-use crate::host::{Host, Unreadable};
+use crate::host::{Host, Unreadable, Why};
 
 /// A set of module names, with `_` for `-` as the kernel writes them.
 pub type Names = HashSet<Box<str>>;
@@ -65,7 +65,8 @@ pub(super) fn read(host: &Host) -> Modules {
 fn on_disk(host: &Host) -> Fact<Names> {
     let directory = format!("/lib/modules/{}", kernel::release(host)?);
     let path = format!("{directory}/modules.dep");
-    let dep = host.text(&path)?;
+    let gone = || Unreadable { path: path.clone(), why: Why::Missing };
+    let dep = host.text_if_present(&path)?.ok_or_else(gone)?;
     let built_in = host.text(&format!("{directory}/modules.builtin"))?;
     let names: Names = files(&dep).chain(files(&built_in)).collect();
     if names.is_empty() {

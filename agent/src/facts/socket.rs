@@ -37,6 +37,9 @@ pub struct Listener {
     inode: u64,
 }
 
+/// TCP_LISTEN, as the kernel prints it.
+const LISTENING: &str = "0A";
+
 /// Reads who listens. Owners are looked for while K3s does not run here: who holds its ports then is a stranger,
 /// and looking through every process takes its time.
 pub(super) fn read(host: &Host, units: &Units) -> Fact<Vec<Listener>> {
@@ -46,7 +49,7 @@ pub(super) fn read(host: &Host, units: &Units) -> Fact<Vec<Listener>> {
     {
         let path = format!("/proc/net/{file}");
         // Without IPv6 the kernel has no tcp6 and udp6.
-        let Some(text) = host.text_if_present(&path)? else { continue };
+        let Some(text) = host.text_until(&path, |lines| ends_listeners(protocol, lines))? else { continue };
         let found = parse(protocol, &text)
             .ok_or_else(|| Unreadable::malformed(&path, "a heading with local_address"))?;
         for listener in found {
@@ -74,7 +77,7 @@ fn parse(protocol: Protocol, text: &str) -> Option<Vec<Listener>> {
     }
     // TCP_LISTEN, and for UDP a socket without a peer.
     let waiting = match protocol {
-        Protocol::Tcp => "0A",
+        Protocol::Tcp => LISTENING,
         Protocol::Udp => "07",
     };
     let listener = |line: &str| {
@@ -84,6 +87,13 @@ fn parse(protocol: Protocol, text: &str) -> Option<Vec<Listener>> {
         listens.then_some(Listener { protocol, port, owner: None, inode: fields.get(9)?.parse().ok()? })
     };
     Some(lines.filter_map(listener).collect())
+}
+
+/// The kernel lists TCP's listeners before its connections, and to list those it walks a table that grows with the
+/// machine's memory: several milliseconds for nothing.
+fn ends_listeners(protocol: Protocol, lines: &str) -> bool {
+    let state = |line: &str| line.split_whitespace().nth(3) == Some(LISTENING);
+    protocol == Protocol::Tcp && lines.lines().skip(1).last().is_some_and(|line| !state(line))
 }
 
 /// Processes of others are closed to all but root; those stay without a name.
@@ -117,6 +127,7 @@ mod tests {
         );
         let expected = Listener { protocol: Protocol::Tcp, port: 6443, owner: None, inode: 1234 };
         assert_eq!(parse(Protocol::Tcp, &tcp), Some(vec![expected]));
+        assert!(ends_listeners(Protocol::Tcp, &tcp) && !ends_listeners(Protocol::Tcp, heading));
         assert_eq!(parse(Protocol::Udp, heading), Some(vec![]));
         assert_eq!(parse(Protocol::Tcp, "garbage"), None);
     }

@@ -23,16 +23,17 @@ pub mod netfilter;
 mod netlink;
 pub mod scratch;
 pub mod state;
-pub mod vault;
-pub mod write;
 pub mod unit;
-pub mod watch;
 pub mod vault;
+pub mod watch;
 pub mod write;
 
 /// The largest file that is read, in bytes: `modules.dep`, the largest file of a sane host, has less
 /// than one million.
 pub const LARGEST: u64 = 4 << 20;
+
+/// What one read asks for, in bytes.
+const PAGE: usize = 4096;
 
 /// The file at the root of a captured tree that lists, one path a line, what the machine was seen not to
 /// have; a path ending in `/` stands for all below it. Without it a file that is not in the tree may have
@@ -218,18 +219,46 @@ impl Host {
 
     /// At most `limit` bytes from the beginning of a file.
     pub fn head(&self, path: &str, limit: u64) -> Result<Vec<u8>, Unreadable> {
-        // Non-blocking: a pipe in a captured tree must not stop the check.
-        let file = File::from(
-            self.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-                .map_err(|errno| self.unreadable(path, errno))?,
-        );
-        let failed = |error: io::Error| self.unreadable(path, errno_of(&error));
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(Unreadable { path: path.into(), why: Why::NotAFile });
-        }
-        let mut content = Vec::new();
-        file.take(limit).read_to_end(&mut content).map_err(failed)?;
+        // Most files of /proc fit into this, and each further read of one may cost the kernel as much as the first.
+        let mut content = Vec::with_capacity(PAGE);
+        let read = self.file(path)?.take(limit).read_to_end(&mut content);
+        read.map_err(|error| self.unreadable(path, errno_of(&error)))?;
         Ok(content)
+    }
+
+    /// The text of a file from its beginning until `enough` says so of its whole lines, or until its end; `None` when
+    /// the machine is known not to have it.
+    pub fn text_until(
+        &self,
+        path: &str,
+        enough: impl Fn(&str) -> bool,
+    ) -> Result<Option<String>, Unreadable> {
+        let read = || {
+            let mut file = self.file(path)?;
+            let (mut text, mut page) = (String::new(), [0; PAGE]);
+            loop {
+                let length = file.read(&mut page).map_err(|error| self.unreadable(path, errno_of(&error)))?;
+                text += &String::from_utf8_lossy(&page[..length]);
+                let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+                if length == 0 || enough(whole) {
+                    return Ok(text);
+                }
+                if text.len() as u64 > LARGEST {
+                    return Err(Unreadable { path: path.into(), why: Why::TooLarge });
+                }
+            }
+        };
+        self.known_absence(path, read())
+    }
+
+    fn file(&self, path: &str) -> Result<File, Unreadable> {
+        // Non-blocking: a pipe in a captured tree must not stop the check.
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let file = File::from(self.open(path, flags).map_err(|errno| self.unreadable(path, errno))?);
+        match file.metadata().map_err(|error| self.unreadable(path, errno_of(&error)))?.is_file() {
+            true => Ok(file),
+            false => Err(Unreadable { path: path.into(), why: Why::NotAFile }),
+        }
     }
 
     /// The names in a directory, sorted. A directory in a captured tree counts as captured whole.
@@ -393,6 +422,18 @@ mod tests {
         assert_eq!(host.bytes("/etc/pipe").unwrap_err().why, Why::NotAFile);
         assert_eq!(host.bytes("/etc").unwrap_err().why, Why::NotAFile);
         assert!(matches!(host.bytes("/etc/loop").unwrap_err().why, Why::Failed(_)));
+    }
+
+    #[test]
+    fn a_long_file_is_read_as_far_as_it_is_asked_for() {
+        let scratch = Scratch::new("long");
+        let line = "x".repeat(99) + "\n";
+        fs::write(scratch.0.join("etc/long"), "head\n".to_string() + &line.repeat(200)).unwrap();
+        let host = Host::tree(&scratch.0).unwrap();
+        let read = |enough: fn(&str) -> bool| host.text_until("/etc/long", enough).unwrap().unwrap().len();
+        assert_eq!(read(|text| text.contains("head\n")), PAGE);
+        assert_eq!(read(|_| false), 20_005);
+        assert!(host.text_until("/etc/none", |_| true).is_err());
     }
 
     #[test]

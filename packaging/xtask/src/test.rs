@@ -109,9 +109,8 @@ pub(crate) fn follow(mut command: Command, tally: &mut Tally) -> Result<()> {
         println!("{line}");
         tally.absorb(&line);
     }
-    let failed_before = tally.failed;
     // cargo fails for a failed test, too; without one it is something else.
-    tally.broken |= !child.wait()?.success() && failed_before == 0;
+    tally.broken |= !child.wait()?.success() && tally.failed == failed_before;
     Ok(())
 }
 

@@ -102,6 +102,7 @@ fn may_become_root() -> bool {
 ///
 /// The command cannot be started.
 pub(crate) fn follow(mut command: Command, tally: &mut Tally) -> Result<()> {
+    let failed_before = tally.failed;
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {command:?}"))?;
     for line in BufReader::new(child.stdout.take().context("the output is piped")?).lines() {

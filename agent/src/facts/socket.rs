@@ -49,7 +49,9 @@ pub(super) fn read(host: &Host, units: &Units) -> Fact<Vec<Listener>> {
     {
         let path = format!("/proc/net/{file}");
         // Without IPv6 the kernel has no tcp6 and udp6.
-        let Some(text) = host.text_until(&path, |lines| ends_listeners(protocol, lines))? else { continue };
+        let Some(text) = host.text_until(&path, |lines, room| ends_listeners(protocol, lines, room))? else {
+            continue;
+        };
         let found = parse(protocol, &text)
             .ok_or_else(|| Unreadable::malformed(&path, "a heading with local_address"))?;
         for listener in found {
@@ -63,7 +65,7 @@ pub(super) fn read(host: &Host, units: &Units) -> Fact<Vec<Listener>> {
         }
     }
     let k3s_runs = ["k3s", "k3s-agent"].iter().any(|unit| units.uses(unit) == Ok(true));
-    if !k3s_runs && listeners.iter().any(|listener| super::port::is_needed(listener)) {
+    if !k3s_runs && listeners.iter().any(super::port::is_needed) {
         name_owners(host, &mut listeners);
     }
     Ok(listeners)
@@ -89,11 +91,16 @@ fn parse(protocol: Protocol, text: &str) -> Option<Vec<Listener>> {
     Some(lines.filter_map(listener).collect())
 }
 
+/// The longest line that the kernel prints, in bytes, and more.
+const LINE: usize = 512;
+
 /// The kernel lists TCP's listeners before its connections, and to list those it walks a table that grows with the
-/// machine's memory: several milliseconds for nothing.
-fn ends_listeners(protocol: Protocol, lines: &str) -> bool {
-    let state = |line: &str| line.split_whitespace().nth(3) == Some(LISTENING);
-    protocol == Protocol::Tcp && lines.lines().skip(1).last().is_some_and(|line| !state(line))
+/// machine's memory: milliseconds for nothing, and at the end of the file once more. It fills a page as long as there
+/// are lines (fs/seq_file.c), so room for one is the end.
+fn ends_listeners(protocol: Protocol, lines: &str, room: usize) -> bool {
+    let listening = |line: &str| line.split_whitespace().nth(3) == Some(LISTENING);
+    let connection = lines.lines().skip(1).last().is_some_and(|line| !listening(line));
+    protocol == Protocol::Tcp && (connection || room > LINE)
 }
 
 /// Processes of others are closed to all but root; those stay without a name.
@@ -127,7 +134,8 @@ mod tests {
         );
         let expected = Listener { protocol: Protocol::Tcp, port: 6443, owner: None, inode: 1234 };
         assert_eq!(parse(Protocol::Tcp, &tcp), Some(vec![expected]));
-        assert!(ends_listeners(Protocol::Tcp, &tcp) && !ends_listeners(Protocol::Tcp, heading));
+        assert!(ends_listeners(Protocol::Tcp, &tcp, 0), "the second line is a connection");
+        assert!(ends_listeners(Protocol::Tcp, heading, 4000) && !ends_listeners(Protocol::Tcp, heading, 100));
         assert_eq!(parse(Protocol::Udp, heading), Some(vec![]));
         assert_eq!(parse(Protocol::Tcp, "garbage"), None);
     }

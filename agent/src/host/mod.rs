@@ -226,12 +226,13 @@ impl Host {
         Ok(content)
     }
 
-    /// The text of a file from its beginning until `enough` says so of its whole lines, or until its end; `None` when
-    /// the machine is known not to have it.
+    /// The text of a file from its beginning until `enough` says so of its whole lines and of the room that the last
+    /// read left in a page, or until its end; `None` when the machine is
+    /// known not to have it.
     pub fn text_until(
         &self,
         path: &str,
-        enough: impl Fn(&str) -> bool,
+        enough: impl Fn(&str, usize) -> bool,
     ) -> Result<Option<String>, Unreadable> {
         let read = || {
             let mut file = self.file(path)?;
@@ -240,7 +241,7 @@ impl Host {
                 let length = file.read(&mut page).map_err(|error| self.unreadable(path, errno_of(&error)))?;
                 text += &String::from_utf8_lossy(&page[..length]);
                 let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
-                if length == 0 || enough(whole) {
+                if length == 0 || enough(whole, PAGE - length) {
                     return Ok(text);
                 }
                 if text.len() as u64 > LARGEST {
@@ -430,10 +431,12 @@ mod tests {
         let line = "x".repeat(99) + "\n";
         fs::write(scratch.0.join("etc/long"), "head\n".to_string() + &line.repeat(200)).unwrap();
         let host = Host::tree(&scratch.0).unwrap();
-        let read = |enough: fn(&str) -> bool| host.text_until("/etc/long", enough).unwrap().unwrap().len();
-        assert_eq!(read(|text| text.contains("head\n")), PAGE);
-        assert_eq!(read(|_| false), 20_005);
-        assert!(host.text_until("/etc/none", |_| true).is_err());
+        let read =
+            |enough: fn(&str, usize) -> bool| host.text_until("/etc/long", enough).unwrap().unwrap().len();
+        assert_eq!(read(|text, _| text.contains("head\n")), PAGE);
+        assert_eq!(read(|_, _| false), 20_005);
+        assert_eq!(read(|_, room| room > 0), 20_005, "the fifth read is the first that leaves room");
+        assert!(host.text_until("/etc/none", |_, _| true).is_err());
     }
 
     #[test]

@@ -5,8 +5,10 @@
 
 mod bed;
 mod demo;
+mod drift;
 mod fit;
 mod hostile;
+mod machine;
 mod mesh;
 mod node;
 mod page;
@@ -102,6 +104,11 @@ const TESTS: &[&[Test]] = &[
         Root stopping_is_orderly_and_in_time,
     ],
     tests![
+        drift,
+        Root a_setting_that_is_undone_is_named_at_once_and_forgotten_when_it_is_right,
+        Root a_lost_default_route_is_named_at_once_and_forgotten_when_it_is_back,
+    ],
+    tests![
         fit,
         Root trying_leaves_no_module_link_namespace_or_table_behind,
         Root what_was_tried_agrees_with_ip_and_nft,
@@ -156,5 +163,5 @@ fn main() -> ExitCode {
             None => trial,
         }
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    libtest_mimic::run(&arguments, trials.chain(machine::trials()).collect()).exit_code()
 }

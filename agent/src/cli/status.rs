@@ -119,7 +119,12 @@ fn page(snapshot: &Snapshot) -> String {
     lines.push(String::new());
     for reading in state.readings.values() {
         let value = reading.value.map_or("could not tell".to_owned(), |v| {
-            let digits = if v.fract() == 0.0 { 0 } else { 2 };
+            // Round trips in a home are a few thousandths of a millisecond.
+            let digits = match v {
+                v if v.fract() == 0.0 => 0,
+                v if v.abs() < 0.1 => 4,
+                _ => 2,
+            };
             format!("{v:.digits$} {}", unit(reading.unit))
         });
         lines.push(format!("{dim}{:<20}{dim:#} {}", reading.title, value.trim_end()));

@@ -66,6 +66,8 @@ impl Timer {
         loop {
             let mut ready = self.fd.readable().await?;
             if ready.try_io(|fd| Ok(fd.get_ref().0.wait()?)).is_ok() {
+                // One expiry is one readiness: asking again would only be told so.
+                ready.clear_ready();
                 return Ok(());
             }
         }

@@ -38,8 +38,8 @@ const BUDGET: usize = 20;
 /// Requests to one peer per tick, at most; three ticks fit into the kernel's record of round trips.
 const BURST: usize = 5;
 const _: () = assert!(BURST * 3 <= SAMPLES);
-/// How long requests are gathered, so that one wake-up answers all peers whose clocks agree. With kernel stamps this time
-/// drops out of the round trip. It is slept away and not awaited: a short sleep wakes the process once.
+/// How long after a batch of our own the peers' are gathered, so that one wake-up answers all whose clocks agree. With kernel
+/// stamps this time drops out of the round trip. It is slept away and not awaited: a short sleep wakes the process once.
 const GATHER: Duration = Duration::from_millis(2);
 /// Most datagrams that are taken in one go, so that a flood cannot hold the tick up.
 const MOST: usize = 4096;
@@ -184,6 +184,7 @@ impl Prober {
         send_batch(&self.requests, &batch);
         if self.stamped_by_kernel() && !self.peers.is_empty() {
             // The peers have sent theirs at this very moment.
+            std::thread::sleep(GATHER);
             self.answer();
         }
     }
@@ -205,9 +206,6 @@ impl Prober {
     /// Turns the requests of known peers round.
     pub fn answer(&mut self) {
         let by_kernel = self.stamped_by_kernel();
-        if by_kernel {
-            std::thread::sleep(GATHER);
-        }
         let (peers, names) = (&mut self.peers, &self.names);
         let mut batch = Vec::new();
         drain(&self.responder, |bytes, from| {

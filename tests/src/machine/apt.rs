@@ -40,19 +40,18 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// Reads the lists of `suite` for `arm64`, if this machine has not got them yet.
-    pub(super) fn open(store: &Store, suite: &str, components: &str) -> Result<Self> {
-        let sources =
-            |mirror: &str| format!("deb [arch=arm64 signed-by={KEYS}] {mirror} {suite} {components}\n");
-        let folder = store.made(&format!("apt-{suite}"), components, |folder| {
-            for part in ["lists/partial", "cache/archives/partial"] {
-                fs::create_dir_all(folder.join(part))?;
-            }
-            fs::write(folder.join("sources.list"), sources(&mirror()?))?;
-            let mut update = apt("apt-get", folder);
-            update.args(["-qq", "update"]);
-            run(update).map(drop)
-        })?;
+    /// Brings the lists of `suite` for arm64 up to date.
+    pub(super) fn open(store: &Store, suite: &str) -> Result<Self> {
+        let folder = store.path(&format!("apt-{suite}"));
+        for part in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(part))?;
+        }
+        let source =
+            format!("deb [arch=arm64 signed-by={KEYS}] {} {suite} main non-free-firmware\n", mirror()?);
+        fs::write(folder.join("sources.list"), source)?;
+        let mut update = apt("apt-get", &folder);
+        update.args(["-qq", "update"]);
+        run(update)?;
         Ok(Self { folder })
     }
 

@@ -19,7 +19,7 @@ use super::{
     root,
     shell::Shell,
     store::{Scratch, Store, remove},
-    wait_until_running,
+    wait_for_network, wait_until_running,
 };
 use crate::process::{bound, run};
 
@@ -72,8 +72,7 @@ pub(super) fn build(store: &Store, name: &'static str, model: Model) -> Result<P
         run(create)?;
         let scratch = store.scratch()?;
         let mut board = Board::switch_on(name, model, &kernel, &initramfs, snapshot, &scratch, false)?;
-        // What is not settled now is not settled in any run.
-        board.run("n=0; until ip -4 -o addr show scope global | grep -q .; do n=$((n+1)); [ $n -lt 300 ] || exit 1; sleep 0.2; done; sync")?.good()?;
+        board.run("sync")?.good()?;
         store.keep_note(&format!("cold-boot-{name}"), &board.booted_in.as_secs_f64().to_string())?;
         board.qemu.say(&format!("savevm {MOMENT}"))?;
         board.qemu.execute("quit", &serde_json::json!({}))?;
@@ -172,7 +171,7 @@ impl Board {
         let qemu = &mut self.qemu;
         let answered = self.shell.wait(PATIENCE, || qemu.check_alive());
         answered.with_context(|| self.qemu.log())?;
-        wait_until_running(self).with_context(|| self.qemu.log())?;
+        wait_until_running(self).and_then(|()| wait_for_network(self)).with_context(|| self.qemu.log())?;
         self.booted_in = began.elapsed();
         Ok(())
     }
@@ -223,7 +222,7 @@ impl Machine for Board {
         const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
         let before = self.run(BOOT)?.good()?;
         let began = Instant::now();
-        self.run("systemctl reboot --no-block")?.good()?;
+        self.shell.tell("systemctl reboot --no-block")?;
         let end = began + PATIENCE;
         // The old shell may still answer for a while.
         loop {
@@ -242,7 +241,7 @@ impl Machine for Board {
     }
 
     fn stop(mut self: Box<Self>) -> Result<()> {
-        self.run("systemctl poweroff --no-block")?.good()?;
+        self.shell.tell("systemctl poweroff --no-block")?;
         let status = self.qemu.wait_for_end(PATIENCE)?;
         ensure!(status.success(), "{} ended with {status}: {}", self.name, self.qemu.log());
         Ok(())

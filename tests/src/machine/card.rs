@@ -56,7 +56,7 @@ pub(super) fn part(suite: &str) -> String {
 pub(super) fn build(store: &Store, suite: &str, kernel: &Kernel) -> Result<PathBuf> {
     let root = root::arm64(store, suite)?;
     let firmware = store.made(&format!("raspi-firmware-{suite}"), "unpacked", |folder| {
-        Archive::open(store, suite, "main non-free-firmware")?.unpack(&["raspi-firmware"], folder)
+        Archive::open(store, suite)?.unpack(&["raspi-firmware"], folder)
     })?;
     let recipe =
         format!("{} {CMDLINE}{CONFIG}{MOUNTS}{BOOT_SECTORS} {SECTORS} {}", kernel.version(), root::recipe());
@@ -75,7 +75,8 @@ pub(super) fn build(store: &Store, suite: &str, kernel: &Kernel) -> Result<PathB
         divide.arg("--quiet").arg(image).stdin(fs::File::open(&table_file)?);
         run(divide)?;
         let mut make = bound("mkfs.vfat");
-        make.args(["-F", "32", "-n", "bootfs", "--offset", &BOOT_START.to_string()]).arg(image);
+        // Small clusters: with fewer than 65,525 it would be no FAT32.
+        make.args(["-F", "32", "-s", "2", "-n", "bootfs", "--offset", &BOOT_START.to_string()]).arg(image);
         // In KiB; without it the file system would reach over the root.
         make.arg((BOOT_SECTORS / 2).to_string());
         run(make)?;
@@ -86,7 +87,7 @@ pub(super) fn build(store: &Store, suite: &str, kernel: &Kernel) -> Result<PathB
             .collect();
         ensure!(!files.is_empty(), "raspi-firmware has no firmware");
         let mut copy = card.mtools("mcopy");
-        copy.args(&files).arg("::");
+        copy.args(["-s", "-Q"]).args(&files).arg("::");
         run(copy)?;
         for (name, text) in [("cmdline.txt", CMDLINE), ("config.txt", CONFIG)] {
             let file = scratch.path(name);

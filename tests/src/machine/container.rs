@@ -2,17 +2,22 @@
 //!
 //! It lives in a network and a mount namespace of the bed, on an overlay whose upper half is memory: it keeps its changes
 //! over a reboot and leaves none on the disk. Nothing is registered with this machine's systemd, which need not run.
+//! Its kernel's settings below `/proc/sys` are read-only, because most of them are this machine's own.
 //! There is no memory or CPU controller in it where this machine has these in version 1's hierarchies.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::{Answer, Gift, Machine, PATIENCE, wait_until_running};
 use crate::{
@@ -31,7 +36,8 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 #[derive(Debug)]
 pub struct Container {
     // Dropped from top to bottom: the system before what it stands on.
-    nspawn: Process,
+    holder: Process,
+    nspawn: u32,
     leader: u32,
     groups: Groups,
     namespace: Namespace,
@@ -51,9 +57,9 @@ impl Container {
         }
         let groups = Groups::make()?;
         let began = Instant::now();
-        let nspawn = spawn(name, &namespace, &groups)?;
-        let mut container =
-            Self { nspawn, leader: 0, groups, namespace, name: name.to_owned(), booted_in: Duration::ZERO };
+        let holder = spawn(name, &namespace, &groups)?;
+        let (name, booted_in) = (name.to_owned(), Duration::ZERO);
+        let mut container = Self { holder, nspawn: 0, leader: 0, groups, namespace, name, booted_in };
         container.wait(began)?;
         Ok(container)
     }
@@ -87,21 +93,21 @@ impl Container {
 
     /// Waits until the system inside is up.
     fn wait(&mut self, began: Instant) -> Result<()> {
-        self.leader = until(PATIENCE, "the container has an init", || {
-            if let Some(status) = self.nspawn.ended() {
+        (self.nspawn, self.leader) = until(PATIENCE, "the container has an init", || {
+            if let Some(status) = self.holder.ended() {
                 bail!("systemd-nspawn ended with {status}: {}", self.log());
             }
-            let nspawn = self.nspawn.pid();
-            let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children"))?;
-            let is_init = |pid: &u32| {
-                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "systemd\n")
-            };
-            Ok(children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_init))
+            let Some(nspawn) = child(self.holder.pid(), "systemd-nspawn") else { return Ok(None) };
+            Ok(child(nspawn, "systemd").map(|init| (nspawn, init)))
         })
         .with_context(|| self.log())?;
         wait_until_running(self).with_context(|| self.log())?;
         self.booted_in = began.elapsed();
         Ok(())
+    }
+
+    fn wait_for_end(&mut self) -> Result<ExitStatus> {
+        until(PATIENCE, "the container is down", || Ok(self.holder.ended())).with_context(|| self.log())
     }
 
     /// What came to its console.
@@ -132,20 +138,22 @@ impl Machine for Container {
     fn reboot(&mut self) -> Result<()> {
         // The connection may end before the answer.
         let _ = self.run("systemctl reboot")?;
-        let status = until(PATIENCE, "the container goes down for its reboot", || Ok(self.nspawn.ended()))
-            .with_context(|| self.log())?;
+        let status = self.wait_for_end()?;
         ensure!(
             status.code() == Some(WANTS_REBOOT),
             "it ended with {status} instead of a reboot: {}",
             self.log()
         );
         let began = Instant::now();
-        self.nspawn = spawn(&self.name, &self.namespace, &self.groups)?;
+        self.holder = spawn(&self.name, &self.namespace, &self.groups)?;
         self.wait(began)
     }
 
     fn stop(mut self: Box<Self>) -> Result<()> {
-        let status = self.nspawn.stop(PATIENCE).with_context(|| self.log())?;
+        // It is the grandchild of this process and held by its child, so the id is still its own.
+        kill(Pid::from_raw(self.nspawn.cast_signed()), Signal::SIGTERM)
+            .context("asking the container to end")?;
+        let status = self.wait_for_end()?;
         ensure!(status.success(), "{} ended with {status}: {}", self.name, self.log());
         Ok(())
     }
@@ -158,23 +166,26 @@ fn spawn(name: &str, namespace: &Namespace, groups: &Groups) -> Result<Process> 
         groups.0.iter().map(|group| format!("echo $$ > {}/cgroup.procs && ", group.display())).collect();
     let mut command = namespace.command("sh");
     command.arg("-c").arg(format!("{join}exec \"$@\""));
-    command.args([
-        "sh",
-        "systemd-nspawn",
-        "--quiet",
-        "--boot",
-        "--register=no",
-        "--keep-unit",
-        "--settings=no",
-    ]);
+    // The container outlives a killed nspawn, but not the first process of the process namespace that it is made in.
+    command.args(["sh", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"]);
+    command.args(["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--settings=no"]);
     command.args([&format!("--machine=bed-{name}"), &format!("--directory={ROOT}")]);
     // The namespace is the container's own, so it may do with links what it likes.
-    command.arg(format!("--network-namespace-path=/proc/{}/ns/net", namespace.pid()));
+    command.arg("--network-namespace-path=/proc/self/ns/net");
     command.args(["--capability=all", "--system-call-filter=bpf perf_event_open @keyring @module"]);
     command.args(["--console=pipe", "--resolv-conf=off", "--timezone=off", "--link-journal=no"]);
     command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
     command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
     Process::spawn(format!("{name}'s systemd-nspawn"), command)
+}
+
+/// A process's child that runs this program.
+fn child(process: u32, program: &str) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
+    let runs = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == program)
+    };
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(runs)
 }
 
 /// Puts a file into a tree.

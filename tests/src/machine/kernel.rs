@@ -53,7 +53,7 @@ pub(super) fn part(suite: &str, flavour: Flavour) -> String {
 /// Fetches a release's kernel.
 pub(super) fn fetch(store: &Store, suite: &str, flavour: Flavour) -> Result<Kernel> {
     let folder = store.made(&part(suite, flavour), "unpacked with busybox-static", |folder| {
-        let archive = Archive::open(store, suite, "main")?;
+        let archive = Archive::open(store, suite)?;
         archive.unpack(&[&archive.behind(flavour.package())?, "busybox-static"], folder)?;
         // Debian 12 has these where a merged /usr has a link.
         for (old, new) in [("lib/modules", "usr/lib/modules"), ("bin/busybox", "usr/bin/busybox")] {

@@ -154,7 +154,7 @@ pub const MACHINES: &[Blueprint] = &[
     },
     Blueprint {
         name: "card",
-        about: "a Raspberry Pi's card with Debian 13 in a general emulated machine; the bed plays the firmware",
+        about: "a Raspberry Pi's card with Debian 13 in a general machine under a Pi's name; the bed plays the firmware",
         body: Body::Pi("trixie", Slot::General),
     },
     Blueprint {
@@ -178,6 +178,16 @@ impl Blueprint {
     /// Whether it runs programs of arm64 rather than of this machine's architecture.
     pub fn is_arm64(&self) -> bool {
         !matches!(self.body, Body::Container(_))
+    }
+
+    /// Whether a kernel of its own runs in it.
+    pub fn has_own_kernel(&self) -> bool {
+        self.is_arm64()
+    }
+
+    /// Whether it boots from a card, with the bed in the firmware's place.
+    pub fn has_card(&self) -> bool {
+        matches!(self.body, Body::Pi(..))
     }
 
     /// The things in the store that are this machine's own, the last one made last.
@@ -253,5 +263,12 @@ fn wait_until_running(machine: &mut dyn Machine) -> Result<()> {
             // Not there yet.
             _ => Ok(None),
         }
+    })
+}
+
+/// Waits for what the network gives an emulated machine: systemd does not.
+fn wait_for_network(machine: &mut dyn Machine) -> Result<()> {
+    until(PATIENCE, "the machine has a default route", || {
+        Ok((!machine.run("ip -4 route show default")?.out.is_empty()).then_some(()))
     })
 }

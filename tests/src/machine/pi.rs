@@ -6,7 +6,7 @@
 //! QEMU's model has not got. There is no Ethernet, sensor or radio of a Pi in it.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use super::{
     qemu::Qemu,
     shell::Shell,
     store::{Scratch, Store},
-    wait_until_running,
+    wait_for_network, wait_until_running,
 };
 use crate::process::{bound, run};
 
@@ -33,7 +33,7 @@ const BED: &str = "console=ttyAMA0,115200 quiet loglevel=1 systemd.show_status=0
 pub(super) enum Slot {
     /// QEMU's model of the Pi 4.
     Pi4,
-    /// QEMU's general machine, which has no card slot: the card is its disk. Boots in half the time.
+    /// QEMU's general machine under the Pi's name. It has no card slot: the card is its disk. Boots in half the time.
     General,
 }
 
@@ -47,7 +47,7 @@ pub struct Pi {
     slot: Slot,
     kernel: Kernel,
     initramfs: PathBuf,
-    device_tree: Option<PathBuf>,
+    device_tree: PathBuf,
     booted_in: Duration,
     scratch: Scratch,
 }
@@ -61,6 +61,7 @@ impl Slot {
                 "phy_generic",
                 "usbnet",
                 "cdc_ether",
+                "crc32c_generic",
                 "ext4",
                 "vfat",
                 "nls_cp437",
@@ -71,6 +72,7 @@ impl Slot {
                 "virtio_blk",
                 "virtio_net",
                 "virtio_console",
+                "crc32c_generic",
                 "ext4",
                 "vfat",
                 "nls_cp437",
@@ -92,7 +94,7 @@ pub(super) fn build(store: &Store, suite: &str) -> Result<PathBuf> {
 }
 
 /// Debian's device tree of the Pi 4, less what QEMU's model has not got; each was found by a boot that hung on it.
-fn fit_device_tree(kernel: &Kernel, to: &std::path::Path) -> Result<()> {
+fn fit_device_tree(kernel: &Kernel, to: &Path) -> Result<()> {
     std::fs::copy(kernel.device_tree("broadcom/bcm2711-rpi-4-b.dtb"), to)?;
     let edit = |program: &str, before: &[&str], after: &[&str]| {
         let mut command = bound(program);
@@ -146,6 +148,23 @@ fn fit_device_tree(kernel: &Kernel, to: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
+/// What the general machine's own device tree depends on.
+const GENERAL_BOARD: [(&str, &str); 4] =
+    [("-M", "virt"), ("-cpu", "cortex-a72"), ("-smp", "2"), ("-m", "768")];
+
+/// The general machine's device tree under the name of a Pi, which is all that tells a program what board it is on.
+fn rename_general_board(to: &Path) -> Result<()> {
+    let mut dump = bound("qemu-system-aarch64");
+    for (option, value) in GENERAL_BOARD {
+        dump.args([option, value]);
+    }
+    dump.args(["-nodefaults", "-display", "none", "-M"]).arg(format!("dumpdtb={}", to.display()));
+    run(dump)?;
+    let mut rename = bound("fdtput");
+    rename.args(["-t", "s"]).arg(to).args(["/", "model", "Raspberry Pi 4 Model B Rev 1.5"]);
+    run(rename).map(drop)
+}
+
 impl Pi {
     /// Puts `gifts` onto a copy of the card and switches on.
     pub(super) fn start(
@@ -162,14 +181,11 @@ impl Pi {
         let initramfs =
             store.made(&format!("{name}.initramfs"), &recipe, |to| kernel.write_initramfs(modules, to))?;
         let scratch = store.scratch()?;
-        let device_tree = match slot {
-            Slot::Pi4 => {
-                let path = scratch.path("device-tree");
-                fit_device_tree(&kernel, &path)?;
-                Some(path)
-            }
-            Slot::General => None,
-        };
+        let device_tree = scratch.path("device-tree");
+        match slot {
+            Slot::Pi4 => fit_device_tree(&kernel, &device_tree)?,
+            Slot::General => rename_general_board(&device_tree)?,
+        }
         let card = Card::copy(&image, scratch.path("card"))?;
         gifts.iter().try_for_each(|gift| card.put(gift))?;
         let booted_in = Duration::ZERO;
@@ -206,25 +222,22 @@ impl Pi {
                 add("-device", "usb-net,netdev=net".to_owned());
             }
             Slot::General => {
-                add("-M", "virt".to_owned());
-                add("-cpu", "cortex-a72".to_owned());
-                add("-smp", "2".to_owned());
-                add("-m", "768".to_owned());
+                for (option, value) in GENERAL_BOARD {
+                    add(option, value.to_owned());
+                }
                 add("-drive", format!("file={card},format=raw,if=none,id=card,cache=unsafe"));
                 add("-device", "virtio-blk-pci,drive=card".to_owned());
                 add("-netdev", "user,id=net".to_owned());
                 add("-device", "virtio-net-pci,netdev=net".to_owned());
             }
         }
-        if let Some(tree) = &self.device_tree {
-            add("-dtb", tree.display().to_string());
-        }
+        add("-dtb", self.device_tree.display().to_string());
         let began = Instant::now();
         let (qemu, shell) = Qemu::start(self.name, &self.scratch.path("console"), &arguments)?;
         let (qemu, shell) = self.running.insert((qemu, shell));
         let answered = shell.wait(PATIENCE, || qemu.check_alive());
         answered.with_context(|| self.log())?;
-        wait_until_running(self).with_context(|| self.log())?;
+        wait_until_running(self).and_then(|()| wait_for_network(self)).with_context(|| self.log())?;
         self.booted_in = began.elapsed();
         Ok(())
     }
@@ -233,18 +246,10 @@ impl Pi {
         self.running.as_ref().map(|(qemu, _)| qemu.log()).unwrap_or_default()
     }
 
-    /// A file of the card's boot partition, as a card reader shows it. While the Pi runs, only what it has synced is there.
-    ///
-    /// # Errors
-    /// There is no such file.
-    pub fn boot_file(&self, name: &str) -> Result<Vec<u8>> {
-        self.card.boot_file(name)
-    }
-
     /// Asks the system to go down, and waits until the power is off.
     fn go_down(&mut self, command: &str) -> Result<()> {
-        self.run(command)?.good()?;
-        let (mut qemu, _) = self.running.take().context("the machine is off")?;
+        let (mut qemu, mut shell) = self.running.take().context("the machine is off")?;
+        shell.tell(command)?;
         let status = qemu.wait_for_end(PATIENCE)?;
         ensure!(status.success(), "{} ended with {status}: {}", self.name, qemu.log());
         Ok(())

@@ -61,6 +61,11 @@ impl Shell {
         Ok(Answer { code, out, err })
     }
 
+    /// Hands a command over and waits for nothing: the shell may end by it.
+    pub(super) fn tell(&mut self, command: &str) -> Result<()> {
+        self.send(&format!("{command}\n"))
+    }
+
     fn send(&mut self, text: &str) -> Result<()> {
         self.line.write_all(text.as_bytes()).context("the machine's line is closed")
     }

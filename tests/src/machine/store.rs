@@ -57,7 +57,7 @@ impl Store {
         let Ok(disk) = statvfs(&self.folder) else {
             return Some(format!("cannot tell how much room {} has", self.folder.display()));
         };
-        let free = u64::from(disk.fragment_size()) * u64::from(disk.blocks_available());
+        let free = disk.fragment_size() * disk.blocks_available();
         let used: u64 = self.usage().unwrap_or_default().iter().map(|(_, bytes)| bytes).sum();
         (free + used < ROOM).then(|| {
             let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);

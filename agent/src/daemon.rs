@@ -24,11 +24,11 @@ use crate::{
     facts::Facts,
     guard::Guard,
     host::{Host, clock, state::State, unit},
+    notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
     report::{History, Machine, Snapshot, Speaker, count},
     require,
-    shutdown::Shutdown,
 };
 
 /// How often the requirements are judged again: they change when somebody changes the machine, and a pass reads some hundred
@@ -43,11 +43,11 @@ const INFO_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Peers that are listened to: more than the kernel's map holds are never probed.
 const MOST_PEERS: usize = ebpf_records::mesh::MAX_PEERS as usize;
 
-/// Runs until it is told to stop. The last will speaks for it then, so that a quick restart goes unnoticed.
+/// Runs until it is asked to end, or to begin anew. The last will speaks for it then, so that a quick restart goes unnoticed.
 ///
 /// # Errors
-/// The agent's socket cannot be opened. Everything else is a condition.
-pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Result<()> {
+/// The agent's socket cannot be opened, or there is no password for the broker's user. Everything else is a condition.
+pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> anyhow::Result<Asked> {
     let listener = companion::listen(&config.agent_socket(), 0o666).map_err(anyhow::Error::msg)?;
     let id = identity(config);
     let (node, cluster) = (config.node.name.clone(), config.node.cluster.clone());
@@ -56,7 +56,7 @@ pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Re
         host: config.mqtt.host.clone(),
         port: config.mqtt.port,
         client_id: format!("bramble-{id}"),
-        user: config.mqtt.user.clone(),
+        user: config.mqtt.login()?,
         keep_alive: config.mqtt.keep_alive,
         will: Will { topic: topic(NodeTopic::Availability), delay: config.mqtt.will_delay },
         filters: Topic::filters_of_the_agent(&cluster),
@@ -68,12 +68,16 @@ pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Re
     let mut agent = Agent::new(config, host, bus, id, wanted);
     agent.check();
     agent.judge(Pace::Report);
+    service.ready(&agent.status());
     let mut report = tokio::time::interval(config.report.interval);
     let mut check = tokio::time::interval_at(tokio::time::Instant::now() + CHECK_EVERY, CHECK_EVERY);
-    loop {
+    let asked = loop {
         tokio::select! {
-            () = stop.wanted() => break,
-            Some(sample) = companion.recv() => agent.take_sample(sample),
+            asked = service.asked() => break asked,
+            Some(sample) = companion.recv() => {
+                agent.take_sample(sample);
+                service.status(&agent.status());
+            }
             Some(event) = broker.recv() => agent.take_event(event),
             _ = report.tick() => agent.report(),
             _ = check.tick() => {
@@ -82,9 +86,9 @@ pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Re
             () = at(agent.announce_at) => agent.announce(),
             stream = listener.accept() => answer(stream, &agent).await,
         }
-    }
+    };
     talk.abort();
-    Ok(())
+    Ok(asked)
 }
 
 async fn at(instant: Option<Instant>) {
@@ -412,6 +416,11 @@ impl<'a> Agent<'a> {
             Ok(sample) => sample.tier.clone(),
             Err(why) => Tier { stamps: Stamps::None, attached: None, why: why.clone() },
         }
+    }
+
+    /// One line for `systemctl status`.
+    fn status(&self) -> String {
+        notify::worst(&self.conditions, &count(&self.findings))
     }
 
     fn info(&self) -> NodeInfo {

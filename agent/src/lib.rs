@@ -35,5 +35,7 @@ pub mod report;
 
 /// Numbers that need not be secret.
 pub mod random;
+/// What systemd is told, and what it asks.
+pub mod notify;
 /// Orderly end.
 pub mod shutdown;

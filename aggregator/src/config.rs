@@ -16,6 +16,9 @@ use wire::{
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT: &str = "/etc/bramble/aggregator.toml";
 
+/// Where the password for the broker is when no file is named; systemd hands it over.
+pub const PASSWORD: &str = "/etc/bramble/aggregator-mqtt-password";
+
 /// As written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -177,8 +180,15 @@ impl Config {
                 })?;
                 Some((user, Secret::new(text.lines().next().unwrap_or_default().to_owned())))
             }
-            (Some(_), None) => {
-                return Err(not_allowed("mqtt.user", "needs `password_file` beside it".into()));
+            (Some(user), None) => {
+                let text = read(&handed_over()).unwrap_or_default();
+                let password = text.lines().next().filter(|line| !line.is_empty()).ok_or_else(|| {
+                    let why = format!(
+                        "needs a password: write it into {PASSWORD}, for root alone, or name its `password_file`"
+                    );
+                    not_allowed("mqtt.user", why)
+                })?;
+                Some((user, Secret::new(password.to_owned())))
             }
             (None, Some(_)) => {
                 return Err(not_allowed("mqtt.password_file", "needs `user` beside it".into()));
@@ -209,6 +219,14 @@ impl Config {
             },
             web: Web { listen, hosts },
         })
+    }
+}
+
+/// Where systemd put the password for this process, or where it takes it from.
+fn handed_over() -> PathBuf {
+    match std::env::var_os("CREDENTIALS_DIRECTORY") {
+        Some(directory) => Path::new(&directory).join("mqtt-password"),
+        None => PathBuf::from(PASSWORD),
     }
 }
 
@@ -300,5 +318,17 @@ mod tests {
                 assert!(error.contains(part), "{text:?} gave {error:?}, which lacks {part:?}");
             }
         }
+    }
+
+    /// The shipped file: `#key = value` is a setting that is commented out, `# ` begins prose.
+    #[test]
+    fn the_shipped_file_says_the_defaults_and_changes_nothing() {
+        const SHIPPED: &str = include_str!("../../packaging/aggregator.toml");
+        let is_setting = |line: &str| line.strip_prefix('#').is_some_and(|l| l.starts_with(char::is_alphabetic));
+        let settings: Vec<&str> =
+            SHIPPED.lines().map(|line| if is_setting(line) { &line[1..] } else { line }).collect();
+        assert!(settings.len() > SHIPPED.lines().filter(|line| line.starts_with('#')).count());
+        assert_eq!(parse(SHIPPED), parse(""));
+        assert_eq!(parse(&settings.join("\n")), parse(""));
     }
 }

@@ -19,5 +19,8 @@ pub mod publish;
 /// The configuration file.
 pub mod config;
 
+/// What systemd is told, and what it asks.
+pub mod notify;
+
 /// Sockets and the MQTT loop.
 pub mod serve;

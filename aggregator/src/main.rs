@@ -1,9 +1,16 @@
 //! bramble-aggregator: arguments, journal, dispatch.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use bramble_aggregator::{config::Config, serve};
-use clap::Parser;
+use bramble_aggregator::{
+    config::Config,
+    notify::{Asked, Service},
+    serve,
+};
+use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// sysexits: wrong arguments, a failure of the system, a wrong configuration.
@@ -18,6 +25,12 @@ struct Arguments {
     /// Configuration file [default: /etc/bramble/aggregator.toml, or the defaults when it is absent]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Print the completions for a shell, and end; the package has them already
+    #[arg(long, value_name = "SHELL", hide = true)]
+    completions: Option<clap_complete::Shell>,
+    /// Write the manual page into a directory, and end; the package has it already
+    #[arg(long, value_name = "DIR", hide = true)]
+    man: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -29,7 +42,18 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if let Some(shell) = arguments.completions {
+        let command = &mut Arguments::command();
+        clap_complete::generate(shell, command, "bramble-aggregator", &mut std::io::stdout().lock());
+        return ExitCode::SUCCESS;
+    }
     start_journal();
+    if let Some(directory) = &arguments.man {
+        return match clap_mangen::generate_to(Arguments::command(), directory) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error.into(), OS_ERROR),
+        };
+    }
     let config = match Config::load(arguments.config.as_deref()) {
         Ok(config) => config,
         Err(error) => return failed(&error.into(), CONFIG),
@@ -38,10 +62,19 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into(), OS_ERROR),
     };
-    match runtime.block_on(serve::run(config)) {
+    match runtime.block_on(run(config, arguments.config.as_deref())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error, OS_ERROR),
     }
+}
+
+/// Runs until SIGTERM or SIGINT; begins anew at SIGHUP, if the configuration is good.
+async fn run(mut config: Config, path: Option<&Path>) -> anyhow::Result<()> {
+    let mut service = Service::start(path)?;
+    while let Asked::Reload(new) = serve::run(config, &mut service).await? {
+        config = *new;
+    }
+    Ok(())
 }
 
 fn failed(error: &anyhow::Error, code: u8) -> ExitCode {

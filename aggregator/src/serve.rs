@@ -28,7 +28,6 @@ use futures_util::stream;
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
     net::{TcpListener, TcpStream},
-    signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
     time::{MissedTickBehavior, interval},
 };
@@ -40,6 +39,7 @@ use wire::{
 use crate::{
     cluster::{self, Cluster, Effect, Message},
     config::{Config, Web},
+    notify::{Asked, Service},
     publish::{prometheus, web},
 };
 
@@ -108,18 +108,32 @@ impl Shared {
         self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One line for `systemctl status`: what is missing, else the worst alert.
+    fn status(&self) -> String {
+        let cluster = self.cluster();
+        match cluster.broker() {
+            None => return "connecting to the broker".to_owned(),
+            Some(broker) if !broker.connected => return format!("no connection to the broker: {}", broker.why),
+            Some(_) => {}
+        }
+        let nodes = cluster.nodes().len();
+        let mut alerts = cluster.alerts().raised();
+        match alerts.next() {
+            None => format!("{nodes} nodes, no alert"),
+            Some(first) => format!("{nodes} nodes, {} alerts, first: {}", alerts.count() + 1, first.title),
+        }
+    }
+
     fn render(&self) -> String {
         web::render(&self.cluster(), self.clock.now())
     }
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until it is asked to end, or to begin anew.
 ///
 /// # Errors
-/// When the page's address cannot be listened on or signals cannot be received. A broker that is away is none.
-pub async fn run(config: Config) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+/// When the page's address cannot be listened on. A broker that is away is none.
+pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<Asked> {
     let listener = listen(&config.web).await?;
 
     let name = config.cluster.clone();
@@ -137,26 +151,31 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         config.web.listen
     );
 
+    service.ready(&shared.status());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    let asked = loop {
         let effects = tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = ticks.tick() => shared.cluster().tick(shared.clock.now()),
+            asked = service.asked() => break asked,
+            _ = ticks.tick() => {
+                service.status(shared.status());
+                shared.cluster().tick(shared.clock.now())
+            }
             event = events.recv() => match event {
                 Some(event) => take(&shared, &event),
                 None => anyhow::bail!("the MQTT connection's task has ended"),
             },
         };
         apply(&shared, &bus, effects);
+    };
+    if matches!(asked, Asked::End) {
+        tracing::info!("stopping");
     }
-    tracing::info!("stopping");
     shared.closing.send_replace(true);
     bus.leave().await;
     // The pages' connections are told to end; who does not listen is left.
     let _ = tokio::time::timeout(Duration::from_secs(2), pages).await;
-    Ok(())
+    Ok(asked)
 }
 
 fn broker(config: &Config) -> connection::Settings {

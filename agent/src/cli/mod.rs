@@ -8,6 +8,8 @@ use crate::{config::Config, host::Host};
 
 pub mod apply;
 pub mod check;
+pub mod completions;
+pub mod man;
 pub mod mesh;
 pub mod plan;
 pub mod probe;
@@ -41,6 +43,8 @@ enum Verb {
     Mesh(mesh::Mesh),
     Run(run::Run),
     Probe(probe::Probe),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 /// Parses the command line and does what it says. Exit codes: 0 all is well, 1 something is not, 2 a person must act,
@@ -58,7 +62,11 @@ pub fn main() -> ExitCode {
     match bramble.run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("bramble: {error:#}");
+            // One line in the journal with the priority of an error, one on a terminal.
+            match std::env::var_os("JOURNAL_STREAM") {
+                Some(_) => tracing::error!("{error:#}"),
+                None => eprintln!("bramble: {error:#}"),
+            }
             let usage = error.is::<crate::config::BadConfig>();
             ExitCode::from(if usage { USAGE } else { FAILURE })
         }
@@ -67,6 +75,12 @@ pub fn main() -> ExitCode {
 
 impl Bramble {
     fn run(self) -> anyhow::Result<ExitCode> {
+        // What speaks of the program itself needs no configuration, and no machine that it is for.
+        match &self.verb {
+            Verb::Completions(args) => return completions::run(args),
+            Verb::Man(args) => return man::run(args),
+            _ => {}
+        }
         let host = Host::live()?;
         let path = match &self.config {
             // Paths are resolved from the root of the host, so this one is made to begin there.
@@ -81,8 +95,9 @@ impl Bramble {
             Verb::Revert(args) => revert::run(args),
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
-            Verb::Run(_) => run::run(&config, &host),
-            Verb::Probe(_) => probe::run(&config, &host),
+            Verb::Run(_) => run::run(config, &host, path.as_deref()),
+            Verb::Probe(_) => probe::run(config, &host, path.as_deref()),
+            Verb::Completions(_) | Verb::Man(_) => unreachable!("they were done above"),
         }
     }
 }

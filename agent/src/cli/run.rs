@@ -2,17 +2,27 @@
 
 use std::process::ExitCode;
 
-use crate::{config::Config, daemon, host::Host, shutdown::Shutdown};
+use crate::{
+    config::Config,
+    daemon,
+    host::Host,
+    notify::{Asked, Service},
+};
 
 /// Runs the agent: judges, reports to the broker, finds peers. Needs no rights; writes only its own state.
 #[derive(Debug, clap::Args)]
 pub struct Run {}
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT; begins anew at SIGHUP, if the configuration is good.
 ///
 /// # Errors
 /// Only what keeps it from starting.
-pub fn run(config: &Config, host: &Host) -> anyhow::Result<ExitCode> {
-    super::block_on(async { daemon::run(config, host, Shutdown::listen()?).await })??;
-    Ok(ExitCode::SUCCESS)
+pub fn run(mut config: Config, host: &Host, path: Option<&str>) -> anyhow::Result<ExitCode> {
+    super::block_on(async {
+        let mut service = Service::start(host, path)?;
+        while let Asked::Reload(new) = daemon::run(&config, host, &mut service).await? {
+            config = *new;
+        }
+        Ok(ExitCode::SUCCESS)
+    })?
 }

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     config::Config,
     host::Host,
+    notify::{Asked, Service},
     probe::{PROBES, Source, mesh::prober::Prober},
-    shutdown::Shutdown,
 };
 
 /// How long after a batch the counts are read: round trips in a home are over by then.
@@ -24,11 +24,11 @@ const UPLINK_EVERY: u32 = 5;
 /// How often the counts of the other programs are read, in samples.
 const SOURCES_EVERY: u32 = 10;
 
-/// Runs until it is told to stop; takes its programs away then.
+/// Runs until it is asked to end, or to begin anew; takes its programs away then.
 ///
 /// # Errors
 /// The socket cannot be opened. Everything else is said to the agent and tried again.
-pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> anyhow::Result<Asked> {
     let listener = listen(&config.probe_socket(), 0o660).map_err(anyhow::Error::msg)?;
     let mut companion = Companion {
         config,
@@ -50,14 +50,16 @@ pub async fn run(config: &Config, host: &Host, mut stop: Shutdown) -> anyhow::Re
         }
     }
     companion.say_tier();
+    service.ready(&companion.status());
     let (tick, settle) = (Timer::new()?, Timer::new()?);
     tick.set(until_next(config.probe.period))?;
     loop {
         tokio::select! {
-            () = stop.wanted() => return Ok(()),
+            asked = service.asked() => return Ok(asked),
             fired = tick.fired() => {
                 fired?;
                 companion.tick();
+                service.status(&companion.status());
                 tick.set(until_next(config.probe.period))?;
                 settle.set(SETTLE)?;
             }
@@ -199,6 +201,20 @@ impl Companion<'_> {
                 ((*id).to_owned(), counts)
             })
             .collect()
+    }
+
+    /// One line for `systemctl status`.
+    fn status(&self) -> String {
+        match &self.prober {
+            Ok(prober) => {
+                let (device, peers, tier) = (&prober.uplink().name, self.wanted.peers.len(), prober.tier());
+                match tier.attached {
+                    Some(attached) => format!("{peers} peers on {device}, stamped by the kernel, by {attached}"),
+                    None => format!("{peers} peers on {device}, stamped in user space: {}", tier.why),
+                }
+            }
+            Err(why) => format!("peers are not probed: {why}"),
+        }
     }
 
     fn say_tier(&self) {

@@ -1,7 +1,8 @@
 //! The configuration in two stages: as written (TOML, unknown keys refused) and checked.
 //!
 //! The shipped `/etc/bramble/bramble.toml` is a package's file that nobody writes; what it leaves out has the default
-//! that stands here. A secret is never in it: only the path of the file that holds it.
+//! that stands here. The owner's settings are in `/etc/bramble/conf.d/*.toml`: of two files that set the same key, the later
+//! by name wins. A secret is never in them: only the path of the file that holds it.
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
@@ -15,6 +16,10 @@ pub mod cluster;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/bramble/bramble.toml";
+/// Where the owner's files are, which are read after it.
+pub const DROP_INS: &str = "/etc/bramble/conf.d";
+/// Where the password for the broker is when no file is named.
+pub const PASSWORD: &str = "/etc/bramble/mqtt-password";
 
 /// What the owner decided, checked.
 #[derive(Debug, Clone)]
@@ -62,8 +67,8 @@ pub struct Mqtt {
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// User and password.
-    pub user: Option<(String, Secret)>,
+    /// User, and the password or why there is none: only the agent needs it, and not everybody may read it.
+    pub user: Option<(String, Result<Secret, BadConfig>)>,
     /// Silence after which the connection is tested.
     pub keep_alive: Duration,
     /// How long the broker waits before it says that we are gone.
@@ -117,7 +122,7 @@ pub struct Report {
 }
 
 /// Why a configuration is not taken: one cause, with its place.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum BadConfig {
     /// The file that was asked for cannot be read.
     #[error("{0}")]
@@ -202,25 +207,24 @@ struct RawReport {
 }
 
 impl Config {
-    /// Reads and checks `path`, or the default file if there is one, or takes the defaults.
+    /// Reads and checks `path` alone, or the default file and the owner's, or takes the defaults.
     ///
     /// # Errors
     /// See [`BadConfig`]. A file that was named and is not there is an error, a missing default file is not.
     pub fn load(host: &Host, path: Option<&str>) -> Result<Self, BadConfig> {
-        let (path, text) = match path {
-            Some(path) => (path, host.text(path)?),
-            None => (DEFAULT_PATH, host.text_if_present(DEFAULT_PATH)?.unwrap_or_default()),
-        };
+        let mut written = Written::default();
+        match path {
+            Some(path) => written.add(path, &host.text(path)?)?,
+            None => {
+                written.add(DEFAULT_PATH, &host.text_if_present(DEFAULT_PATH)?.unwrap_or_default())?;
+                for name in host.list_if_present(DROP_INS)?.iter().filter(|name| name.ends_with(".toml")) {
+                    let path = format!("{DROP_INS}/{name}");
+                    written.add(&path, &host.text(&path)?)?;
+                }
+            }
+        }
         let host_name = host.text("/proc/sys/kernel/hostname").unwrap_or_default();
-        let raw: Raw = toml::from_str(&text).map_err(|e| BadConfig::Written {
-            path: path.to_owned(),
-            why: e.to_string().trim_end().to_owned(),
-        })?;
-        let password = match &raw.mqtt.password_file {
-            Some(file) => Some(Secret::new(host.text(file)?.trim_end_matches(['\r', '\n']).to_owned())),
-            None => None,
-        };
-        raw.check(path, host_name.trim(), password)
+        written.check(host_name.trim(), |file| host.text(file))
     }
 
     /// Socket on which the agent answers `status` and `mesh`.
@@ -234,10 +238,92 @@ impl Config {
     }
 }
 
+impl Mqtt {
+    /// User and password, when the broker wants them.
+    ///
+    /// # Errors
+    /// There is a user and no password that this process may read.
+    pub fn login(&self) -> Result<Option<(String, Secret)>, BadConfig> {
+        self.user.clone().map(|(user, password)| Ok((user, password?))).transpose()
+    }
+}
+
+/// Where systemd put the password for this process, or where it takes it from.
+fn password_file() -> String {
+    match std::env::var("CREDENTIALS_DIRECTORY") {
+        Ok(directory) => format!("{directory}/mqtt-password"),
+        Err(_) => PASSWORD.to_owned(),
+    }
+}
+
+/// All files, merged; each with what it says itself, so that an error can name it.
+#[derive(Debug, Default)]
+struct Written {
+    files: Vec<(String, toml::Table)>,
+    merged: toml::Table,
+}
+
+impl Written {
+    /// Takes one file more, whose values win over those before.
+    fn add(&mut self, path: &str, text: &str) -> Result<(), BadConfig> {
+        let bad = |e: &toml::de::Error| BadConfig::Written { path: path.to_owned(), why: place(e, text) };
+        let _: Raw = toml::from_str(text).map_err(|e| bad(&e))?;
+        let table: toml::Table = toml::from_str(text).map_err(|e| bad(&e))?;
+        merge(&mut self.merged, &table);
+        self.files.push((path.to_owned(), table));
+        Ok(())
+    }
+
+    /// The last file that sets `section.key`.
+    fn origin(&self, key: &str) -> String {
+        let (section, key) = key.split_once('.').unwrap_or(("", key));
+        let sets = |table: &toml::Table| table.get(section).is_some_and(|section| section.get(key).is_some());
+        let file = self.files.iter().rev().find(|(_, table)| sets(table)).or(self.files.first());
+        file.map(|(path, _)| path.clone()).unwrap_or_default()
+    }
+
+    fn check(
+        self,
+        host_name: &str,
+        read: impl Fn(&str) -> Result<String, Unreadable>,
+    ) -> Result<Config, BadConfig> {
+        let raw = self.merged.clone().try_into::<Raw>().map_err(|e| BadConfig::Written {
+            path: self.files.last().map(|(path, _)| path.clone()).unwrap_or_default(),
+            why: e.message().to_owned(),
+        })?;
+        raw.check(host_name, |key| self.origin(key), read)
+    }
+}
+
+/// Line, key and cause in one line. The value is left out: somebody may have written a password there.
+fn place(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().replace('\n', ", ");
+    let Some(span) = error.span() else { return message };
+    let before = &text[..span.start.min(text.len())];
+    let line = text.lines().nth(before.matches('\n').count()).unwrap_or_default();
+    let key = line.split('=').next().unwrap_or_default().trim();
+    format!("line {}: {key}: {message}", before.matches('\n').count() + 1)
+}
+
+fn merge(into: &mut toml::Table, from: &toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(key), value) {
+            (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
+            _ => drop(into.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
 impl Raw {
-    fn check(self, path: &str, host_name: &str, password: Option<Secret>) -> Result<Config, BadConfig> {
+    /// `origin` tells the file of a key, `read` reads the password's.
+    fn check(
+        self,
+        host_name: &str,
+        origin: impl Fn(&str) -> String,
+        read: impl Fn(&str) -> Result<String, Unreadable>,
+    ) -> Result<Config, BadConfig> {
         let bad = |key: &'static str, value: &str, why: String| BadConfig::Value {
-            path: path.to_owned(),
+            path: origin(key),
             key,
             value: format!("\"{value}\""),
             why,
@@ -259,14 +345,19 @@ impl Raw {
             })?,
         };
         let cluster = self.node.cluster.as_deref().unwrap_or("home");
-        let user = match (self.mqtt.user, password) {
-            (Some(user), Some(password)) => Some((user, password)),
+        let user = match (self.mqtt.user, self.mqtt.password_file) {
             (None, None) => None,
-            (Some(user), None) => {
-                return Err(bad("mqtt.user", &user, "needs mqtt.password_file beside it".to_owned()));
+            (None, Some(file)) => {
+                return Err(bad("mqtt.password_file", &file, "needs mqtt.user beside it".to_owned()));
             }
-            (None, Some(_)) => {
-                return Err(bad("mqtt.password_file", "...", "needs mqtt.user beside it".to_owned()));
+            (Some(user), file) => {
+                let lacks = |why| bad("mqtt.user", &user, format!("the password is missing: {why}"));
+                let read = read(&file.unwrap_or_else(password_file)).map_err(|e| lacks(e.to_string()));
+                let password = read.and_then(|text| match text.trim_end_matches(['\r', '\n']) {
+                    "" => Err(lacks(format!("write it into {PASSWORD}, for root alone (mode 0600)"))),
+                    password => Ok(Secret::new(password.to_owned())),
+                });
+                Some((user, password))
             }
         };
         Ok(Config {
@@ -330,7 +421,7 @@ impl Raw {
 impl Default for Config {
     /// What an empty file on a host named `localhost` gives.
     fn default() -> Self {
-        Raw::default().check("", "localhost", None).expect("the defaults are valid")
+        Written::default().check("localhost", |_| Ok(String::new())).expect("the defaults are valid")
     }
 }
 
@@ -338,9 +429,20 @@ impl Default for Config {
 mod tests {
     use super::*;
 
+    fn check_all(files: &[(&str, &str)]) -> Result<Config, String> {
+        let mut written = Written::default();
+        for (path, text) in files {
+            written.add(path, text).map_err(|e| e.to_string())?;
+        }
+        let read = |path: &str| match path {
+            "/secret" => Ok("hunter2\n".to_owned()),
+            _ => Ok(String::new()),
+        };
+        written.check("Pi5.local", read).map_err(|e| e.to_string())
+    }
+
     fn check(text: &str) -> Result<Config, String> {
-        let raw: Raw = toml::from_str(text).map_err(|e| e.to_string())?;
-        raw.check("bramble.toml", "Pi5.local", None).map_err(|e| e.to_string())
+        check_all(&[("bramble.toml", text)])
     }
 
     #[test]
@@ -359,12 +461,72 @@ mod tests {
             ("[node]\nname = \"a/b\"", &["bramble.toml", "node.name", "a/b", "a-z"]),
             ("[probe]\nperiod = \"soon\"", &["probe.period", "soon", "500ms"]),
             ("[probe]\nperiod = \"1ms\"", &["probe.period", "1ms", "500ms"]),
-            ("[mqtt]\nuser = \"u\"", &["mqtt.user", "password_file"]),
+            ("[mqtt]\npassword_file = \"p\"", &["mqtt.password_file", "mqtt.user"]),
             ("nonsense", &["line 1"]),
+            ("[node]\nname = 1\n[node]\n", &["line"]),
         ] {
             let error = check(text).unwrap_err();
+            assert_eq!(error.lines().count(), 1, "{error}");
             for part in parts {
                 assert!(error.contains(part), "{part:?} is not in {error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_password_written_in_the_wrong_place_is_not_repeated() {
+        let error = check("[mqtt]\npassword = \"hunter2\"").unwrap_err();
+        assert!(error.contains("password") && !error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_password_stops_the_agent_alone() {
+        let config = check("[mqtt]\nuser = \"u\"").unwrap();
+        let error = config.mqtt.login().unwrap_err().to_string();
+        assert!(error.contains("bramble.toml: mqtt.user") && error.contains(PASSWORD), "{error}");
+        let config = check("[mqtt]\nuser = \"u\"\npassword_file = \"/secret\"").unwrap();
+        assert_eq!(config.mqtt.login().unwrap(), Some(("u".to_owned(), Secret::new("hunter2".to_owned()))));
+    }
+
+    #[test]
+    fn later_files_win_key_by_key_and_are_named_for_what_they_set() {
+        let files = [
+            ("a.toml", "[mqtt]\nhost = \"a\"\nport = 1\n[cluster]\naccept = [\"x\"]\nk3s = false"),
+            ("b.toml", "[mqtt]\nhost = \"b\"\n[cluster]\naccept = []"),
+        ];
+        let config = check_all(&files).unwrap();
+        assert_eq!((config.mqtt.host.as_str(), config.mqtt.port), ("b", 1));
+        assert_eq!((config.cluster.accept.len(), config.cluster.k3s), (0, false));
+        let bad = [("a.toml", "[node]\ncluster = \"A B\""), ("b.toml", "[node]\nname = \"A B\"")];
+        assert!(check_all(&bad).unwrap_err().starts_with("b.toml: node.name"));
+        assert!(check_all(&bad[..1]).unwrap_err().starts_with("a.toml: node.cluster"));
+        let unknown = [("a.toml", ""), ("b.toml", "\n[node]\nnmae = \"a\"")];
+        assert!(check_all(&unknown).unwrap_err().starts_with("b.toml: line 3: nmae"));
+    }
+
+    /// The shipped file: `#key = value` is a setting that is commented out, `# ` begins prose.
+    #[test]
+    fn the_shipped_file_says_all_defaults_and_changes_nothing() {
+        const SHIPPED: &str = include_str!("../../../packaging/bramble.toml");
+        let is_setting = |line: &str| line.strip_prefix('#').is_some_and(|l| l.starts_with(char::is_alphabetic));
+        let settings: String = SHIPPED
+            .lines()
+            .map(|line| if is_setting(line) { &line[1..] } else { line })
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let default = format!("{:?}", check("").unwrap());
+        assert_eq!(format!("{:?}", check(SHIPPED).unwrap()), default);
+        assert_eq!(format!("{:?}", check(&settings).unwrap()), default);
+        for section in ["node", "mqtt", "probe", "report", "guard", "cluster"] {
+            let (_, keys) = SHIPPED.split_once(&format!("\n[{section}]\n")).expect("each section is there");
+            let keys = keys.split("\n[").next().unwrap();
+            // The parser lists all keys when it meets one that it does not know.
+            let known = check(&format!("[{section}]\nx = 1")).unwrap_err();
+            let known: Vec<&str> = known.split('`').skip(3).step_by(2).collect();
+            assert!(known.len() >= 2, "{section}: {known:?}");
+            for key in known {
+                let stands = |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} = "));
+                assert!(keys.lines().any(stands), "{key} is not in [{section}]");
             }
         }
     }

@@ -1,0 +1,192 @@
+//! What a daemon tells systemd (ready, a status line, proof of life), and what it is asked: to end, or to take its
+//! configuration anew. Without systemd the telling is silent and the asking the same.
+
+use std::future::pending;
+
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Interval, MissedTickBehavior, interval},
+};
+use wire::report::{Condition, FindingCounts, Severity, Status};
+
+use crate::{config::Config, host::Host, shutdown::Shutdown};
+
+/// systemd cuts longer status lines off somewhere; `systemctl status` is read on a terminal.
+const LONGEST_STATUS: usize = 200;
+
+/// What a daemon is asked to do.
+#[derive(Debug)]
+pub enum Asked {
+    /// To end.
+    End,
+    /// To begin anew with this configuration, which was read and is good.
+    Reload(Box<Config>),
+}
+
+/// The daemon as a service.
+#[derive(Debug)]
+pub struct Service<'a> {
+    host: &'a Host,
+    path: Option<&'a str>,
+    shutdown: Shutdown,
+    hangup: Signal,
+    proof: Option<Interval>,
+    said: String,
+}
+
+impl<'a> Service<'a> {
+    /// Listens to signals from now on; a new configuration will be read from `path`, or from where it is by default. Needs
+    /// a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel refuses a signal handler.
+    pub fn start(host: &'a Host, path: Option<&'a str>) -> std::io::Result<Self> {
+        let proof = sd_notify::watchdog_enabled().map(|patience| {
+            // Three times within systemd's patience: one may be late, and one may be lost.
+            let mut proof = interval(patience / 3);
+            proof.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            proof
+        });
+        let hangup = signal(SignalKind::hangup())?;
+        Ok(Self { host, path, shutdown: Shutdown::listen()?, hangup, proof, said: String::new() })
+    }
+
+    /// Says that everything is open that others need.
+    pub fn ready(&mut self, status: &str) {
+        self.said = shortened(status);
+        tell(&[NotifyState::Ready, NotifyState::Status(&self.said)]);
+    }
+
+    /// Says how things are, in one line, if that changed.
+    pub fn status(&mut self, status: &str) {
+        let status = shortened(status);
+        if status != self.said {
+            tell(&[NotifyState::Status(&status)]);
+            self.said = status;
+        }
+    }
+
+    /// Waits until something is asked. A configuration that is not good is told in the journal and asks for nothing: the
+    /// old one stays. Cancel-safe.
+    ///
+    /// The proof of life is given here, so a daemon that waits for this in its one loop gives it exactly while that loop
+    /// turns.
+    pub async fn asked(&mut self) -> Asked {
+        loop {
+            let proof = async {
+                match &mut self.proof {
+                    Some(proof) => drop(proof.tick().await),
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.shutdown.wanted() => {
+                    tell(&[NotifyState::Stopping]);
+                    return Asked::End;
+                }
+                _ = self.hangup.recv() => match Config::load(self.host, self.path) {
+                    Ok(config) => {
+                        tracing::info!("the configuration is taken anew");
+                        reloading();
+                        return Asked::Reload(Box::new(config));
+                    }
+                    Err(why) => tracing::error!("the old configuration stays: {why}"),
+                },
+                () = proof => tell(&[NotifyState::Watchdog]),
+            }
+        }
+    }
+}
+
+/// Nobody may listen, and a daemon that cannot tell systemd how it is goes on.
+fn tell(what: &[NotifyState<'_>]) {
+    let _ = sd_notify::notify(what);
+}
+
+fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+/// One line of at most [`LONGEST_STATUS`] characters.
+fn shortened(status: &str) -> String {
+    let line = status.lines().next().unwrap_or_default();
+    match line.char_indices().nth(LONGEST_STATUS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}
+
+/// The agent's status line: the worst condition in words, and how many requirements ask for something.
+pub fn worst(conditions: &[Condition], findings: &FindingCounts) -> String {
+    let is_raised = |id: &str| conditions.iter().any(|c| c.id == id && c.status == Status::Raised);
+    let raised = conditions.iter().filter(|c| c.status == Status::Raised);
+    // What another raised condition explains is not the news.
+    let root = raised.clone().filter(|c| !c.depends_on.iter().any(|id| is_raised(id)));
+    let bad = root.max_by_key(|c| (c.severity == Severity::Critical, std::cmp::Reverse(&c.since)));
+    let unseen = || conditions.iter().find(|c| c.status == Status::Unknown);
+    let mut line = match (bad, unseen()) {
+        (Some(c), _) => {
+            let more = raised.count() - 1;
+            let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+            format!("{}: {}{more}", c.title, c.evidence)
+        }
+        (None, Some(c)) => format!("could not tell about \"{}\": {}", c.title, c.evidence),
+        (None, None) => "nothing is wrong on the network".to_owned(),
+    };
+    for (count, what) in [(findings.blocked, "a person must see to"), (findings.unmet, "bramble can mend")] {
+        if count > 0 {
+            line = format!("{count} {what}; {line}");
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(title: &str, status: Status, severity: Severity, depends_on: &[&str]) -> Condition {
+        Condition {
+            id: title.to_owned(),
+            subject: None,
+            title: title.to_owned(),
+            status,
+            severity,
+            since: jiff::Timestamp::UNIX_EPOCH,
+            depends_on: depends_on.iter().map(|&id| id.to_owned()).collect(),
+            evidence: format!("{title} was seen"),
+        }
+    }
+
+    #[test]
+    fn the_status_line_is_the_worst_cause_and_not_what_it_explains() {
+        use Severity::{Critical, Warning};
+        use Status::{Clear, Raised, Unknown};
+        let none = FindingCounts::default();
+        let a = condition("a", Raised, Warning, &[]);
+        let b = condition("b", Raised, Critical, &["a"]);
+        let c = condition("c", Raised, Critical, &["d"]);
+        let clear = condition("d", Clear, Critical, &[]);
+        let unknown = condition("e", Unknown, Critical, &[]);
+        assert_eq!(worst(&[a.clone(), b.clone()], &none), "a: a was seen (and 1 more)");
+        assert_eq!(worst(&[a, b, c, clear.clone()], &none), "c: c was seen (and 2 more)");
+        assert_eq!(worst(&[clear.clone(), unknown], &none), "could not tell about \"e\": e was seen");
+        let counts = FindingCounts { blocked: 1, unmet: 2, ..none };
+        assert_eq!(
+            worst(&[clear], &counts),
+            "2 bramble can mend; 1 a person must see to; nothing is wrong on the network"
+        );
+    }
+
+    #[test]
+    fn a_status_is_one_line_however_long_its_cause_is() {
+        assert_eq!(shortened("a\nb"), "a");
+        let long = shortened(&"ä".repeat(500));
+        assert_eq!(long.chars().count(), LONGEST_STATUS + 1);
+        assert!(long.ends_with('…'));
+    }
+}

@@ -3,13 +3,15 @@
 //!
 //! These are slow; `cargo xtask machine test NAME` runs those of one machine.
 
-use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, env, path::PathBuf, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Failed, Trial};
 use serde_json::Value;
 use testbed::{
-    machine::{Blueprint, Gift, MACHINES, Machine, store::Store},
+    leftover::processes,
+    machine::{Blueprint, Gift, MACHINES, Machine, container::inhabitants, store::Store},
+    process::{MARK, Process, bound},
     watch::until,
 };
 
@@ -33,7 +35,10 @@ const EVERYWHERE: &[Test] = &[
     test!(a_reboot_keeps_what_was_written),
 ];
 /// On machines with this one's kernel, whose settings are read-only.
-const SHARED_KERNEL: &[Test] = &[test!(apply_stops_where_it_is_refused_and_revert_gives_every_byte_back)];
+const SHARED_KERNEL: &[Test] = &[
+    test!(apply_stops_where_it_is_refused_and_revert_gives_every_byte_back),
+    test!(a_killed_container_leaves_no_process_behind),
+];
 /// On machines with a kernel of their own.
 const OWN_KERNEL: &[Test] = &[
     test!(the_companion_loads_its_programs_into_the_machines_kernel),
@@ -381,5 +386,27 @@ fn the_firmwares_missing_memory_controller_is_named_with_its_cure(machine: &mut 
         reverted.err
     );
     ensure!(machine.run(&format!("sha256sum {FILE}"))?.good()? == sum, "the card's file is another one now");
+    Ok(())
+}
+
+/// The kernel has to clear up: this test's own process cannot be killed, so a copy of it is.
+fn a_killed_container_leaves_no_process_behind(machine: &mut dyn Machine) -> Result<()> {
+    const COPY: &str = "BRAMBLE_TEST_HOLDS_A_MACHINE";
+    if env::var_os(COPY).is_some() {
+        std::thread::sleep(PATIENCE);
+    }
+    let mut command = bound(&env::current_exe()?.display().to_string());
+    command.env(COPY, "1").env_remove(MARK).stdout(Stdio::null());
+    let me = format!("machine::{}::a_killed_container_leaves_no_process_behind", machine.name());
+    command.args(["--exact", &me]);
+    let mut copy = Process::spawn("a copy of this test", command)?;
+    let owner = copy.pid();
+    until(PATIENCE, "the copy has a container", || Ok((inhabitants(owner)?.len() > 4).then_some(())))?;
+    copy.kill();
+    until(PATIENCE, "nobody lives in the killed copy's container", || {
+        Ok(inhabitants(owner)?.is_empty().then_some(()))
+    })?;
+    let left = processes(&format!("bed-{owner}"));
+    ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())
 }

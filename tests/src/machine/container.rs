@@ -233,6 +233,34 @@ impl Drop for Groups {
     }
 }
 
+/// Processes that live in containers which this process made, or left behind.
+///
+/// # Errors
+/// The mounts cannot be read.
+pub fn inhabitants(owner: u32) -> Result<Vec<u32>> {
+    let prefix = format!("{}{owner}-", Groups::PREFIX);
+    let mut found = Vec::new();
+    for hierarchy in hierarchies(&fs::read_to_string("/proc/self/mountinfo")?) {
+        for entry in fs::read_dir(hierarchy).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                collect_processes(&entry.path(), &mut found);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn collect_processes(group: &Path, found: &mut Vec<u32>) {
+    // A group that is gone has none.
+    let list = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    found.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok()));
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_processes(&entry.path(), found);
+        }
+    }
+}
+
 /// Where systemd keeps its groups: version 2, and beside it, where both are used, the named hierarchy of version 1.
 fn hierarchies(mountinfo: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = Vec::new();

@@ -1,4 +1,4 @@
-//! `cargo xtask cross`: bramble and bramble-aggregator for arm64, built on this machine by Debian's compiler.
+//! `cargo xtask cross`: bramble and bramble-aggregator for arm64 or amd64, built on this machine by Debian's compiler.
 //!
 //! Debian's rustc brings the standard library for arm64 as a package, so nothing is downloaded from elsewhere, and what
 //! is linked on Debian 12 runs on Debian 12 and later: the newest symbol version of the C library is checked.
@@ -8,15 +8,15 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::build::{self, succeed};
 use crate::root;
 use crate::setup::{self, Purpose};
 
-const TARGET: &str = "aarch64-unknown-linux-gnu";
-const PROGRAMS: [&str; 2] = ["bramble", "bramble-aggregator"];
+/// What is built.
+pub(crate) const PROGRAMS: [&str; 2] = ["bramble", "bramble-aggregator"];
 /// Debian 12's C library.
 const NEWEST_GLIBC: (u32, u32) = (2, 36);
 
@@ -29,6 +29,54 @@ pub(crate) struct Arguments {
     /// Print one JSON object last.
     #[arg(long)]
     json: bool,
+}
+
+/// What a program runs on, by Debian's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arch {
+    /// x86-64.
+    Amd64,
+    /// Raspberry Pi and other 64-bit Arm.
+    Arm64,
+}
+
+impl Arch {
+    /// This machine's.
+    ///
+    /// # Errors
+    ///
+    /// There are no packages for it.
+    pub(crate) fn native() -> Result<Self> {
+        match std::env::consts::ARCH {
+            "x86_64" => Ok(Self::Amd64),
+            "aarch64" => Ok(Self::Arm64),
+            other => bail!("this machine is {other}; name one with --arch: amd64, arm64"),
+        }
+    }
+
+    /// Debian's name.
+    pub(crate) fn debian(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// Rust's name.
+    fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// What the names of GNU's tools begin with.
+    fn gnu(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-linux-gnu",
+            Self::Arm64 => "aarch64-linux-gnu",
+        }
+    }
 }
 
 /// How far the linker looks while it optimises.
@@ -58,7 +106,7 @@ pub(crate) struct Built {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&[Purpose::Cross])?;
     let began = Instant::now();
-    let built = build(if arguments.thin { Lto::Thin } else { Lto::Fat })?;
+    let built = build(Arch::Arm64, if arguments.thin { Lto::Thin } else { Lto::Fat })?;
     let seconds = began.elapsed().as_secs_f64();
     for one in &built {
         println!("{} {:.1} MB, needs glibc {}", one.path.display(), one.bytes as f64 / 1e6, one.glibc);
@@ -74,8 +122,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// # Errors
 ///
 /// As [`build::target`].
-pub(crate) fn folder() -> Result<PathBuf> {
-    Ok(build::target()?.join("cross").join(TARGET).join("release"))
+pub(crate) fn folder(arch: Arch) -> Result<PathBuf> {
+    Ok(build::target()?.join("cross").join(arch.target()).join("release"))
 }
 
 /// Builds the programs, into a folder of cargo's target folder that is kept between runs.
@@ -83,7 +131,7 @@ pub(crate) fn folder() -> Result<PathBuf> {
 /// # Errors
 ///
 /// The build fails, and its reason stands on standard error; or the programs ask for a newer C library than Debian 12's.
-pub(crate) fn build(lto: Lto) -> Result<Vec<Built>> {
+pub(crate) fn build(arch: Arch, lto: Lto) -> Result<Vec<Built>> {
     let mut cargo = Command::new("/usr/bin/cargo");
     // The cargo that runs this xtask is another one, and hands its own choices down.
     for (name, _) in std::env::vars_os() {
@@ -96,26 +144,44 @@ pub(crate) fn build(lto: Lto) -> Result<Vec<Built>> {
         }
     }
     cargo
-        .args(["build", "--release", "--locked", "--target", TARGET, "--bins"])
+        .args(["build", "--release", "--locked", "--target", arch.target(), "--bins"])
         .args(PROGRAMS.iter().flat_map(|program| ["--package", program]))
         .current_dir(root())
         .env("PATH", "/usr/bin:/bin")
         .env("RUSTC", "/usr/bin/rustc")
         .env("CARGO_TARGET_DIR", build::target()?.join("cross"))
-        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc")
+        .env(
+            format!("CARGO_TARGET_{}_LINKER", arch.target().replace('-', "_").to_uppercase()),
+            format!("{}-gcc", arch.gnu()),
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::from(std::io::stderr()));
-    if lto == Lto::Thin {
-        cargo.envs([("CARGO_PROFILE_RELEASE_LTO", "thin"), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")]);
+    match lto {
+        Lto::Thin => {
+            cargo.envs([("CARGO_PROFILE_RELEASE_LTO", "thin"), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")]);
+        }
+        // What is shipped is the same wherever it is built.
+        Lto::Fat => {
+            cargo.env("RUSTFLAGS", without_paths()?);
+        }
     }
     succeed(cargo)?;
-    let folder = folder()?;
-    PROGRAMS.iter().map(|program| judge(program, &folder.join(program))).collect()
+    let folder = folder(arch)?;
+    PROGRAMS.iter().map(|program| judge(arch, program, &folder.join(program))).collect()
 }
 
-fn judge(program: &'static str, path: &Path) -> Result<Built> {
+/// The compiler's options that keep this machine's paths out of what panics say.
+fn without_paths() -> Result<String> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let home = home.context("neither CARGO_HOME nor HOME says where cargo keeps its crates")?;
+    let (home, root) = (home.canonicalize()?, root().canonicalize()?);
+    Ok(format!("--remap-path-prefix={}=/cargo --remap-path-prefix={}=/bramble", home.display(), root.display()))
+}
+
+fn judge(arch: Arch, program: &'static str, path: &Path) -> Result<Built> {
     let bytes = std::fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?.len();
-    let mut readelf = Command::new("aarch64-linux-gnu-readelf");
+    let mut readelf = Command::new(format!("{}-readelf", arch.gnu()));
     let output = readelf.args(["--version-info", "--wide"]).arg(path).output().context("starting readelf")?;
     let newest = newest_glibc(&String::from_utf8_lossy(&output.stdout))
         .with_context(|| format!("{} names no version of the C library", path.display()))?;

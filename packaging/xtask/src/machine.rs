@@ -12,7 +12,7 @@ use testbed::machine::store::Store;
 use testbed::machine::{Blueprint, Gift, MACHINES, Machine};
 
 use crate::build::{self, Profile};
-use crate::cross::{self, Lto};
+use crate::cross::{self, Arch, Lto};
 use crate::root;
 use crate::setup::{self, Purpose};
 use crate::test::{self, Tally};
@@ -140,7 +140,7 @@ fn prepare(machines: &[&Blueprint]) -> Result<()> {
         setup::ensure(&[Purpose::Machine])?;
         if machines.iter().any(|machine| machine.is_arm64()) {
             setup::ensure(&[Purpose::Cross])?;
-            cross::build(Lto::Thin)?;
+            cross::build(Arch::Arm64, Lto::Thin)?;
         }
         if machines.iter().any(|machine| !machine.is_arm64()) {
             build::programs(Profile::Dev)?;
@@ -153,7 +153,7 @@ fn run_on(arguments: &RunArguments) -> Result<ExitCode> {
     let machine = Blueprint::named(&arguments.name)?;
     prepare(&[machine])?;
     let bramble =
-        if machine.is_arm64() { cross::folder()? } else { build::target()?.join("debug") }.join("bramble");
+        if machine.is_arm64() { cross::folder(Arch::Arm64)? } else { build::target()?.join("debug") }.join("bramble");
     let mut gifts = vec![Gift::program(&bramble)];
     for with in &arguments.with {
         let (from, to) =

@@ -6,11 +6,13 @@ mod bench;
 mod build;
 mod ci;
 mod cross;
+mod deb;
 mod demo;
 mod docs;
 mod ebpf;
 mod interrupt;
 mod machine;
+mod repo;
 mod setup;
 mod test;
 
@@ -26,6 +28,8 @@ enum Verb {
     Setup(setup::Arguments),
     Ebpf(ebpf::Arguments),
     Cross(cross::Arguments),
+    Deb(deb::Arguments),
+    Repo(repo::Arguments),
     Demo(demo::Arguments),
     Docs(docs::Arguments),
     Test(test::Arguments),
@@ -41,6 +45,8 @@ fn main() -> ExitCode {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Ebpf(arguments) => ebpf::run(&arguments),
         Verb::Cross(arguments) => cross::run(&arguments),
+        Verb::Deb(arguments) => deb::run(&arguments),
+        Verb::Repo(arguments) => repo::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Docs(arguments) => docs::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),

@@ -44,11 +44,13 @@ pub(crate) enum Purpose {
     Cross,
     /// Whole machines, in containers and emulated.
     Machine,
+    /// Debian packages and the repository of them.
+    Package,
 }
 
 impl Purpose {
     /// Every one.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Ebpf,
         Self::Demo,
         Self::Browser,
@@ -57,6 +59,7 @@ impl Purpose {
         Self::Deny,
         Self::Cross,
         Self::Machine,
+        Self::Package,
     ];
 }
 
@@ -127,6 +130,14 @@ const NEEDS: &[Need] = &[
     ),
     need(Purpose::Machine, "qemu-utils", "makes snapshots' disks", Source::Debian),
     need(Purpose::Machine, "qemu-system-arm", "emulates arm64 boards", Source::Backport(10)),
+    need(Purpose::Package, "dpkg-dev", "builds packages", Source::Debian),
+    need(Purpose::Package, "debhelper", "knows what packages do at installation", Source::Debian),
+    need(Purpose::Package, "lintian", "judges packages by Debian's rules", Source::Debian),
+    need(Purpose::Package, "systemd", "judges units", Source::Debian),
+    need(Purpose::Package, "apt-utils", "lists packages for apt", Source::Debian),
+    need(Purpose::Package, "gpg", "signs the list", Source::Debian),
+    need(Purpose::Package, "gpg-agent", "holds the key meanwhile", Source::Debian),
+    need(Purpose::Package, "prometheus", "judges alerting rules", Source::DebianWithUnit("prometheus.service")),
     need(Purpose::Deny, "cargo-deny", "judges licences and advisories", Source::Crate("0.20.2")),
 ];
 

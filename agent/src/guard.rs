@@ -15,7 +15,7 @@ use crate::{
     facts::sysctl,
     host::{
         Host,
-        watch::{Event, Watch},
+        watch::{Event, Settings, Watch},
     },
     probe::Statement,
 };
@@ -50,7 +50,7 @@ struct Loss {
 pub struct Guard {
     watch: Result<Watch, String>,
     /// Live values of the settings that bramble sets.
-    settings: BTreeMap<&'static str, String>,
+    settings: Settings,
     held: BTreeMap<String, FindingState>,
     lost: BTreeMap<String, Loss>,
     links: BTreeMap<String, Loss>,
@@ -62,10 +62,15 @@ pub struct Guard {
 impl Guard {
     /// Watches from now on.
     pub fn new() -> Guard {
+        let set: Vec<String> = sysctl::TABLE
+            .iter()
+            .filter(|setting| setting.action == "set" && !setting.is_pattern())
+            .map(|setting| sysctl::path(setting.name))
+            .collect();
         Guard {
             watch: Watch::open()
                 .map_err(|e| format!("the host cannot be watched: {e}; check fs.inotify.max_user_instances")),
-            settings: BTreeMap::new(),
+            settings: Settings::open(set.iter().map(String::as_str)),
             held: BTreeMap::new(),
             lost: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -93,16 +98,7 @@ impl Guard {
                 }
             }
         }
-        // /proc/sys tells nobody when it is written.
-        let settings: BTreeMap<&'static str, String> = sysctl::TABLE
-            .iter()
-            .filter(|setting| setting.action == "set" && !setting.is_pattern())
-            .filter_map(|setting| Some((setting.name, host.text(&sysctl::path(setting.name)).ok()?)))
-            .collect();
-        if settings != self.settings {
-            self.due |= !self.settings.is_empty();
-            self.settings = settings;
-        }
+        self.due |= self.settings.changed();
         let due = self.due && self.checked.is_none_or(|at| now.duration_since(at) >= PAUSE);
         if due {
             self.due = false;

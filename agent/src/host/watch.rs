@@ -1,11 +1,16 @@
 //! Watches what bramble prepares: configuration directories by inotify(7), rules, default routes, Cilium's links and
 //! interface settings by rtnetlink(7). Needs no rights. Costs nothing while nothing happens: both descriptors are only
 //! looked at when [`Watch::seen`] is called.
+#![allow(clippy::disallowed_methods, reason = "the door")]
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
 };
 
 use nix::{
@@ -137,6 +142,37 @@ impl Watch {
     }
 }
 
+/// Kernel settings that are looked at again and again. /proc/sys tells nobody when it is written, so the files stay open: one
+/// system call a setting instead of five.
+#[derive(Debug)]
+pub struct Settings {
+    open: Vec<(File, Vec<u8>)>,
+}
+
+impl Settings {
+    /// Opens the settings at these paths; those that the running kernel does not have are left out.
+    pub fn open<'a>(paths: impl IntoIterator<Item = &'a str>) -> Settings {
+        let open = paths.into_iter().filter_map(|path| Some((File::open(path).ok()?, Vec::new()))).collect();
+        let mut settings = Settings { open };
+        settings.changed();
+        settings
+    }
+
+    /// Whether one of them has another value than at the last call.
+    pub fn changed(&mut self) -> bool {
+        let mut changed = false;
+        let mut buffer = [0; 64];
+        for (file, before) in &mut self.open {
+            let length = file.read_at(&mut buffer, 0).unwrap_or_default();
+            if buffer[..length] != before[..] {
+                *before = buffer[..length].to_vec();
+                changed = true;
+            }
+        }
+        changed
+    }
+}
+
 /// `/etc` itself is busy with files that say nothing about networks or boot.
 fn is_ours_or_settings(directory: &str, name: &str) -> bool {
     directory != "/etc" || matches!(name, "sysctl.conf" | "fstab" | "modules" | "dhcpcd.conf" | "hostname")
@@ -199,6 +235,18 @@ mod tests {
             let events: Vec<_> = split(&packed).into_iter().filter_map(|(k, b)| event(k, b)).collect();
             assert_eq!(events, expected.into_iter().collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn a_setting_that_is_written_has_changed_once() {
+        let file = std::env::temp_dir().join(format!("bramble-setting-{}", std::process::id()));
+        std::fs::write(&file, "0\n").unwrap();
+        let shown = file.display().to_string();
+        let mut settings = Settings::open([shown.as_str(), "/proc/sys/no/such"]);
+        assert!(!settings.changed());
+        std::fs::write(&file, "1\n").unwrap();
+        assert!(settings.changed() && !settings.changed());
+        std::fs::remove_file(&file).unwrap();
     }
 
     #[test]

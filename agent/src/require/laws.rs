@@ -384,6 +384,7 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
     const BY_CABLE: Edit =
         ("proc/net/route", Some("Iface\neth0\t00000000\t01B2A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"));
     const DPKG: &str = "var/lib/dpkg/status";
+    const DEBIAN_KERNEL: Edit = ("proc/sys/kernel/osrelease", Some("6.12.107+deb13-arm64\n"));
     let cases: &[(&str, &[Edit], &str, State)] = &[
         ("firewall", &[], "neither", State::Met),
         (
@@ -898,6 +899,18 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             State::Unmet,
         ),
         ("memory-cgroup", &[("proc/cmdline", Some("cgroup_enable=memory\n"))], "although", State::Blocked),
+        (
+            "memory-cgroup",
+            &[DEBIAN_KERNEL, ("proc/cmdline", Some("cgroup_disable=memory cgroup_enable=memory\n"))],
+            "does not know",
+            State::Blocked,
+        ),
+        (
+            "memory-cgroup",
+            &[DEBIAN_KERNEL, ("boot/firmware/cmdline.txt", Some("cgroup_disable=memory quiet\n"))],
+            "memory",
+            State::Unmet,
+        ),
         (
             "memory-cgroup",
             &[("boot/firmware/config.txt", None), ("boot/config.txt", None)],

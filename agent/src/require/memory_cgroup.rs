@@ -1,7 +1,9 @@
 //! The memory controller of control groups is on.
 
 use super::{Area, Finding, Requirement};
+use crate::change::Change;
 use crate::config::cluster::Profile;
+use crate::facts::boot_file::Argument;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "memory-cgroup",
@@ -20,12 +22,38 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         }
         let what = "memory is not in /sys/fs/cgroup/cgroup.controllers";
         // Raspberry Pi's own argument; on other boards memory is on unless somebody switched it off.
-        if facts.cmdline.as_ref()?.has("cgroup_disable=memory") && !facts.board.is_raspberry_pi()? {
+        if facts.cmdline.as_ref()?.has(DISABLE) && !facts.board.is_raspberry_pi()? {
             return Finding::blocked(
                 what,
                 "take cgroup_disable=memory out of the boot loader's kernel arguments and reboot",
             );
         }
-        Finding::lacks_argument(facts, "cgroup_enable=memory", what)
+        let release = facts.kernel.release.as_ref()?;
+        if !knows_enable(release) {
+            if let Some(file) = facts.boot_file.as_ref()?
+                && file.cmdline().has(DISABLE)
+            {
+                let removal = Change::RemoveToken { path: file.path.clone().into(), token: DISABLE.into() };
+                return Finding::unmet(what, [removal]);
+            }
+            if facts.argument(ENABLE)? == Argument::Running {
+                return Finding::blocked(
+                    format!(
+                        "{what}: the firmware switches it off, and kernel {release} does not know {ENABLE}"
+                    ),
+                    "boot the kernel of Raspberry Pi OS, or a device tree without cgroup_disable=memory",
+                );
+            }
+        }
+        Finding::lacks_argument(facts, ENABLE, what)
     },
 };
+
+const ENABLE: &str = "cgroup_enable=memory";
+const DISABLE: &str = "cgroup_disable=memory";
+
+/// Only kernels built from Raspberry Pi's tree take [`ENABLE`]: Raspberry Pi OS names them so, Ubuntu "raspi". Others
+/// ignore it, and memory is on there unless something switches it off.
+fn knows_enable(release: &str) -> bool {
+    ["rpi", "rpt", "raspi", "-v7", "-v8"].iter().any(|mark| release.contains(mark))
+}

@@ -267,12 +267,13 @@ fn limits_of_a_unit_reach_the_kernel(machine: &mut dyn Machine) -> Result<()> {
 }
 
 /// Lists every file with mode, owner, size and link, and the sums of what anybody could want to change.
+/// systemd itself writes `.updated` at its boots.
 const TREE: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp \
                     -o -path /var/log -o -path /var/tmp -o -path /var/cache -o -path /var/lib/systemd \
-                    -o -path /var/lib/bramble -o -path /boot/firmware \\) -prune \
+                    -o -path /var/lib/bramble -o -path /boot/firmware -o -name .updated \\) -prune \
                     -o -type d -printf '%M %U:%G %p\\n' -o -printf '%M %U:%G %s %p %l\\n' | sort; \
                     find /etc /boot /usr/local /root /var/lib -path /var/lib/systemd -prune \
-                    -o -path /var/lib/bramble -prune -o -type f -exec sha256sum {} + | sort -k 2";
+                    -o -path /var/lib/bramble -prune -o -name .updated -o -type f -exec sha256sum {} + | sort -k 2";
 
 fn apply_and_revert_give_every_byte_back_over_a_reboot(machine: &mut dyn Machine) -> Result<()> {
     machine.run(&format!("{{ {TREE}; }} >/var/log/bed-before"))?.good()?;

@@ -158,7 +158,8 @@ pub(crate) fn build(arch: Arch, lto: Lto) -> Result<Vec<Built>> {
         .stdout(Stdio::from(std::io::stderr()));
     match lto {
         Lto::Thin => {
-            cargo.envs([("CARGO_PROFILE_RELEASE_LTO", "thin"), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")]);
+            cargo
+                .envs([("CARGO_PROFILE_RELEASE_LTO", "thin"), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")]);
         }
         // What is shipped is the same wherever it is built.
         Lto::Fat => {
@@ -176,7 +177,11 @@ fn without_paths() -> Result<String> {
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
     let home = home.context("neither CARGO_HOME nor HOME says where cargo keeps its crates")?;
     let (home, root) = (home.canonicalize()?, root().canonicalize()?);
-    Ok(format!("--remap-path-prefix={}=/cargo --remap-path-prefix={}=/bramble", home.display(), root.display()))
+    Ok(format!(
+        "--remap-path-prefix={}=/cargo --remap-path-prefix={}=/bramble",
+        home.display(),
+        root.display()
+    ))
 }
 
 fn judge(arch: Arch, program: &'static str, path: &Path) -> Result<Built> {

@@ -153,7 +153,8 @@ fn run_on(arguments: &RunArguments) -> Result<ExitCode> {
     let machine = Blueprint::named(&arguments.name)?;
     prepare(&[machine])?;
     let bramble =
-        if machine.is_arm64() { cross::folder(Arch::Arm64)? } else { build::target()?.join("debug") }.join("bramble");
+        if machine.is_arm64() { cross::folder(Arch::Arm64)? } else { build::target()?.join("debug") }
+            .join("bramble");
     let mut gifts = vec![Gift::program(&bramble)];
     for with in &arguments.with {
         let (from, to) =

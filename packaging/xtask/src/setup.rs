@@ -137,7 +137,12 @@ const NEEDS: &[Need] = &[
     need(Purpose::Package, "apt-utils", "lists packages for apt", Source::Debian),
     need(Purpose::Package, "gpg", "signs the list", Source::Debian),
     need(Purpose::Package, "gpg-agent", "holds the key meanwhile", Source::Debian),
-    need(Purpose::Package, "prometheus", "judges alerting rules", Source::DebianWithUnit("prometheus.service")),
+    need(
+        Purpose::Package,
+        "prometheus",
+        "judges alerting rules",
+        Source::DebianWithUnit("prometheus.service"),
+    ),
     need(Purpose::Deny, "cargo-deny", "judges licences and advisories", Source::Crate("0.20.2")),
 ];
 

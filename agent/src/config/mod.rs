@@ -125,7 +125,7 @@ pub struct Report {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BadConfig {
     /// The file that was asked for cannot be read.
-    #[error("{0}")]
+    #[error(transparent)]
     Unreadable(#[from] Unreadable),
     /// Not TOML, an unknown key, or a value of the wrong type; names line, key and what is allowed.
     #[error("{path}: {why}")]

@@ -230,7 +230,7 @@ impl<'a> Agent<'a> {
             history: History::default(),
             conditions: Vec::new(),
             findings: Vec::new(),
-            guard: Guard::new(),
+            guard: Guard::open(),
             broker: Err("not connected yet".to_owned()),
             refused: None,
             refused_messages: 0,

@@ -61,7 +61,7 @@ pub struct Guard {
 
 impl Guard {
     /// Watches from now on.
-    pub fn new() -> Guard {
+    pub fn open() -> Guard {
         let set: Vec<String> = sysctl::TABLE
             .iter()
             .filter(|setting| setting.action == "set" && !setting.is_pattern())
@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn guard() -> (Guard, Host) {
-        (Guard::new(), Host::live().unwrap())
+        (Guard::open(), Host::live().unwrap())
     }
 
     fn raised(guard: &Guard) -> Vec<String> {

@@ -209,7 +209,9 @@ impl Companion<'_> {
             Ok(prober) => {
                 let (device, peers, tier) = (&prober.uplink().name, self.wanted.peers.len(), prober.tier());
                 match tier.attached {
-                    Some(attached) => format!("{peers} peers on {device}, stamped by the kernel, by {attached}"),
+                    Some(attached) => {
+                        format!("{peers} peers on {device}, stamped by the kernel, by {attached}")
+                    }
                     None => format!("{peers} peers on {device}, stamped in user space: {}", tier.why),
                 }
             }
@@ -236,7 +238,7 @@ impl Companion<'_> {
         if self.agent.is_none() {
             return;
         }
-        let sources = (self.told % SOURCES_EVERY == 0).then(|| self.read_sources());
+        let sources = self.told.is_multiple_of(SOURCES_EVERY).then(|| self.read_sources());
         self.told = self.told.wrapping_add(1);
         let Some(agent) = &mut self.agent else { return };
         let sample = Sample {

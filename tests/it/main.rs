@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "the doors are the agent's; tests stand outside")]
 
 mod bed;
+mod converge;
 mod demo;
 mod drift;
 mod fit;
@@ -115,6 +116,22 @@ const TESTS: &[&[Test]] = &[
         Root without_rights_the_kernels_files_speak_and_nothing_is_called_tried,
     ],
     tests![
+        converge,
+        Root the_laws_hold_on_every_tree,
+        RootAndTime a_run_that_is_killed_at_any_step_is_healed_by_the_next,
+        RootAndTime a_revert_that_is_killed_at_any_step_is_brought_to_its_end,
+        Root a_full_disk_stops_it_and_loses_nothing,
+        Root what_cannot_be_written_is_named_and_what_was_done_goes_back,
+        Root without_rights_it_says_so_and_changes_nothing,
+        Root a_second_run_names_the_first,
+        Root a_file_that_somebody_else_changed_stays_and_is_shown,
+        Root what_others_put_into_a_directory_of_ours_stays,
+        Root odd_files_are_edited_as_documented_or_left_to_a_person,
+        Root a_file_with_two_names_stops_it_with_the_cause,
+        Root a_drop_in_of_somebody_else_that_overrules_ours_is_told,
+        Root settings_of_a_running_kernel_are_set_and_put_back,
+    ],
+    tests![
         hostile,
         Root every_lie_is_counted_by_its_kind_and_changes_nothing,
         Root agents_count_the_lies_about_their_peers,
@@ -152,6 +169,10 @@ fn logged<T>(lab: &Lab, test: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn main() -> ExitCode {
+    // The tests of `converge` start this program as bramble, with steps at which it can be killed.
+    if std::env::args_os().next().is_some_and(|name| name == "bramble") {
+        return bramble::cli::main();
+    }
     let mut arguments = Arguments::from_args();
     // Beds share two cores and the kernel's statistics.
     arguments.test_threads = Some(1);

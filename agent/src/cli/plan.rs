@@ -141,7 +141,10 @@ pub(super) fn page(plan: &Steps, consents: &[String], width: usize) -> String {
         }
     }
     if !plan.left.is_empty() {
-        title(&mut text, "Left to the machine itself: at its next boot, or when bramble apply runs there");
+        title(
+            &mut text,
+            "Left to the running machine: bramble apply there; settings and modules come at its next boot too",
+        );
         for change in plan.left.iter().flat_map(|step| &step.changes) {
             text += &format!("   {}\n", wrap(&printable(&change.to_string()), 3, width));
         }

@@ -41,7 +41,9 @@ pub enum Live {
         /// The device or file.
         path: String,
     },
-    /// Enables and starts a unit.
+    /// Lets systemd read its files again.
+    ReadUnits,
+    /// Enables a unit and asks for its start.
     StartUnit {
         /// With its ending.
         unit: String,
@@ -96,6 +98,7 @@ impl Live {
             Live::LoadModule { name } => format!("module {name}"),
             Live::Mount { point, .. } | Live::ShareMount { point } => format!("mount {point}"),
             Live::SwapOff { path } => format!("swap {path}"),
+            Live::ReadUnits => "what systemd has read".into(),
             Live::StartUnit { unit } | Live::StopUnit { unit } => unit.clone(),
         }
     }
@@ -120,7 +123,9 @@ impl Live {
                 Ok(vec![ask("is-enabled")?, ask("is-active")?])
             }
             Live::StopUnit { unit } => Ok(vec![("is-active".into(), ask(host, "is-active", unit)?)]),
-            Live::LoadModule { .. } | Live::Mount { .. } | Live::ShareMount { .. } => Ok(Before::new()),
+            Live::LoadModule { .. } | Live::Mount { .. } | Live::ShareMount { .. } | Live::ReadUnits => {
+                Ok(Before::new())
+            }
         }
     }
 
@@ -145,10 +150,12 @@ impl Live {
             },
             Live::StartUnit { unit } => {
                 host.succeed(&["systemctl", "enable", "--", unit], SHORT)?;
-                host.succeed(&["systemctl", "start", "--", unit], SHORT).map(drop)
+                // Some are up only when the clock is right, which may take minutes.
+                host.succeed(&["systemctl", "start", "--no-block", "--", unit], SHORT).map(drop)
             }
+            Live::ReadUnits => read_units(host),
             Live::StopUnit { unit } => {
-                host.succeed(&["systemctl", "daemon-reload"], SHORT)?;
+                read_units(host)?;
                 host.succeed(&["systemctl", "stop", "--", unit], SHORT).map(drop)
             }
         }
@@ -188,8 +195,9 @@ impl Live {
                     host.succeed(&["systemctl", "stop", "--", unit], SHORT)?;
                 }
             }
+            Live::ReadUnits => read_units(host)?,
             Live::StopUnit { unit } => {
-                host.succeed(&["systemctl", "daemon-reload"], SHORT)?;
+                read_units(host)?;
                 if was("is-active", "active") {
                     host.succeed(&["systemctl", "start", "--", unit], SHORT)?;
                 }
@@ -207,7 +215,8 @@ fn undo_settings(host: &HostMut, key: &str, ours: &str, before: &Before) -> Resu
         // An interface may be gone since.
         let Some(now) = read(host, path)? else { continue };
         let is_moved = !set.contains(path);
-        if now == *value || is_moved && !moved {
+        // Nothing to undo: it is as it was, it was so before us, or that which moves it stayed.
+        if now == *value || !is_moved && value == ours || is_moved && !moved {
             continue;
         }
         if !is_moved && now != ours {
@@ -247,6 +256,14 @@ fn priority(host: &HostMut, path: &str) -> Result<Option<(String, String)>, NotD
     let swaps = host.host().text_if_present("/proc/swaps").map_err(unreadable)?.unwrap_or_default();
     let line = swaps.lines().skip(1).find(|line| line.split_whitespace().next() == Some(path));
     Ok(line.and_then(|line| Some((path.to_owned(), line.split_whitespace().last()?.to_owned()))))
+}
+
+/// Where no systemd runs there is nobody to read; see sd_booted(3).
+fn read_units(host: &HostMut) -> Result<(), NotDone> {
+    match host.host().present("/run/systemd/system").map_err(unreadable)? {
+        true => host.succeed(&["systemctl", "daemon-reload"], SHORT).map(drop),
+        false => Ok(()),
+    }
 }
 
 /// systemd answers with a word, and with a code other than 0 when the word is not the good one.

@@ -309,6 +309,7 @@ fn live(change: &Change) -> Vec<Live> {
         Change::SwapOff { path } => vec![Live::SwapOff { path: path.to_string() }],
         Change::EnableUnit { unit } => vec![Live::StartUnit { unit: unit.to_string() }],
         Change::MaskUnit { unit } => vec![Live::StopUnit { unit: unit.to_string() }],
+        Change::WriteFile { path, .. } if path.starts_with("/etc/systemd/system/") => vec![Live::ReadUnits],
         Change::WriteFile { .. }
         | Change::AddLine { .. }
         | Change::AppendToken { .. }
@@ -512,4 +513,93 @@ fn mounted(path: &str, facts: &Facts) -> Result<(), NoStep> {
         what: format!("{path} is not on a mounted boot partition: the firmware reads another file"),
         next: "sudo mount /boot/firmware, then plan again".into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::require::{Finding, REQUIREMENTS};
+
+    /// Files by path, of a machine that runs.
+    struct Texts(BTreeMap<&'static str, &'static str>);
+
+    impl Files for Texts {
+        fn content(&self, path: &str, _: Owner) -> Result<Option<Content>, Unreadable> {
+            Ok(self.0.get(path).map(|text| Content::Bytes(text.as_bytes().to_vec())))
+        }
+
+        fn is_live(&self) -> bool {
+            true
+        }
+    }
+
+    fn plan(wanted: &[Vec<Change>], files: &[(&'static str, &'static str)]) -> Plan {
+        let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/hosts/pi5-bookworm-16k");
+        let facts = Facts::observe(&Host::tree(&tree).unwrap());
+        let judged: Vec<Judged> = wanted
+            .iter()
+            .zip(REQUIREMENTS)
+            .map(|(changes, requirement)| Judged {
+                requirement,
+                verdict: Ok(Finding::Unmet { what: String::new(), changes: changes.clone() }),
+            })
+            .collect();
+        Plan::of(&judged, &facts, &Texts(files.iter().copied().collect()))
+    }
+
+    fn sysctl(key: &'static str) -> Change {
+        Change::Sysctl { key: key.into(), value: "1".into() }
+    }
+
+    #[test]
+    fn what_goes_to_one_file_is_one_step_and_modules_come_before_their_settings() {
+        let modules = |name: &'static str| Change::LoadModules { names: vec![name.into()] };
+        let plan = plan(
+            &[vec![sysctl("a")], vec![modules("ipv6"), sysctl("b")], vec![modules("ipv6"), sysctl("a")]],
+            &[(SYSCTL_FILE, "# by hand\n")],
+        );
+        let [modules, settings] = &plan.steps[..] else { panic!("{plan:?}") };
+        assert_eq!((modules.changes.len(), modules.requirements.len()), (1, 2));
+        assert_eq!((settings.changes.len(), settings.requirements.len()), (2, 3));
+        let [edit] = &settings.edits[..] else { panic!("{settings:?}") };
+        assert_eq!(edit.after, Content::Bytes(b"# by hand\na = 1\nb = 1\n".to_vec()));
+        assert_eq!(plan.exit_code(), 1);
+    }
+
+    #[test]
+    fn a_setting_that_its_file_has_is_set_in_the_kernel_alone() {
+        let plan = plan(&[vec![sysctl("a")]], &[(SYSCTL_FILE, "a = 1\n")]);
+        assert!(plan.steps[0].edits.is_empty());
+        assert_eq!(plan.steps[0].live, [Live::Sysctl { key: "a".into(), value: "1".into() }]);
+    }
+
+    #[test]
+    fn the_strictest_gate_of_a_file_is_the_gate_of_its_step() {
+        let path = || "/boot/firmware/cmdline.txt".into();
+        let wanted = vec![
+            Change::AppendToken { path: path(), token: "psi=1".into() },
+            Change::JoinLines { path: path() },
+        ];
+        let plan = plan(&[wanted], &[("/boot/firmware/cmdline.txt", "a\nb\n")]);
+        let [step] = &plan.steps[..] else { panic!("{plan:?}") };
+        assert!(matches!(step.gate, Gate::Consent(_)));
+        assert!(!step.allowed(&[]) && step.allowed(&[REQUIREMENTS[0].id.to_owned()]));
+        let [copy, line] = &step.edits[..] else { panic!("{step:?}") };
+        assert_eq!(copy.after, Content::Bytes(b"a\nb\n".to_vec()));
+        assert!(copy.is_copy() && line.is_boot());
+        assert_eq!(line.after, Content::Bytes(b"a b psi=1\n".to_vec()));
+    }
+
+    #[test]
+    fn debians_list_of_arguments_follows_cmdline_txt() {
+        let wanted =
+            vec![Change::AppendToken { path: "/boot/firmware/cmdline.txt".into(), token: "psi=1".into() }];
+        let hook = (DEBIAN_HOOK, "cmdline=$(cat /etc/default/raspi-extra-cmdline)");
+        let plan = plan(&[wanted], &[("/boot/firmware/cmdline.txt", "a\n"), hook]);
+        let last = plan.steps[0].edits.last().unwrap();
+        assert_eq!((last.path.as_str(), &last.after), (DEBIAN_EXTRA, &Content::Bytes(b"psi=1\n".to_vec())));
+    }
 }

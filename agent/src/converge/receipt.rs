@@ -400,3 +400,57 @@ impl KeptMeta {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEGAN: &str =
+        "{\"record\":\"began\",\"v\":1,\"at\":\"2026-01-02T03:04:05Z\",\"bramble\":\"0.1.0\"}\n";
+    const ACT: &str = "{\"record\":\"act\",\"n\":0,\"act\":{\"do\":\"directory\",\"path\":\"/x\"}}\n";
+
+    #[test]
+    fn a_journal_that_was_cut_off_anywhere_is_still_read() {
+        let text = format!("{BEGAN}{ACT}{{\"record\":\"done\",\"n\":0}}\n");
+        for end in 0..=text.len() {
+            let receipt = Receipt::parse("r", &text[..end]).unwrap();
+            assert_eq!(receipt.state, State::Open);
+            assert_eq!(receipt.acts.len(), usize::from(end >= BEGAN.len() + ACT.len()), "{end}");
+        }
+    }
+
+    #[test]
+    fn a_receipt_comes_from_open_over_applied_to_reverted() {
+        let ended = "{\"record\":\"ended\",\"at\":\"2026-01-02T03:04:06Z\"}\n";
+        let undone = "{\"record\":\"undone\",\"n\":0}\n";
+        let reverted = "{\"record\":\"reverted\",\"at\":\"2026-01-02T03:04:07Z\"}\n";
+        let mut text = format!("{BEGAN}{ACT}");
+        for (line, state) in [
+            ("", State::Open),
+            (ended, State::Applied),
+            (undone, State::Reverting),
+            (reverted, State::Reverted),
+        ] {
+            text += line;
+            let receipt = Receipt::parse("r", &text).unwrap();
+            assert_eq!(receipt.state, state);
+            assert_eq!(receipt.is_undone(0), matches!(state, State::Reverting | State::Reverted));
+        }
+    }
+
+    #[test]
+    fn what_another_version_wrote_is_refused() {
+        assert!(Receipt::parse("r", &BEGAN.replace("\"v\":1", "\"v\":2")).unwrap_err().contains("version 2"));
+        assert!(Receipt::parse("r", "{\"record\":\"danced\"}\n").unwrap_err().starts_with("line 1"));
+        assert!(
+            Receipt::parse("r", &ACT.replace("\"n\":0", "\"n\":3")).unwrap_err().contains("out of order")
+        );
+    }
+
+    #[test]
+    fn attributes_come_back_byte_for_byte() {
+        let attributes = BTreeMap::from([("user.x".to_owned(), vec![0, 255, 16])]);
+        let meta = Meta { mode: 0o4755, uid: 1, gid: 2, attributes };
+        assert_eq!(KeptMeta::of(&meta).read().unwrap(), meta);
+    }
+}

@@ -22,13 +22,18 @@ impl Units {
         let names = |units: &[String]| {
             units.iter().any(|unit| unit == name || unit.strip_suffix(".service") == Some(name))
         };
-        let masked = matches!(&self.masked, Ok(masked) if names(masked));
-        if !masked && matches!(&self.enabled, Ok(enabled) if names(enabled)) {
+        if !self.is_masked(name) && matches!(&self.enabled, Ok(enabled) if names(enabled)) {
             return Ok(true);
         }
         let running = names(self.running.as_ref()?);
         self.enabled.as_ref()?;
         Ok(running)
+    }
+
+    /// Whether a unit is known to be kept from being started. `name` as in [`Units::uses`].
+    pub fn is_masked(&self, name: &str) -> bool {
+        let names = |unit: &String| unit == name || unit.strip_suffix(".service") == Some(name);
+        matches!(&self.masked, Ok(masked) if masked.iter().any(names))
     }
 }
 

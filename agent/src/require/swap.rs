@@ -22,10 +22,13 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             return Finding::met(if swaps.is_empty() { "no swap" } else { "only zram, which is memory" });
         }
         let what = format!("swapping to {}", disks.join(", "));
+        let off = disks.iter().map(|path| Change::SwapOff { path: path.to_string().into() });
         if facts.units.uses(DPHYS)? {
-            let off = disks.iter().map(|path| Change::SwapOff { path: path.to_string().into() });
             let mask = Change::MaskUnit { unit: "dphys-swapfile.service".into() };
             return Finding::unmet(what, off.chain([mask]).collect::<Vec<_>>());
+        }
+        if facts.units.is_masked(DPHYS) {
+            return Finding::unmet(format!("{what} until the next boot"), off.collect::<Vec<_>>());
         }
         Finding::blocked(
             what,

@@ -1,0 +1,779 @@
+//! Plan, apply, revert on copies of the host trees and in a network namespace: the laws, and the faults.
+//!
+//! This program runs itself as bramble, built with the feature `failpoints`: a run can be killed at each step
+//! of writing.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write as _,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, symlink},
+        process::{CommandExt, ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sched::{CloneFlags, unshare},
+};
+use rustix::fs::{XattrFlags, lgetxattr, llistxattr, setxattr};
+use serde_json::Value;
+
+const CMDLINE: &str = "boot/firmware/cmdline.txt";
+const SYSCTL: &str = "etc/sysctl.d/99-zz-bramble.conf";
+
+/// A copy of a host tree; gone with its guard.
+struct Tree {
+    root: PathBuf,
+    /// Whether what is below may be removed with it.
+    ours: bool,
+}
+
+impl Tree {
+    fn of(name: &str) -> Result<Tree> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("bramble-converge-{}-{number}", std::process::id()));
+        let tree = Tree { root, ours: true };
+        fs::create_dir(&tree.root)?;
+        tree.fill(name)?;
+        Ok(tree)
+    }
+
+    /// Decisions of this machine's owner are not those of the tree's: an empty file beside it.
+    fn config(&self) -> PathBuf {
+        self.root.with_extension("toml")
+    }
+
+    /// A tree on a file system that was mounted for it.
+    fn at(root: &Path, name: &str) -> Result<Tree> {
+        let tree = Tree { root: root.to_owned(), ours: false };
+        tree.fill(name)?;
+        Ok(tree)
+    }
+
+    fn fill(&self, name: &str) -> Result<()> {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("hosts").join(name);
+        fs::write(self.config(), "")?;
+        done(Command::new("cp").arg("-a").arg(from.join(".")).arg(&self.root))?;
+        // Something to lose: rights, an owner and an attribute of their own.
+        let cmdline = self.path(CMDLINE);
+        if cmdline.exists() {
+            fs::set_permissions(&cmdline, fs::Permissions::from_mode(0o640))?;
+            if nix::unistd::geteuid().is_root() {
+                std::os::unix::fs::chown(&cmdline, Some(7), Some(8))?;
+            }
+            // tmpfs has none of the user's before Linux 6.6.
+            let _ = setxattr(&cmdline, "user.owner", b"me", XattrFlags::empty());
+        }
+        Ok(())
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    fn write(&self, path: &str, content: impl AsRef<[u8]>) -> Result<()> {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().context("a path has a parent")?)?;
+        Ok(fs::write(path, content)?)
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>> {
+        fs::read(self.path(path)).with_context(|| format!("reading {path}"))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .arg0("bramble")
+            .arg("--config")
+            .arg(self.config())
+            .args(arguments)
+            .arg("--root")
+            .arg(&self.root);
+        Ok(command)
+    }
+
+    fn bramble(&self, arguments: &[&str]) -> Result<Run> {
+        Ok(Run::of(self.command(arguments)?.output()?))
+    }
+
+    fn plan(&self) -> Result<Value> {
+        let run = self.bramble(&["plan", "--json"])?;
+        serde_json::from_str(&run.out).with_context(|| format!("{run:?}"))
+    }
+
+    /// Applies all, with every consent.
+    fn apply(&self) -> Result<Run> {
+        let consents = self.consents()?;
+        let mut arguments = vec!["apply", "--yes"];
+        arguments.extend(consents.iter().flat_map(|id| ["--consent", id.as_str()]));
+        self.bramble(&arguments)
+    }
+
+    fn consents(&self) -> Result<Vec<String>> {
+        let plan = self.plan()?;
+        let steps = plan["steps"].as_array().context("a plan has steps")?;
+        let asking = steps.iter().filter(|step| step["gate"] == "needs_consent");
+        Ok(asking.filter_map(|step| step["requirements"][0].as_str()).map(str::to_owned).collect())
+    }
+
+    /// Reverts until nothing is left to revert.
+    fn revert_all(&self) -> Result<()> {
+        for _ in 0..5 {
+            let run = self.bramble(&["revert"])?;
+            ensure!(run.code == Some(0), "{run:?}");
+            if run.out.contains("nothing to undo") {
+                return Ok(());
+            }
+        }
+        bail!("revert finds no end")
+    }
+
+    fn receipts(&self) -> usize {
+        let list = fs::read_dir(self.path("var/lib/bramble/receipts"));
+        list.map_or(0, |list| list.flatten().filter(|entry| entry.path().is_dir()).count())
+    }
+
+    /// All of the tree but bramble's own state: kind, permissions, owner, attributes, content.
+    fn snapshot(&self) -> Result<BTreeMap<PathBuf, String>> {
+        let mut all = BTreeMap::new();
+        let mut directories = vec![self.root.clone()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(&directory)? {
+                let path = entry?.path();
+                let name = path.strip_prefix(&self.root)?.to_owned();
+                if name.starts_with("var/lib/bramble") || name.starts_with("lost+found") {
+                    continue;
+                }
+                let meta = fs::symlink_metadata(&path)?;
+                let content = match meta.file_type() {
+                    kind if kind.is_dir() => {
+                        directories.push(path.clone());
+                        // Receipts need a place; it is not part of the machine's configuration.
+                        if ["var", "var/lib"].contains(&name.to_str().unwrap_or_default()) {
+                            continue;
+                        }
+                        Vec::new()
+                    }
+                    kind if kind.is_symlink() => fs::read_link(&path)?.into_os_string().into_encoded_bytes(),
+                    _ => fs::read(&path)?,
+                };
+                let known =
+                    format!("{:o} {} {} {:?}", meta.mode(), meta.uid(), meta.gid(), attributes(&path)?);
+                all.insert(name, format!("{known} {}", content.escape_ascii()));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether the tree is as it was.
+    fn is(&self, before: &BTreeMap<PathBuf, String>) -> Result<()> {
+        let now = self.snapshot()?;
+        let differs = |a: &BTreeMap<PathBuf, String>, b: &BTreeMap<PathBuf, String>| {
+            a.iter()
+                .filter(|(path, entry)| b.get(*path) != Some(entry))
+                .map(|(p, e)| format!("{}: {e}", p.display()))
+                .collect::<Vec<_>>()
+        };
+        ensure!(now == *before, "was {:#?}, is {:#?}", differs(before, &now), differs(&now, before));
+        Ok(())
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.config());
+        if self.ours {
+            let _ = fs::remove_dir_all(&self.root);
+        }
+    }
+}
+
+/// What a run of bramble gave.
+#[derive(Debug)]
+struct Run {
+    code: Option<i32>,
+    signal: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Run {
+    fn of(output: Output) -> Run {
+        Run {
+            code: output.status.code(),
+            signal: output.status.signal(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    fn says(&self, parts: &[&str]) -> Result<()> {
+        let all = format!("{}{}", self.out, self.err).split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in parts {
+            ensure!(all.contains(part), "{part:?} is not in {self:#?}");
+        }
+        Ok(())
+    }
+}
+
+fn attributes(path: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut buffer = vec![0; 65536];
+    let length = match llistxattr(path, &mut buffer[..]) {
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        length => length?,
+    };
+    let names: Vec<Vec<u8>> =
+        buffer[..length].split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
+    names
+        .into_iter()
+        .map(|name| {
+            let length = lgetxattr(path, &name[..], &mut buffer[..])?;
+            Ok((String::from_utf8(name)?, buffer[..length].to_vec()))
+        })
+        .collect()
+}
+
+fn done(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn trees() -> Result<Vec<String>> {
+    let hosts = Path::new(env!("CARGO_MANIFEST_DIR")).join("hosts");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(hosts)? {
+        let entry = entry?;
+        if entry.path().join("expected.json").exists() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    ensure!(names.len() >= 3, "{names:?}");
+    Ok(names)
+}
+
+/// Runs in a thread with a mount namespace of its own, so that what it mounts is gone with it.
+fn apart(flags: CloneFlags, test: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS | flags)?;
+        done(Command::new("mount").args(["--make-rprivate", "/"]))?;
+        test()
+    });
+    thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+}
+
+fn mount(arguments: &[&str]) -> Result<()> {
+    done(Command::new("mount").args(arguments))
+}
+
+pub(crate) fn the_laws_hold_on_every_tree() -> Result<()> {
+    let mut steps_seen = 0;
+    for name in trees()? {
+        let tree = Tree::of(&name)?;
+        let before = tree.snapshot()?;
+        let plan = tree.plan()?;
+        let steps = plan["steps"].as_array().context("a plan has steps")?;
+        steps_seen += steps.len();
+
+        // Apply makes what it planned met, or all that is lacking is a boot.
+        let run = tree.apply()?;
+        ensure!(run.code == Some(0), "{name}: {run:#?}");
+        let check = tree.bramble(&["check", "--json"])?;
+        let check: Value = serde_json::from_str(&check.out)?;
+        let after = tree.plan()?;
+        let left = |id: &str| {
+            let lists = after["left"].as_array().into_iter().flatten();
+            lists
+                .flat_map(|step| step["requirements"].as_array().into_iter().flatten())
+                .any(|left| left == id)
+        };
+        for id in steps.iter().flat_map(|step| step["requirements"].as_array().into_iter().flatten()) {
+            let id = id.as_str().context("an id is text")?;
+            let findings = check["findings"].as_array().context("a check has findings")?;
+            let state = findings.iter().find(|finding| finding["id"] == id).map(|finding| &finding["state"]);
+            let state = state.and_then(Value::as_str).context("each requirement is judged")?;
+            ensure!(matches!(state, "met" | "waiting") || left(id), "{name}: {id} is {state} after apply");
+        }
+
+        // A second apply changes nothing, and makes no receipt.
+        ensure!(after["steps"].as_array().is_some_and(Vec::is_empty), "{name}: {after:#}");
+        let (applied, receipts) = (tree.snapshot()?, tree.receipts());
+        let run = tree.apply()?;
+        ensure!(run.code == Some(0) && tree.receipts() == receipts, "{name}: {run:#?}");
+        tree.is(&applied)?;
+
+        tree.revert_all().with_context(|| name.clone())?;
+        tree.is(&before).with_context(|| format!("{name}, after revert"))?;
+    }
+    ensure!(steps_seen > 5, "only {steps_seen} steps were planned on all trees");
+    Ok(())
+}
+
+/// A tree in which each kind of act happens: directories made, files made and replaced, a link, CRLF.
+fn busy() -> Result<Tree> {
+    let tree = Tree::of("pi5-bookworm-16k")?;
+    fs::remove_dir_all(tree.path("etc/modules-load.d"))?;
+    let cmdline = String::from_utf8(tree.read(CMDLINE)?)?;
+    tree.write(CMDLINE, cmdline.trim_end().to_owned() + "\r\nsecond=line\r\n")?;
+    tree.write(SYSCTL, "# by hand\nvm.swappiness = 1\n")?;
+    Ok(tree)
+}
+
+fn no_temporary_files(tree: &Tree) -> Result<()> {
+    let left: Vec<_> = tree
+        .snapshot()?
+        .into_keys()
+        .filter(|path| path.to_string_lossy().ends_with(".bramble-new"))
+        .collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(())
+}
+
+fn one_of(tree: &Tree, versions: &[Vec<u8>]) -> Result<()> {
+    let now = tree.read(CMDLINE)?;
+    ensure!(versions.contains(&now), "the boot file is neither old nor new: {}", now.escape_ascii());
+    Ok(())
+}
+
+pub(crate) fn a_run_that_is_killed_at_any_step_is_healed_by_the_next() -> Result<()> {
+    let whole = busy()?;
+    let old = whole.read(CMDLINE)?;
+    ensure!(whole.apply()?.code == Some(0), "apply on the busy tree");
+    let new = whole.read(CMDLINE)?;
+    ensure!(old != new, "nothing happened to the boot file");
+    let mut steps = 0;
+    for step in 1.. {
+        let tree = busy()?;
+        let before = tree.snapshot()?;
+        let consents = tree.consents()?;
+        let mut apply = tree.command(&["apply", "--yes"])?;
+        apply.args(consents.iter().flat_map(|id| ["--consent", id.as_str()]));
+        let run = Run::of(apply.env("BRAMBLE_FAILPOINT", step.to_string()).output()?);
+        if run.signal != Some(9) {
+            ensure!(run.code == Some(0), "{run:#?}");
+            break;
+        }
+        steps = step;
+        let case = || format!("apply was killed at step {step}");
+        one_of(&tree, &[old.clone(), new.clone()]).with_context(case)?;
+        // Half of them go on, half of them go back.
+        if step % 2 == 0 {
+            let run = tree.apply()?;
+            ensure!(run.code == Some(0), "{}: {run:#?}", case());
+            ensure!(tree.read(CMDLINE)? == new && tree.receipts() <= 1, "{}", case());
+            no_temporary_files(&tree).with_context(case)?;
+        }
+        tree.revert_all().with_context(case)?;
+        tree.is(&before).with_context(case)?;
+    }
+    ensure!(steps > 50, "only {steps} steps");
+    Ok(())
+}
+
+pub(crate) fn a_revert_that_is_killed_at_any_step_is_brought_to_its_end() -> Result<()> {
+    let mut steps = 0;
+    for step in 1.. {
+        let tree = busy()?;
+        let before = tree.snapshot()?;
+        let old = tree.read(CMDLINE)?;
+        ensure!(tree.apply()?.code == Some(0), "apply");
+        let new = tree.read(CMDLINE)?;
+        let mut revert = tree.command(&["revert"])?;
+        let run = Run::of(revert.env("BRAMBLE_FAILPOINT", step.to_string()).output()?);
+        if run.signal != Some(9) {
+            ensure!(run.code == Some(0), "{run:#?}");
+            break;
+        }
+        steps = step;
+        let case = || format!("revert was killed at step {step}");
+        one_of(&tree, &[old, new.clone()]).with_context(case)?;
+        // Half of them change their mind first.
+        if step % 2 == 0 {
+            let run = tree.apply()?;
+            ensure!(run.code == Some(0) && tree.read(CMDLINE)? == new, "{}: {run:#?}", case());
+        }
+        tree.revert_all().with_context(case)?;
+        tree.is(&before).with_context(case)?;
+    }
+    ensure!(steps > 30, "only {steps} steps");
+    Ok(())
+}
+
+/// Applies with all but a few KiB of a file system full, for each of some sizes.
+fn full(root: &Path, sizes: impl Iterator<Item = usize>) -> Result<()> {
+    let tree = Tree::at(root, "pi5-bookworm-16k")?;
+    let before = tree.snapshot()?;
+    let old = tree.read(CMDLINE)?;
+    let (mut failures, mut successes) = (0, 0);
+    for size in sizes {
+        // Room that is given back is what bramble finds.
+        fs::write(root.join("room"), vec![b'x'; size << 10])?;
+        let mut filler = fs::File::create(root.join("filler"))?;
+        while filler.write_all(&[b'x'; 1024]).is_ok() {}
+        drop(filler);
+        fs::remove_file(root.join("room"))?;
+        let run = tree.bramble(&["apply", "--yes", "--consent", "swap"])?;
+        let receipts = tree.receipts();
+        match run.code {
+            Some(2) => {
+                run.says(&["no space left on device", "next make room there"])?;
+                failures += 1;
+            }
+            Some(0) => successes += 1,
+            _ => bail!("with {size} KiB: {run:#?}"),
+        }
+        let now = tree.read(CMDLINE)?;
+        ensure!(now == old || now.ends_with(b"cgroup_enable=memory\n"), "{}", now.escape_ascii());
+        fs::remove_file(root.join("filler"))?;
+        // With room again: what is there goes back.
+        no_temporary_files(&tree)?;
+        tree.revert_all().with_context(|| format!("with {size} KiB, {receipts} receipts"))?;
+        tree.is(&before).with_context(|| format!("with {size} KiB"))?;
+        fs::remove_dir_all(root.join("var/lib/bramble"))?;
+    }
+    ensure!(failures > 2 && successes > 0, "{failures} runs met a full disk, {successes} did not");
+    Ok(())
+}
+
+pub(crate) fn a_full_disk_stops_it_and_loses_nothing() -> Result<()> {
+    apart(CloneFlags::empty(), || {
+        let place = Tree::of("debian-12-amd64")?;
+        let root = place.path("mnt");
+        fs::create_dir(&root)?;
+        let shown = root.to_string_lossy();
+        mount(&["-t", "tmpfs", "-o", "size=24m", "none", &shown])?;
+        full(&root, (0..=160).step_by(8))?;
+        done(Command::new("umount").arg(&root))?;
+        let image = place.path("image");
+        fs::File::create(&image)?.set_len(24 << 20)?;
+        done(Command::new("mkfs.ext4").args(["-q", "-b", "1024", "-m", "0"]).arg(&image))?;
+        mount(&["-o", "loop", &image.to_string_lossy(), &shown])?;
+        let outcome = full(&root, (0..=60).step_by(4));
+        done(Command::new("umount").arg(&root))?;
+        outcome
+    })
+}
+
+pub(crate) fn what_cannot_be_written_is_named_and_what_was_done_goes_back() -> Result<()> {
+    apart(CloneFlags::empty(), || {
+        let tree = Tree::of("pi5-bookworm-16k")?;
+        let before = tree.snapshot()?;
+        let boot = tree.path("boot/firmware");
+        let boot = boot.to_string_lossy();
+        mount(&["--bind", &boot, &boot])?;
+        mount(&["-o", "remount,bind,ro", &boot])?;
+        let run = tree.bramble(&["apply", "--yes"])?;
+        ensure!(run.code == Some(2), "{run:#?}");
+        run.says(&[
+            "making /boot/firmware/.cmdline.txt.bramble-backup.bramble-new: read-only file system",
+            "next make it writable",
+            "done load nf_conntrack",
+            "not add psi=1",
+            "back bramble revert 2",
+        ])?;
+        done(Command::new("umount").arg(&*boot))?;
+        tree.revert_all()?;
+        tree.is(&before)?;
+
+        let root = tree.root.to_string_lossy();
+        mount(&["--bind", &root, &root])?;
+        mount(&["-o", "remount,bind,ro", &root])?;
+        for verb in [&["apply", "--yes"][..], &["revert"]] {
+            let run = tree.bramble(verb)?;
+            ensure!(run.code == Some(2), "{run:#?}");
+            run.says(&["read-only file system", "next make it writable"])?;
+        }
+        ensure!(tree.bramble(&["plan"])?.code == Some(1), "a plan needs no writing");
+        done(Command::new("umount").arg(&*root))?;
+        tree.is(&before)
+    })
+}
+
+pub(crate) fn without_rights_it_says_so_and_changes_nothing() -> Result<()> {
+    let tree = Tree::of("pi4-trixie-4k")?;
+    fs::set_permissions(&tree.root, fs::Permissions::from_mode(0o755))?;
+    let before = tree.snapshot()?;
+    // Where nobody may go there is no program to start.
+    let program = Tree::of("debian-12-amd64")?;
+    fs::set_permissions(&program.root, fs::Permissions::from_mode(0o755))?;
+    let copy = program.path("bramble");
+    fs::copy(std::env::current_exe()?, &copy)?;
+    let run = |arguments: &[&str]| -> Result<Run> {
+        let mut command = Command::new(&copy);
+        command.arg0("bramble").arg("--config").arg(tree.config()).args(arguments).uid(65534).gid(65534);
+        Ok(Run::of(command.output()?))
+    };
+    let root = tree.root.to_string_lossy().into_owned();
+    let stopped = run(&["apply", "--yes", "--root", &root])?;
+    ensure!(stopped.code == Some(2), "{stopped:#?}");
+    stopped.says(&["permission denied", "next run it as root"])?;
+    let refused = run(&["apply", "--yes"])?;
+    ensure!(refused.code == Some(2), "{refused:#?}");
+    refused.says(&["only root changes a machine", "next sudo bramble apply"])?;
+
+    // What somebody else may write is not trusted with the way back.
+    ensure!(tree.bramble(&["apply", "--yes"])?.code == Some(0), "apply as root");
+    std::os::unix::fs::chown(tree.path("var/lib/bramble/receipts"), Some(65534), None)?;
+    let run = tree.bramble(&["revert"])?;
+    ensure!(run.code == Some(2), "{run:#?}");
+    run.says(&["somebody else may write there"])?;
+    std::os::unix::fs::chown(tree.path("var/lib/bramble/receipts"), Some(0), None)?;
+    tree.revert_all()?;
+    tree.is(&before)
+}
+
+pub(crate) fn a_second_run_names_the_first() -> Result<()> {
+    let tree = Tree::of("pi4-trixie-4k")?;
+    let before = tree.snapshot()?;
+    tree.write("var/lib/bramble/receipts/lock", "4711")?;
+    let lock = fs::File::options().read(true).write(true).open(tree.path("var/lib/bramble/receipts/lock"))?;
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    for verb in [&["apply", "--yes"][..], &["revert"]] {
+        let run = tree.bramble(verb)?;
+        ensure!(run.code == Some(2), "{run:#?}");
+        run.says(&["another bramble (process 4711) changes this host now", "next wait until it has ended"])?;
+    }
+    tree.is(&before)?;
+    drop(lock);
+    // Ten at once: each does it, finds it done, or finds another at work.
+    let mut runs = Vec::new();
+    for _ in 0..10 {
+        let mut command = tree.command(&["apply", "--yes"])?;
+        runs.push(command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()?);
+    }
+    let mut worked = 0;
+    for run in runs {
+        let run = Run::of(run.wait_with_output()?);
+        match run.code {
+            Some(0) => worked += 1,
+            Some(2) => run.says(&["another bramble (process "])?,
+            _ => bail!("{run:#?}"),
+        }
+    }
+    ensure!(worked > 0 && tree.receipts() == 1, "{worked} worked, {} receipts", tree.receipts());
+    tree.revert_all()?;
+    tree.is(&before)
+}
+
+pub(crate) fn a_file_that_somebody_else_changed_stays_and_is_shown() -> Result<()> {
+    let tree = Tree::of("pi5-bookworm-16k")?;
+    let before = tree.snapshot()?;
+    ensure!(tree.apply()?.code == Some(0), "apply");
+    let ours = tree.read(SYSCTL)?;
+    let mut theirs = ours.clone();
+    theirs.extend(b"kernel.panic = 5\n");
+    tree.write(SYSCTL, &theirs)?;
+    fs::set_permissions(tree.path("etc/modules-load.d/bramble.conf"), fs::Permissions::from_mode(0o600))?;
+    let run = tree.bramble(&["revert"])?;
+    ensure!(run.code == Some(2), "{run:#?}");
+    run.says(&[
+        "/etc/sysctl.d/99-zz-bramble.conf was changed by somebody else since: left as it is",
+        "+net.ipv4.ip_forward = 1",
+        "what was changed since: --- /etc/sysctl.d/99-zz-bramble.conf +++ /etc/sysctl.d/99-zz-bramble.conf",
+        "+kernel.panic = 5",
+        "/etc/modules-load.d/bramble.conf was changed by somebody else since",
+        "partly reverted",
+    ])?;
+    // The rest went on.
+    ensure!(tree.read(CMDLINE)? == Tree::of("pi5-bookworm-16k")?.read(CMDLINE)?, "the boot file is not back");
+    ensure!(tree.read(SYSCTL)? == theirs, "the file was touched");
+    tree.bramble(&["plan"])?.says(&["is partly reverted"])?;
+    // One is settled by hand, the other is kept.
+    fs::set_permissions(tree.path("etc/modules-load.d/bramble.conf"), fs::Permissions::from_mode(0o644))?;
+    let run = tree.bramble(&["revert", "--keep", "/etc/sysctl.d/99-zz-bramble.conf"])?;
+    ensure!(run.code == Some(0), "{run:#?}");
+    ensure!(tree.read(SYSCTL)? == theirs, "the file was touched");
+    tree.bramble(&["revert"])?.says(&["nothing to undo"])?;
+    fs::remove_file(tree.path(SYSCTL))?;
+    tree.is(&before)
+}
+
+pub(crate) fn what_others_put_into_a_directory_of_ours_stays() -> Result<()> {
+    let tree = busy()?;
+    let before = tree.snapshot()?;
+    ensure!(tree.apply()?.code == Some(0), "apply");
+    let made =
+        tree.snapshot()?.into_keys().find(|path| !before.contains_key(path) && tree.root.join(path).is_dir());
+    let made = made.context("a directory was made")?;
+    let theirs = made.join("theirs.conf").to_string_lossy().into_owned();
+    tree.write(&theirs, "x\n")?;
+    let run = tree.bramble(&["revert"])?;
+    ensure!(run.code == Some(0), "{run:#?}");
+    run.says(&[&format!("/{} stays: it holds what others put there", made.display())])?;
+    ensure!(tree.read(&theirs)? == b"x\n", "it is gone");
+    fs::remove_dir_all(tree.root.join(&made))?;
+    tree.is(&before)
+}
+
+pub(crate) fn odd_files_are_edited_as_documented_or_left_to_a_person() -> Result<()> {
+    type Make = fn(&Tree) -> Result<()>;
+    let line = "console=tty1 root=/dev/x rootwait";
+    // What is made of a tree, what the plan then says, and how the boot file ends after apply.
+    let cases: &[(Make, &[&str], &str)] = &[
+        (|tree| tree.write(CMDLINE, "a=1 b=2\r\n"), &[], "a=1 b=2 psi=1 cgroup_enable=memory\r\n"),
+        (|tree| tree.write(CMDLINE, "a=1 b=2"), &[], "a=1 b=2 psi=1 cgroup_enable=memory"),
+        (|tree| tree.write(CMDLINE, "\n\na=1\n\n"), &[], "a=1 psi=1 cgroup_enable=memory\n"),
+        (
+            |tree| tree.write(CMDLINE, format!("a=1 long={}\n", "x".repeat(4096))),
+            &["memory-cgroup: /boot/firmware/cmdline.txt cannot be edited safely: its line would have"],
+            "x\n",
+        ),
+        (
+            |tree| tree.write(CMDLINE, "a=1\n# cgroup_enable=memory\n"),
+            &["line 2 begins with #", "next sudoedit /boot/firmware/cmdline.txt"],
+            "# cgroup_enable=memory\n",
+        ),
+        (
+            |tree| {
+                let mounts = String::from_utf8(tree.read("proc/1/mountinfo")?)?;
+                let others: Vec<&str> = mounts.lines().filter(|line| !line.contains("/boot")).collect();
+                tree.write("proc/1/mountinfo", others.join("\n") + "\n")
+            },
+            &[
+                "/boot/firmware/cmdline.txt is not on a mounted boot partition",
+                "next sudo mount /boot/firmware",
+            ],
+            "",
+        ),
+        (
+            |tree| {
+                tree.write("boot/firmware/real.txt", "a=1\n")?;
+                fs::remove_file(tree.path(CMDLINE))?;
+                Ok(symlink("real.txt", tree.path(CMDLINE))?)
+            },
+            &[],
+            "a=1 psi=1 cgroup_enable=memory\n",
+        ),
+        (
+            |tree| {
+                tree.write(
+                    "boot/firmware/config.txt",
+                    "[pi4]\narm_boost=1\n[cm5]\nx=1\n[all]\ncmdline=mine.txt\n",
+                )?;
+                tree.write("boot/firmware/mine.txt", "a=1\n")
+            },
+            &["--- /boot/firmware/mine.txt"],
+            "",
+        ),
+        (
+            |tree| Ok(symlink("/etc/hostname", tree.path(SYSCTL))?),
+            &[
+                "/etc/sysctl.d/99-zz-bramble.conf is a link to /etc/hostname",
+                "next sudo rm /etc/sysctl.d/99-zz-bramble.conf",
+            ],
+            "",
+        ),
+    ];
+    for (make, plan, end) in cases {
+        let tree = Tree::of("pi5-bookworm-16k")?;
+        tree.write(CMDLINE, format!("{line}\n"))?;
+        make(&tree)?;
+        let before = tree.snapshot()?;
+        let planned = tree.bramble(&["plan"])?;
+        planned.says(plan)?;
+        let run = tree.apply()?;
+        ensure!(matches!(run.code, Some(0 | 1)), "{run:#?}");
+        let now = tree.read(CMDLINE)?;
+        ensure!(now.ends_with(end.as_bytes()), "{end:?} is not the end of {}", now.escape_ascii());
+        tree.revert_all()?;
+        tree.is(&before).with_context(|| format!("after {plan:?}, {end:?}"))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn a_file_with_two_names_stops_it_with_the_cause() -> Result<()> {
+    let tree = Tree::of("pi5-bookworm-16k")?;
+    tree.write(SYSCTL, "x = 1\n")?;
+    fs::hard_link(tree.path(SYSCTL), tree.path("etc/other"))?;
+    let before = tree.snapshot()?;
+    let run = tree.bramble(&["apply", "--yes"])?;
+    ensure!(run.code == Some(2), "{run:#?}");
+    run.says(&[
+        "writing /etc/sysctl.d/99-zz-bramble.conf: it has more than one name (hard links)",
+        "next move",
+    ])?;
+    tree.revert_all()?;
+    tree.is(&before)
+}
+
+pub(crate) fn a_drop_in_of_somebody_else_that_overrules_ours_is_told() -> Result<()> {
+    let tree = Tree::of("debian-12-amd64")?;
+    let yes = "[Network]\nManageForeignRoutes=yes\nManageForeignRoutingPolicyRules=yes\n";
+    tree.write("etc/systemd/networkd.conf.d/99-zzz-other.conf", yes)?;
+    let before = tree.snapshot()?;
+    let run = tree.apply()?;
+    run.says(&["networkd is still not met"])?;
+    tree.bramble(&["plan"])?.says(&["networkd: done, and not in force", "names sort later"])?;
+    tree.revert_all()?;
+    tree.is(&before)
+}
+
+pub(crate) fn settings_of_a_running_kernel_are_set_and_put_back() -> Result<()> {
+    // Network settings are the namespace's own; the directories that are written are covered.
+    apart(CloneFlags::CLONE_NEWNET, || {
+        let place = Tree::of("debian-12-amd64")?;
+        for directory in ["/etc/sysctl.d", "/var/lib"] {
+            mount(&["-t", "tmpfs", "none", directory])?;
+        }
+        let bramble = |arguments: &[&str]| -> Result<Run> {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg0("bramble").arg("--config").arg(place.path("bramble.toml")).args(arguments);
+            Ok(Run::of(command.output()?))
+        };
+        place.write("bramble.toml", "")?;
+        let list: Value = serde_json::from_str(&bramble(&["check", "--list", "--json"])?.out)?;
+        let others: Vec<String> = list["requirements"]
+            .as_array()
+            .context("there are requirements")?
+            .iter()
+            .filter_map(|requirement| requirement["id"].as_str())
+            .filter(|id| *id != "forwarding")
+            .map(|id| format!("\"{id}\""))
+            .collect();
+        place.write("bramble.toml", format!("[cluster]\naccept = [{}]\n", others.join(", ")))?;
+
+        let conf = |key: &str| format!("/proc/sys/net/ipv4/conf/{key}");
+        let all = [
+            "/proc/sys/net/ipv4/ip_forward".to_owned(),
+            conf("default/forwarding"),
+            conf("lo/forwarding"),
+            conf("all/accept_redirects"),
+        ];
+        let now = || {
+            all.iter().map(|path| Ok(fs::read_to_string(path)?.trim().to_owned())).collect::<Result<Vec<_>>>()
+        };
+        // A value that setting ip_forward moves along, and that must come back.
+        fs::write(conf("lo/forwarding"), "1")?;
+        fs::write(conf("all/accept_redirects"), "0")?;
+        let before = now()?;
+        ensure!(before == ["0", "0", "1", "0"], "{before:?}");
+        let run = bramble(&["apply", "--yes"])?;
+        ensure!(run.code == Some(0), "{run:#?}");
+        ensure!(now()?[..2] == ["1", "1"], "{:?}: {run:#?}", now()?);
+        let again = bramble(&["apply", "--yes"])?;
+        ensure!(again.code == Some(0), "{again:#?}");
+        again.says(&["nothing to do"])?;
+
+        // Drift of the running kernel alone needs no file.
+        fs::write(conf("default/forwarding"), "0")?;
+        let run = bramble(&["apply", "--yes"])?;
+        ensure!(run.code == Some(0) && now()?[1] == "1", "{run:#?}");
+        // The later receipt goes back to the drift, which is not what the earlier one had set.
+        let run = bramble(&["revert"])?;
+        ensure!(run.code == Some(0) && now()?[..2] == ["1", "0"], "{:?} {run:#?}", now()?);
+        let run = bramble(&["revert"])?;
+        ensure!(run.code == Some(0), "{run:#?}");
+        ensure!(now()? == before, "{:?} is not {before:?}: {run:#?}", now()?);
+        ensure!(fs::read_dir("/etc/sysctl.d")?.next().is_none(), "a file is left");
+        Ok(())
+    })
+}

@@ -9,8 +9,9 @@ use crate::build::{cargo, succeed};
 use crate::setup::{self, Purpose};
 use crate::{root, test};
 
-/// Tests that may be skipped here, as `cargo xtask test` prints them. A machine for this has everything.
-const ALLOWED_SKIPS: &[&str] = &[];
+/// Beginnings of the names of tests that may be skipped here, as `cargo xtask test` prints them: emulated machines take more
+/// time than a change may wait for. `cargo xtask machine test` runs them.
+const ALLOWED_SKIPS: &[&str] = &["machine::arm64-", "machine::card::", "machine::pi4::"];
 
 /// Checks format, lints, licences and dependencies, the committed eBPF objects, and runs all tests.
 #[derive(Args)]
@@ -62,8 +63,8 @@ fn deny(checks: &[&str]) -> Command {
 fn tests() -> Result<()> {
     let tally = test::run_all(false)?;
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped.len());
-    let unexpected: Vec<_> =
-        tally.skipped.iter().filter(|skipped| !ALLOWED_SKIPS.contains(&skipped.as_str())).cloned().collect();
+    let is_allowed = |name: &String| ALLOWED_SKIPS.iter().any(|beginning| name.starts_with(beginning));
+    let unexpected: Vec<_> = tally.skipped.iter().filter(|name| !is_allowed(name)).cloned().collect();
     (tally.is_good() && unexpected.is_empty())
         .then_some(())
         .with_context(|| format!("{} failed; skipped: {unexpected:?}", tally.failed))

@@ -12,6 +12,7 @@ mod hostile;
 mod machine;
 mod mesh;
 mod node;
+mod package;
 mod page;
 mod tidy;
 
@@ -39,6 +40,10 @@ enum Needs {
     RootAndTime,
     /// Root, chromium and its driver, and a lot of time.
     Browser,
+    /// systemd's judge of units; none need run.
+    Units,
+    /// Root, the Debian packages, and Debian roots to install them in.
+    Packages,
 }
 
 impl Needs {
@@ -50,6 +55,8 @@ impl Needs {
             Self::Checkout => None,
             Self::Root => rootless(),
             Self::RootAndTime => rootless().or_else(hasty),
+            Self::Units => package::no_judge(),
+            Self::Packages => rootless().or_else(hasty).or_else(package::missing),
             Self::Browser => rootless().or_else(hasty).or_else(|| testbed::browser::available().err()),
         }
     }
@@ -141,6 +148,14 @@ const TESTS: &[&[Test]] = &[
         Root a_fault_in_the_demo_is_told_as_one_json_object,
         Root ctrl_c_ends_the_demo_in_order_and_leaves_nothing,
         Root a_killed_demo_leaves_nothing,
+    ],
+    tests![
+        package,
+        Units units_are_understood_and_as_hard_as_they_are_meant_to_be,
+        Packages a_root_without_systemd_takes_the_packages_and_forgets_them,
+        Packages debian_12_runs_what_it_installs_and_purges_it,
+        Packages debian_13_runs_what_it_installs_and_purges_it,
+        Packages apt_installs_from_the_signed_repository_and_from_no_other,
     ],
     tests![
         page,

@@ -1,0 +1,316 @@
+//! The Debian packages: how hard their units are, what they do on a booted Debian and in a root without systemd, and that
+//! nothing is left of them.
+//!
+//! The packages are those that `cargo xtask deb` made last.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use testbed::{
+    machine::{Blueprint, Gift, Machine, store::Store},
+    watch::until,
+};
+
+/// Each unit's highest score of `systemd-analyze security`, in tenths.
+const HARDNESS: [(&str, u32); 5] = [
+    ("bramble-aggregator.service", 15),
+    ("bramble.service", 18),
+    ("bramble-probe.service", 26),
+    ("bramble-prepare.service", 50),
+    ("bramble-failed@.service", 15),
+];
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// cargo's target folder.
+fn target() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    Ok(test.ancestors().nth(3).context("the test lies in cargo's target folder")?.to_owned())
+}
+
+fn store() -> Result<Store> {
+    Store::within(&target()?, |line| eprintln!("{line}"))
+}
+
+/// The newest packages for this machine's architecture.
+fn packages() -> Result<[PathBuf; 2]> {
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let folder = target()?.join("deb");
+    let version = env!("CARGO_PKG_VERSION");
+    let package = |name: &str| folder.join(format!("{name}_{version}_{arch}.deb"));
+    let packages = [package("bramble"), package("bramble-aggregator")];
+    ensure!(packages.iter().all(|path| path.exists()), "no packages; cargo xtask deb");
+    Ok(packages)
+}
+
+/// Why the tests with packages cannot run here and now.
+pub(crate) fn missing() -> Option<String> {
+    let built = |name| Blueprint::named(name).is_ok_and(|machine| store().is_ok_and(|s| machine.is_built(&s)));
+    if let Err(why) = packages() {
+        return Some(format!("{why:#}"));
+    }
+    let missing = ["debian12", "debian13"].into_iter().find(|name| !built(name))?;
+    Some(format!("{missing} is not built; cargo xtask machine build {missing}"))
+}
+
+/// Why units cannot be judged here.
+pub(crate) fn no_judge() -> Option<String> {
+    let judge = Command::new("systemd-analyze").arg("--version").output();
+    judge.is_err().then(|| "needs systemd-analyze".to_owned())
+}
+
+fn said(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} ended with {}: {text}", output.status);
+    Ok(text)
+}
+
+/// The score in a table of `systemd-analyze security`, in tenths.
+fn score(text: &str) -> Option<u32> {
+    let (_, rest) = text.split_once("Overall exposure level for ")?;
+    let (_, rest) = rest.split_once(": ")?;
+    let (whole, tenths) = rest.split_whitespace().next()?.split_once('.')?;
+    Some(whole.parse::<u32>().ok()? * 10 + tenths.parse::<u32>().ok()?)
+}
+
+pub(crate) fn units_are_understood_and_as_hard_as_they_are_meant_to_be() -> Result<()> {
+    let folder = target()?.join("deb-units");
+    fs::create_dir_all(&folder)?;
+    let mut units = Vec::new();
+    for entry in fs::read_dir(root().join("systemd/system"))? {
+        let (name, text) = {
+            let path = entry?.path();
+            (path.file_name().context("a name")?.to_owned(), fs::read_to_string(&path)?)
+        };
+        // The program is not installed here, and its pages neither.
+        let text = text.replace("ExecStart=/usr/bin/bramble-aggregator", "ExecStart=/bin/true");
+        units.push(folder.join(name));
+        fs::write(units.last().context("pushed")?, text.replace("/usr/bin/bramble ", "/bin/true "))?;
+    }
+    ensure!(units.len() == HARDNESS.len(), "{units:?} are not those whose hardness is told here");
+    let complaints = said(Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&units))?;
+    ensure!(complaints.is_empty(), "{complaints}");
+    for (unit, highest) in HARDNESS {
+        let mut judge = Command::new("systemd-analyze");
+        let text = said(judge.args(["security", "--no-pager", "--offline=true"]).arg(folder.join(unit)))?;
+        let score = score(&text).with_context(|| text.clone())?;
+        ensure!(score <= highest, "{unit} has {score}, at most {highest} is wanted:\n{text}");
+    }
+    fs::remove_dir_all(&folder)?;
+    Ok(())
+}
+
+/// Everything that an installation may change, with the sums of what it may write.
+const TREE: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root \
+                    -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/lib/systemd \
+                    -o -path /var/tmp \\) -prune -o -type d -printf '%M %U:%G %p\\n' \
+                    -o -printf '%M %U:%G %s %p %l\\n' | sort; \
+                    find /etc /usr/lib/systemd -type f -exec sha256sum {} + | sort -k 2";
+/// The accounts: a user stays when a package goes, so that its number is nobody else's later.
+const ACCOUNTS: [&str; 8] =
+    ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-"];
+
+/// What two lists do not share, without the accounts.
+fn difference(before: &str, after: &str) -> Vec<String> {
+    let lines = |text: &str| -> std::collections::BTreeSet<String> { text.lines().map(str::to_owned).collect() };
+    let (before, after) = (lines(before), lines(after));
+    let is_account = |line: &String| line.split_whitespace().any(|word| ACCOUNTS.contains(&word));
+    before.symmetric_difference(&after).filter(|line| !is_account(line)).cloned().collect()
+}
+
+/// A root of Debian without any systemd running, without bpffs and without boot partition: a chroot.
+pub(crate) fn a_root_without_systemd_takes_the_packages_and_forgets_them() -> Result<()> {
+    let packages = packages()?;
+    for suite in ["bookworm", "trixie"] {
+        let lower = target()?.join("machine").join(format!("root-{suite}"));
+        let [agent, aggregator] = packages.each_ref().map(|path| path.display().to_string());
+        // dpkg speaks of the user that it makes; debconf would ask.
+        let script = format!(
+            "set -eu; mount -t tmpfs bed /mnt; mkdir /mnt/upper /mnt/work /mnt/root; \
+             mount -t overlay -o lowerdir={},upperdir=/mnt/upper,workdir=/mnt/work bed /mnt/root; \
+             cp {agent} {aggregator} /mnt/root/tmp; mount -t proc proc /mnt/root/proc; cd /mnt/root; \
+             export DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin; \
+             chroot . sh -c '{{ {}; }} >/tmp/before; test ! -e /run/systemd/system; test ! -e /sys/fs/bpf; \
+             dpkg --install /tmp/*.deb >/dev/null; id bramble >/dev/null; test -d /etc/bramble/conf.d; \
+             bramble check --list >/dev/null; bramble-aggregator --version >/dev/null; \
+             dpkg --purge bramble bramble-aggregator >/dev/null; {{ {}; }} >/tmp/after'; \
+             cat tmp/before; echo ===; cat tmp/after",
+            lower.display(),
+            TREE.replace('\'', "'\\''"),
+            TREE.replace('\'', "'\\''"),
+        );
+        let mut unshare = Command::new("unshare");
+        let output = unshare.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", &script]).output()?;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{suite}: {err}");
+        let (before, after) = out.split_once("===\n").context("both lists are there")?;
+        ensure!(before.lines().count() > 1000, "{suite}: the list is {before}");
+        let left = difference(before, after);
+        ensure!(left.is_empty(), "{suite} is not as before: {left:#?}");
+    }
+    Ok(())
+}
+
+/// Boots `machine` with the packages in it.
+fn boot(name: &str) -> Result<Box<dyn Machine>> {
+    let gifts: Vec<Gift> = packages()?
+        .iter()
+        .map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Gift { from: path.clone(), to: format!("/root/{name}") }
+        })
+        .collect();
+    Blueprint::named(name)?.start(&store()?, &gifts)
+}
+
+pub(crate) fn debian_12_runs_what_it_installs_and_purges_it() -> Result<()> {
+    live_and_go("debian12")
+}
+
+pub(crate) fn debian_13_runs_what_it_installs_and_purges_it() -> Result<()> {
+    live_and_go("debian13")
+}
+
+/// A property of a unit.
+fn property(machine: &mut dyn Machine, unit: &str, name: &str) -> Result<String> {
+    machine.run(&format!("systemctl show --value --property={name} {unit}"))?.good()
+}
+
+/// States of findings by id, as the agent or the command tells them.
+fn findings(text: &str) -> Result<Vec<(String, String)>> {
+    let document: Value = serde_json::from_str(text)?;
+    let list = document["findings"].as_array().or_else(|| document["findings"]["findings"].as_array());
+    let mut findings: Vec<(String, String)> = list
+        .context("findings are told")?
+        .iter()
+        .map(|f| (f["id"].to_string(), f["state"].to_string().to_lowercase().replace(['_', '-'], " ")))
+        .collect();
+    findings.sort();
+    Ok(findings)
+}
+
+fn live_and_go(name: &str) -> Result<()> {
+    let mut machine = boot(name)?;
+    let machine = &mut *machine;
+    let before = machine.run(TREE)?.good()?;
+    machine.run("dpkg --install /root/*.deb")?.good()?;
+    for unit in ["bramble", "bramble-probe", "bramble-aggregator"] {
+        let state = property(machine, unit, "ActiveState")?;
+        ensure!(state == "active", "{unit} is {state}: {}", machine.run("journalctl -b --no-pager -n 40")?.out);
+        ensure!(!property(machine, unit, "StatusText")?.is_empty(), "{unit} says nothing of itself");
+    }
+    ensure!(property(machine, "bramble-prepare", "ConditionResult")? == "no", "root has acted unasked");
+    for (unit, highest) in HARDNESS.iter().filter(|(unit, _)| !unit.contains('@')) {
+        let text = machine.run(&format!("systemd-analyze security --no-pager {unit}"))?.good()?;
+        let score = score(&text).with_context(|| text.clone())?;
+        ensure!(score <= *highest, "{unit} has {score}, at most {highest} is wanted:\n{text}");
+    }
+
+    // The walls around the agent hide nothing that its user would see without them.
+    let within = until(PATIENCE, "the agent tells its findings", || {
+        let said = machine.run("bramble status --json")?;
+        Ok(findings(&said.out).ok().filter(|findings| findings.len() > 20))
+    })?;
+    let check = "setpriv --reuid=bramble --regid=bramble --clear-groups bramble check --json";
+    let without = findings(&machine.run(check)?.out)?;
+    let differ: Vec<_> = without.iter().filter(|finding| !within.contains(finding)).collect();
+    ensure!(differ.is_empty() && within.len() == without.len(), "the agent tells otherwise of {differ:?}");
+
+    // A configuration that is not good: kept out at a reload, named in one line, and no reason to try again and again.
+    machine.run("printf '[mqtt]\\nhots = 1\\n' >/etc/bramble/conf.d/a.toml; systemctl reload bramble")?.good()?;
+    let named = "/etc/bramble/conf.d/a.toml: line 2: hots: unknown field";
+    until(PATIENCE, "the journal names file, line and key", || {
+        let lines = machine.run("journalctl -b -u bramble -o cat -p err --no-pager")?.out;
+        Ok(lines.contains(named).then_some(()))
+    })?;
+    ensure!(property(machine, "bramble", "ActiveState")? == "active", "the old configuration did not stay");
+    ensure!(machine.run("systemctl restart bramble")?.code != 0, "it started with a configuration that is not good");
+    ensure!(property(machine, "bramble", "NRestarts")? == "0", "it was tried again and again");
+    let check = machine.run("bramble check --list")?;
+    ensure!(check.code == 64 && check.err.contains(named), "check says {}: {}", check.code, check.err);
+    until(PATIENCE, "the failure has its own entry, with an explanation", || {
+        let entry = machine.run("journalctl -b --no-pager --catalog MESSAGE_ID=6d1b4f6c0a5e4b0f9a7c2e8d3f915b24")?;
+        Ok(entry.out.contains("To start it again:").then_some(()))
+    })?;
+    machine.run("rm /etc/bramble/conf.d/a.toml; systemctl reset-failed; systemctl restart bramble")?.good()?;
+    let pid = property(machine, "bramble", "MainPID")?;
+    machine.run("systemctl reload bramble bramble-probe bramble-aggregator")?.good()?;
+    until(PATIENCE, "a good configuration is taken anew", || {
+        let lines = machine.run("journalctl -b -o cat --no-pager")?.out;
+        Ok((lines.matches("the configuration is taken anew").count() >= 3).then_some(()))
+    })?;
+    ensure!(property(machine, "bramble", "MainPID")? == pid, "a reload is no restart");
+
+    // The same version once more, as an upgrade does.
+    let id = machine.run("cat /var/lib/bramble/id")?.good()?;
+    machine.run("dpkg --install /root/*.deb")?.good()?;
+    ensure!(machine.run("cat /var/lib/bramble/id")?.good()? == id, "the upgrade lost the state");
+    ensure!(property(machine, "bramble", "ActiveState")? == "active", "the upgrade left it stopped");
+
+    machine.run("dpkg --purge bramble bramble-aggregator")?.good()?;
+    let running = machine.run("pgrep -x 'bramble.*'")?.out;
+    ensure!(running.is_empty(), "these still run: {running}");
+    let left = difference(&before, &machine.run(TREE)?.good()?);
+    ensure!(left.is_empty(), "not as before: {left:#?}");
+    Ok(())
+}
+
+/// Signs a repository with a key made for it, and lets apt install from it, with lists and sources of its own.
+pub(crate) fn apt_installs_from_the_signed_repository_and_from_no_other() -> Result<()> {
+    let folder = target()?.join("tmp").join(format!("repo-{}", std::process::id()));
+    let outcome = repository(&folder);
+    fs::remove_dir_all(&folder)?;
+    outcome
+}
+
+fn repository(folder: &Path) -> Result<()> {
+    let home = folder.join("gpg");
+    fs::create_dir_all(&home)?;
+    fs::set_permissions(&home, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    let gpg = |arguments: &[&str]| {
+        let mut gpg = Command::new("gpg");
+        said(gpg.arg("--homedir").arg(&home).args(["--batch", "--quiet", "--pinentry-mode=loopback"]).args(arguments))
+    };
+    let key = folder.join("key");
+    let key = key.to_str().context("a path of letters")?;
+    gpg(&["--passphrase=", "--quick-generate-key", "a test of bramble", "ed25519", "sign", "1d"])?;
+    gpg(&["--output", key, "--export-secret-keys"])?;
+    let stopped = Command::new("gpgconf").arg("--homedir").arg(&home).args(["--kill", "all"]).status()?;
+    ensure!(stopped.success(), "gpg's agent does not end");
+    let into = folder.join("apt");
+    let xtask = target()?.join("debug/xtask");
+    said(Command::new(xtask).args(["repo", "--key", key, "--into"]).arg(&into))?;
+
+    for name in ["debian12", "debian13"] {
+        let pack = folder.join("repo.tar");
+        said(Command::new("tar").arg("-C").arg(&into).arg("-cf").arg(&pack).arg("."))?;
+        let gift = Gift { from: pack, to: "/root/repo.tar".to_owned() };
+        let mut machine = Blueprint::named(name)?.start(&store()?, &[gift])?;
+        let sources = "mkdir -p /srv/repo && tar -C /srv/repo -xf /root/repo.tar && \
+                       cp /srv/repo/bramble-archive-keyring.pgp /usr/share/keyrings/ && rm -f /etc/apt/sources.list && \
+                       rm -rf /etc/apt/sources.list.d/* && sed 's|https://REPLACE-BY-YOUR-SERVER/|file:///srv/repo|' \
+                       /srv/repo/bramble.sources >/etc/apt/sources.list.d/bramble.sources";
+        machine.run(sources)?.good()?;
+        machine.run("apt-get -o APT::Update::Error-Mode=any update")?.good()?;
+        machine.run("apt-get --yes --no-install-recommends install bramble bramble-aggregator")?.good()?;
+        ensure!(property(&mut *machine, "bramble", "ActiveState")? == "active", "apt did not start it");
+        machine.run("sed -i 's/^Description: /Description: changed /' /srv/repo/dists/stable/main/binary-*/Packages*")?;
+        machine.run("sed -i 's/^Origin: .*/Origin: other/' /srv/repo/dists/stable/InRelease")?.good()?;
+        let update = machine.run("rm -rf /var/lib/apt/lists/*; apt-get -o APT::Update::Error-Mode=any update")?;
+        if update.code == 0 {
+            bail!("{name}: apt takes a list that was changed after it was signed: {}", update.out);
+        }
+        machine.stop()?;
+    }
+    Ok(())
+}

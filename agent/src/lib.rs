@@ -33,9 +33,9 @@ pub mod daemon;
 /// Findings and health become messages.
 pub mod report;
 
-/// Numbers that need not be secret.
-pub mod random;
 /// What systemd is told, and what it asks.
 pub mod notify;
+/// Numbers that need not be secret.
+pub mod random;
 /// Orderly end.
 pub mod shutdown;

@@ -324,7 +324,8 @@ mod tests {
     #[test]
     fn the_shipped_file_says_the_defaults_and_changes_nothing() {
         const SHIPPED: &str = include_str!("../../packaging/aggregator.toml");
-        let is_setting = |line: &str| line.strip_prefix('#').is_some_and(|l| l.starts_with(char::is_alphabetic));
+        let is_setting =
+            |line: &str| line.strip_prefix('#').is_some_and(|l| l.starts_with(char::is_alphabetic));
         let settings: Vec<&str> =
             SHIPPED.lines().map(|line| if is_setting(line) { &line[1..] } else { line }).collect();
         assert!(settings.len() > SHIPPED.lines().filter(|line| line.starts_with('#')).count());

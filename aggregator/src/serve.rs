@@ -113,7 +113,9 @@ impl Shared {
         let cluster = self.cluster();
         match cluster.broker() {
             None => return "connecting to the broker".to_owned(),
-            Some(broker) if !broker.connected => return format!("no connection to the broker: {}", broker.why),
+            Some(broker) if !broker.connected => {
+                return format!("no connection to the broker: {}", broker.why);
+            }
             Some(_) => {}
         }
         let nodes = cluster.nodes().len();

@@ -54,7 +54,8 @@ fn packages() -> Result<[PathBuf; 2]> {
 
 /// Why the tests with packages cannot run here and now.
 pub(crate) fn missing() -> Option<String> {
-    let built = |name| Blueprint::named(name).is_ok_and(|machine| store().is_ok_and(|s| machine.is_built(&s)));
+    let built =
+        |name| Blueprint::named(name).is_ok_and(|machine| store().is_ok_and(|s| machine.is_built(&s)));
     if let Err(why) = packages() {
         return Some(format!("{why:#}"));
     }
@@ -70,7 +71,8 @@ pub(crate) fn no_judge() -> Option<String> {
 
 fn said(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("starting {command:?}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?} ended with {}: {text}", output.status);
     Ok(text)
 }
@@ -117,12 +119,21 @@ const TREE: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o 
                     -o -printf '%M %U:%G %s %p %l\\n' | sort; \
                     find /etc /usr/lib/systemd -type f -exec sha256sum {} + | sort -k 2";
 /// The accounts: a user stays when a package goes, so that its number is nobody else's later.
-const ACCOUNTS: [&str; 8] =
-    ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-"];
+const ACCOUNTS: [&str; 8] = [
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/shadow",
+    "/etc/gshadow",
+    "/etc/passwd-",
+    "/etc/group-",
+    "/etc/shadow-",
+    "/etc/gshadow-",
+];
 
 /// What two lists do not share, without the accounts.
 fn difference(before: &str, after: &str) -> Vec<String> {
-    let lines = |text: &str| -> std::collections::BTreeSet<String> { text.lines().map(str::to_owned).collect() };
+    let lines =
+        |text: &str| -> std::collections::BTreeSet<String> { text.lines().map(str::to_owned).collect() };
     let (before, after) = (lines(before), lines(after));
     let is_account = |line: &String| line.split_whitespace().any(|word| ACCOUNTS.contains(&word));
     before.symmetric_difference(&after).filter(|line| !is_account(line)).cloned().collect()
@@ -150,7 +161,8 @@ pub(crate) fn a_root_without_systemd_takes_the_packages_and_forgets_them() -> Re
             TREE.replace('\'', "'\\''"),
         );
         let mut unshare = Command::new("unshare");
-        let output = unshare.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", &script]).output()?;
+        let output =
+            unshare.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", &script]).output()?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(output.status.success(), "{suite}: {err}");
         let (before, after) = out.split_once("===\n").context("both lists are there")?;
@@ -206,7 +218,11 @@ fn live_and_go(name: &str) -> Result<()> {
     machine.run("dpkg --install /root/*.deb")?.good()?;
     for unit in ["bramble", "bramble-probe", "bramble-aggregator"] {
         let state = property(machine, unit, "ActiveState")?;
-        ensure!(state == "active", "{unit} is {state}: {}", machine.run("journalctl -b --no-pager -n 40")?.out);
+        ensure!(
+            state == "active",
+            "{unit} is {state}: {}",
+            machine.run("journalctl -b --no-pager -n 40")?.out
+        );
         ensure!(!property(machine, unit, "StatusText")?.is_empty(), "{unit} says nothing of itself");
     }
     ensure!(property(machine, "bramble-prepare", "ConditionResult")? == "no", "root has acted unasked");
@@ -227,22 +243,30 @@ fn live_and_go(name: &str) -> Result<()> {
     ensure!(differ.is_empty() && within.len() == without.len(), "the agent tells otherwise of {differ:?}");
 
     // A configuration that is not good: kept out at a reload, named in one line, and no reason to try again and again.
-    machine.run("printf '[mqtt]\\nhots = 1\\n' >/etc/bramble/conf.d/a.toml; systemctl reload bramble")?.good()?;
+    machine
+        .run("printf '[mqtt]\\nhots = 1\\n' >/etc/bramble/conf.d/a.toml; systemctl reload bramble")?
+        .good()?;
     let named = "/etc/bramble/conf.d/a.toml: line 2: hots: unknown field";
     until(PATIENCE, "the journal names file, line and key", || {
         let lines = machine.run("journalctl -b -u bramble -o cat -p err --no-pager")?.out;
         Ok(lines.contains(named).then_some(()))
     })?;
     ensure!(property(machine, "bramble", "ActiveState")? == "active", "the old configuration did not stay");
-    ensure!(machine.run("systemctl restart bramble")?.code != 0, "it started with a configuration that is not good");
+    ensure!(
+        machine.run("systemctl restart bramble")?.code != 0,
+        "it started with a configuration that is not good"
+    );
     ensure!(property(machine, "bramble", "NRestarts")? == "0", "it was tried again and again");
     let check = machine.run("bramble check --list")?;
     ensure!(check.code == 64 && check.err.contains(named), "check says {}: {}", check.code, check.err);
     until(PATIENCE, "the failure has its own entry, with an explanation", || {
-        let entry = machine.run("journalctl -b --no-pager --catalog MESSAGE_ID=6d1b4f6c0a5e4b0f9a7c2e8d3f915b24")?;
+        let entry =
+            machine.run("journalctl -b --no-pager --catalog MESSAGE_ID=6d1b4f6c0a5e4b0f9a7c2e8d3f915b24")?;
         Ok(entry.out.contains("To start it again:").then_some(()))
     })?;
-    machine.run("rm /etc/bramble/conf.d/a.toml; systemctl reset-failed; systemctl restart bramble")?.good()?;
+    machine
+        .run("rm /etc/bramble/conf.d/a.toml; systemctl reset-failed; systemctl restart bramble")?
+        .good()?;
     let pid = property(machine, "bramble", "MainPID")?;
     machine.run("systemctl reload bramble bramble-probe bramble-aggregator")?.good()?;
     until(PATIENCE, "a good configuration is taken anew", || {
@@ -250,6 +274,17 @@ fn live_and_go(name: &str) -> Result<()> {
         Ok((lines.matches("the configuration is taken anew").count() >= 3).then_some(()))
     })?;
     ensure!(property(machine, "bramble", "MainPID")? == pid, "a reload is no restart");
+
+    // The owner's switch. This kernel's settings cannot be written from here, so root stops at the first of them; what it did
+    // before must have reached the machine, and goes with the receipt.
+    let prepared = machine.run("touch /etc/bramble/prepare; systemctl start bramble-prepare")?;
+    let journal = machine.run("journalctl -b -u bramble-prepare -o cat --no-pager")?.out;
+    ensure!(journal.contains("done  mount bpf on /sys/fs/bpf"), "{}{journal}", prepared.err);
+    machine
+        .run("mountpoint -q /sys/fs/bpf")
+        .and_then(|m| m.good())
+        .context("the mount stayed in the unit")?;
+    machine.run("rm /etc/bramble/prepare; bramble revert")?.good()?;
 
     // The same version once more, as an upgrade does.
     let id = machine.run("cat /var/lib/bramble/id")?.good()?;
@@ -279,7 +314,12 @@ fn repository(folder: &Path) -> Result<()> {
     fs::set_permissions(&home, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     let gpg = |arguments: &[&str]| {
         let mut gpg = Command::new("gpg");
-        said(gpg.arg("--homedir").arg(&home).args(["--batch", "--quiet", "--pinentry-mode=loopback"]).args(arguments))
+        said(
+            gpg.arg("--homedir")
+                .arg(&home)
+                .args(["--batch", "--quiet", "--pinentry-mode=loopback"])
+                .args(arguments),
+        )
     };
     let key = folder.join("key");
     let key = key.to_str().context("a path of letters")?;
@@ -304,9 +344,12 @@ fn repository(folder: &Path) -> Result<()> {
         machine.run("apt-get -o APT::Update::Error-Mode=any update")?.good()?;
         machine.run("apt-get --yes --no-install-recommends install bramble bramble-aggregator")?.good()?;
         ensure!(property(&mut *machine, "bramble", "ActiveState")? == "active", "apt did not start it");
-        machine.run("sed -i 's/^Description: /Description: changed /' /srv/repo/dists/stable/main/binary-*/Packages*")?;
+        machine.run(
+            "sed -i 's/^Description: /Description: changed /' /srv/repo/dists/stable/main/binary-*/Packages*",
+        )?;
         machine.run("sed -i 's/^Origin: .*/Origin: other/' /srv/repo/dists/stable/InRelease")?.good()?;
-        let update = machine.run("rm -rf /var/lib/apt/lists/*; apt-get -o APT::Update::Error-Mode=any update")?;
+        let update =
+            machine.run("rm -rf /var/lib/apt/lists/*; apt-get -o APT::Update::Error-Mode=any update")?;
         if update.code == 0 {
             bail!("{name}: apt takes a list that was changed after it was signed: {}", update.out);
         }

@@ -508,7 +508,8 @@ mod tests {
     #[test]
     fn the_shipped_file_says_all_defaults_and_changes_nothing() {
         const SHIPPED: &str = include_str!("../../../packaging/bramble.toml");
-        let is_setting = |line: &str| line.strip_prefix('#').is_some_and(|l| l.starts_with(char::is_alphabetic));
+        let is_setting =
+            |line: &str| line.strip_prefix('#').is_some_and(|l| l.starts_with(char::is_alphabetic));
         let settings: String = SHIPPED
             .lines()
             .map(|line| if is_setting(line) { &line[1..] } else { line })
@@ -525,7 +526,8 @@ mod tests {
             let known: Vec<&str> = known.split('`').skip(3).step_by(2).collect();
             assert!(known.len() >= 2, "{section}: {known:?}");
             for key in known {
-                let stands = |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} = "));
+                let stands =
+                    |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} = "));
                 assert!(keys.lines().any(stands), "{key} is not in [{section}]");
             }
         }

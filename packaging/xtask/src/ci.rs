@@ -13,7 +13,7 @@ use crate::{root, test};
 /// time than a change may wait for. `cargo xtask machine test` runs them.
 const ALLOWED_SKIPS: &[&str] = &["machine::arm64-", "machine::card::", "machine::pi4::"];
 
-/// Checks format, lints, licences and dependencies, the committed eBPF objects, and runs all tests.
+/// Checks format, lints, licences and dependencies, the committed eBPF objects, builds the packages, and runs all tests.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Also check the dependencies against known advisories; fetches their database from the internet.
@@ -45,6 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("--- advisories: not looked at; --advisories fetches them");
     }
     step("eBPF objects", succeed(cargo(&["xtask", "ebpf", "--check"])));
+    step("packages", succeed(cargo(&["xtask", "deb", "--thin"])));
     step("tests", tests());
     if failed.is_empty() {
         println!("all good");

@@ -123,7 +123,8 @@ fn sign(key: &Path, suite: &Path, repository: &Path) -> Result<()> {
     stop.arg("--homedir").arg(&home).args(["--kill", "all"]).stderr(Stdio::null());
     // Without its folder the agent ends by itself, a little later.
     let _ = stop.status();
-    fs::remove_dir_all(&home).with_context(|| format!("the key was left in {}; remove it", home.display()))?;
+    fs::remove_dir_all(&home)
+        .with_context(|| format!("the key was left in {}; remove it", home.display()))?;
     signed
 }
 

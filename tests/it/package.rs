@@ -113,7 +113,7 @@ pub(crate) fn units_are_understood_and_as_hard_as_they_are_meant_to_be() -> Resu
 }
 
 /// Everything that an installation may change, with the sums of what it may write.
-const TREE: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root \
+const TREE: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root -o -path /srv \
                     -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/lib/systemd \
                     -o -path /var/tmp \\) -prune -o -type d -printf '%M %U:%G %p\\n' \
                     -o -printf '%M %U:%G %s %p %l\\n' | sort; \
@@ -179,7 +179,7 @@ fn boot(name: &str) -> Result<Box<dyn Machine>> {
         .iter()
         .map(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            Gift { from: path.clone(), to: format!("/root/{name}") }
+            Gift { from: path.clone(), to: format!("/srv/{name}") }
         })
         .collect();
     Blueprint::named(name)?.start(&store()?, &gifts)
@@ -215,7 +215,7 @@ fn live_and_go(name: &str) -> Result<()> {
     let mut machine = boot(name)?;
     let machine = &mut *machine;
     let before = machine.run(TREE)?.good()?;
-    machine.run("dpkg --install /root/*.deb")?.good()?;
+    machine.run("dpkg --install /srv/*.deb")?.good()?;
     for unit in ["bramble", "bramble-probe", "bramble-aggregator"] {
         let state = property(machine, unit, "ActiveState")?;
         ensure!(
@@ -288,7 +288,7 @@ fn live_and_go(name: &str) -> Result<()> {
 
     // The same version once more, as an upgrade does.
     let id = machine.run("cat /var/lib/bramble/id")?.good()?;
-    machine.run("dpkg --install /root/*.deb")?.good()?;
+    machine.run("dpkg --install /srv/*.deb")?.good()?;
     ensure!(machine.run("cat /var/lib/bramble/id")?.good()? == id, "the upgrade lost the state");
     ensure!(property(machine, "bramble", "ActiveState")? == "active", "the upgrade left it stopped");
 
@@ -334,9 +334,9 @@ fn repository(folder: &Path) -> Result<()> {
     for name in ["debian12", "debian13"] {
         let pack = folder.join("repo.tar");
         said(Command::new("tar").arg("-C").arg(&into).arg("-cf").arg(&pack).arg("."))?;
-        let gift = Gift { from: pack, to: "/root/repo.tar".to_owned() };
+        let gift = Gift { from: pack, to: "/srv/repo.tar".to_owned() };
         let mut machine = Blueprint::named(name)?.start(&store()?, &[gift])?;
-        let sources = "mkdir -p /srv/repo && tar -C /srv/repo -xf /root/repo.tar && \
+        let sources = "mkdir -p /srv/repo && tar -C /srv/repo -xf /srv/repo.tar && \
                        cp /srv/repo/bramble-archive-keyring.pgp /usr/share/keyrings/ && rm -f /etc/apt/sources.list && \
                        rm -rf /etc/apt/sources.list.d/* && sed 's|https://REPLACE-BY-YOUR-SERVER/|file:///srv/repo|' \
                        /srv/repo/bramble.sources >/etc/apt/sources.list.d/bramble.sources";

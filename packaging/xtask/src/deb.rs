@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::build::{self, Profile, succeed};
 use crate::cross::{self, Arch, Lto, PROGRAMS};
-use crate::root;
 use crate::setup::{self, Purpose};
+use crate::{licence, root};
 
 /// Builds the Debian packages.
 #[derive(Args)]
@@ -92,6 +92,7 @@ fn build(arch: Arch, lto: Lto) -> Result<Vec<Package>> {
     documents(&built)?;
     for program in PROGRAMS {
         fs::copy(cross::folder(arch)?.join(program), built.join(program))?;
+        fs::write(built.join(format!("{program}.licences")), licence::of(program, arch.target())?)?;
     }
     for part in ["packaging", "systemd", "docs", "debian"] {
         let mut copy = Command::new("cp");

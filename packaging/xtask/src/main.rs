@@ -11,6 +11,7 @@ mod demo;
 mod docs;
 mod ebpf;
 mod interrupt;
+mod licence;
 mod machine;
 mod repo;
 mod setup;

@@ -441,12 +441,7 @@ impl<'a> Agent<'a> {
     }
 
     fn mesh(&self) -> report::MeshRow {
-        self.speaker.mesh(
-            clock::now(),
-            self.tier(),
-            self.config.probe.period.as_millis() as u64,
-            &self.healths,
-        )
+        self.speaker.mesh(clock::now(), self.tier(), self.config.report.interval, &self.healths)
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -111,10 +112,10 @@ impl Speaker {
         NodeState { header: self.header(now), tier, readings, conditions, findings, refused_messages }
     }
 
-    /// This node's row of the mesh.
-    pub fn mesh(&self, now: Timestamp, tier: Tier, period_ms: u64, healths: &[Health]) -> MeshRow {
+    /// This node's row of the mesh, said again after `interval`.
+    pub fn mesh(&self, now: Timestamp, tier: Tier, interval: Duration, healths: &[Health]) -> MeshRow {
         let peers = healths.iter().flat_map(|h| h.links.clone()).collect();
-        MeshRow { header: self.header(now), period_ms: period_ms as u32, tier, peers }
+        MeshRow { header: self.header(now), period_ms: interval.as_millis() as u32, tier, peers }
     }
 
     /// All findings.
@@ -165,4 +166,54 @@ pub fn count(findings: &[Finding]) -> FindingCounts {
         } += 1;
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use wire::report::{MAX_PAYLOAD, Stamps};
+
+    use super::*;
+    use crate::{
+        companion::{Sample, Sources},
+        host::Host,
+        probe::{PROBES, Seen, mesh::PeerSample},
+    };
+
+    /// All peers that the kernel's map holds, with names as long as they can be, and every way cut.
+    #[test]
+    fn the_largest_mesh_in_its_worst_hour_fits_into_its_messages() {
+        let name = |number: u32| Name::new(&format!("{number:0>63}")).unwrap();
+        let peers = (1..=ebpf_records::mesh::MAX_PEERS)
+            .map(|number| (name(number), PeerSample { known_ms: 60_000, ..PeerSample::default() }));
+        let tier = Tier { stamps: Stamps::Kernel, attached: Some("tcx".to_owned()), why: String::new() };
+        let sample = Sample {
+            tier: tier.clone(),
+            address: None,
+            period_ms: 1000,
+            mesh: Ok(peers.collect()),
+            sources: None,
+        };
+        let mut judge = (PROBES[0].judge)();
+        let health = judge.judge(&Seen {
+            host: &Host::live().unwrap(),
+            companion: Ok(&sample),
+            sources: &Sources::new(),
+            online: &BTreeMap::new(),
+            node: &name(0),
+            now: Instant::now(),
+        });
+        let speaker = Speaker { cluster: name(0), node: name(0), id: "00000000".to_owned() };
+        let now = Timestamp::UNIX_EPOCH;
+        let (conditions, _) = History::default().date(health.statements.clone(), now);
+        assert!(conditions.iter().any(|c| c.evidence.ends_with(" and 1016 more")), "{conditions:?}");
+        let healths = [health];
+        let row = speaker.mesh(now, tier.clone(), Duration::from_secs(10), &healths);
+        let state = speaker.state(now, tier, &healths, conditions, FindingCounts::default(), 0);
+        assert_eq!((row.peers.len(), row.period_ms), (1024, 10_000));
+        // Twice: what a way that is not cut has to tell is longer.
+        let sizes = [serde_json::to_vec(&row).unwrap().len() * 2, serde_json::to_vec(&state).unwrap().len()];
+        assert!(sizes.iter().all(|size| *size <= MAX_PAYLOAD), "{sizes:?}");
+    }
 }

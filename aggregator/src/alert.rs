@@ -360,7 +360,7 @@ impl Alerts {
                 evidence: vec![format!("lost in both directions by {names}"), connection()],
             });
         }
-        let silent = sight.silence && node.silent_for(sight.now) >= self.silent_after;
+        let silent = sight.silence && node.is_silent(self.silent_after, sight.now);
         if offline || silent {
             let gone = self.node_trouble(name) == Some(NodeTrouble::Gone);
             if gone && reached_by.is_empty() {

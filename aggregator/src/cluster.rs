@@ -293,9 +293,12 @@ impl Node {
         [of(&self.info), of(&self.state), of(&self.findings), of(&self.row)].into_iter().flatten().max()
     }
 
-    /// How long it has said nothing; for ever, when all that we have was stored before we came.
-    pub fn silent_for(&self, now: Timestamp) -> SignedDuration {
-        self.heard().map_or(SignedDuration::MAX, |heard| now.duration_since(heard))
+    /// Whether it has said nothing for `after` since it connected, or for three of its own intervals when these are
+    /// longer; always, when all that we have was stored before we came.
+    pub fn is_silent(&self, after: SignedDuration, now: Timestamp) -> bool {
+        let connected = (self.presence == Presence::Online).then_some(self.since);
+        let own = self.row.as_ref().map_or(SignedDuration::ZERO, |row| period(&row.what) * 3);
+        self.heard().max(connected).is_none_or(|last| now.duration_since(last) >= after.max(own))
     }
 
     /// The slowest median of its row, microseconds.
@@ -362,9 +365,9 @@ impl Node {
     }
 }
 
-/// Time between two rows. A wrong or hostile number must not keep a dead node's row fresh for days.
+/// Time between two rows, at most what a node can be told. A hostile number must not keep a dead node's row fresh for days.
 pub(crate) fn period(row: &MeshRow) -> SignedDuration {
-    SignedDuration::from_millis(i64::from(row.period_ms).clamp(100, 60_000))
+    SignedDuration::from_millis(i64::from(row.period_ms).clamp(100, 3_600_000))
 }
 
 fn presence_line(name: &Name, presence: Option<Presence>) -> Option<Effect> {
@@ -495,7 +498,7 @@ impl Cluster {
             let beat = node.beat(now);
             let silent = silence
                 && self.alerts.node_trouble(name).is_none()
-                && node.silent_for(now) >= self.settings.silent_after;
+                && node.is_silent(self.settings.silent_after, now);
             if beat != node.beat || silent {
                 node.beat = beat;
                 overdue.push(name.clone());
@@ -659,11 +662,12 @@ pub(crate) fn publish<T: serde::Serialize>(topic: Topic, message: &T, expiry: Op
     Effect::Publish { topic, payload, expiry }
 }
 
-/// A text of others, cut to what a person reads.
+/// A text of others, cut to what a person reads, in one line.
 pub(crate) fn shortened(text: &str) -> String {
     const LONGEST: usize = 300;
-    let mut short: String = text.chars().take(LONGEST).collect();
-    if short.len() < text.len() {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let mut short: String = text.chars().map(plain).take(LONGEST).collect();
+    if text.chars().nth(LONGEST).is_some() {
         short.push('…');
     }
     short
@@ -835,13 +839,56 @@ mod tests {
     }
 
     #[test]
+    fn rows_far_apart_hold_until_one_is_overdue() {
+        for (period, holds, ends) in [("10000", 15_000, 31_000), ("60000", 90_000, 181_000)] {
+            let mut scene = Scene::new(Settings::default());
+            scene.node("n1", "mesh", &row("n1", &["n1", "n2"], &[]).to_string().replace("1000", period));
+            scene.node("n2", "availability", "online");
+            scene.wait_ms(holds);
+            assert_eq!(link(&scene, "n2", "n1"), WayState::Fine, "{period}");
+            scene.wait_ms(ends - holds);
+            assert_eq!(link(&scene, "n2", "n1"), WayState::Unknown, "{period}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_has_just_connected_is_not_silent() {
+        let mut scene = Scene::new(Settings::default());
+        scene.wait_ms(40_000);
+        scene.node("n1", "availability", "online");
+        scene.wait_ms(29_000);
+        assert!(scene.alerts_ever().is_empty(), "{:?}", scene.alerts_ever());
+        scene.wait_ms(2_000);
+        assert_eq!(scene.published_alerts(), ["node-silent-n1"]);
+    }
+
+    #[test]
+    fn a_node_that_speaks_once_a_minute_is_not_silent_between() {
+        for (period, silent) in [("1000", true), ("60000", false)] {
+            let mut scene = Scene::new(Settings::default());
+            scene.wait_ms(40_000);
+            scene.node("n1", "availability", "online");
+            scene.node("n1", "mesh", &row("n1", &["n1"], &[]).to_string().replace("1000", period));
+            scene.wait_ms(100_000);
+            assert_eq!(
+                !scene.published_alerts().is_empty(),
+                silent,
+                "{period}: {:?}",
+                scene.published_alerts()
+            );
+            scene.wait_ms(90_000);
+            assert!(!scene.published_alerts().is_empty(), "{period}");
+        }
+    }
+
+    #[test]
     fn a_period_of_fifty_days_keeps_no_row_fresh() {
         let mut scene = Scene::new(Settings::default());
         let text = row("n1", &["n1", "n2"], &[]).to_string().replace("1000", "4294967295");
         scene.node("n1", "mesh", &text);
         scene.node("n2", "availability", "online");
         assert_eq!(link(&scene, "n2", "n1"), WayState::Fine);
-        scene.wait_ms(181_000);
+        scene.wait_ms(10_801_000);
         assert_eq!(link(&scene, "n2", "n1"), WayState::Unknown);
     }
 

@@ -44,7 +44,12 @@ const UNSEEN: Way = Way { state: WayState::Unknown, loss: None, delay_ms: None }
 /// Judges `from -> to` by the fresh rows of its two ends.
 pub fn link(from: &Name, to: &Name, from_row: Option<&MeshRow>, to_row: Option<&MeshRow>) -> Link {
     let sent = from_row.and_then(|row| row.peers.get(to));
-    let arrived = to_row.and_then(|row| row.peers.get(from));
+    // Rows come minutes apart, and at once when a way changes: who is not heard and does not know it spoke before.
+    let spoke_before = |arrived: &PeerReport| {
+        sent.is_some_and(|sent| sent.incoming.state == WayState::Cut)
+            && !matches!(arrived.out.state, WayState::Cut | WayState::Unknown)
+    };
+    let arrived = to_row.and_then(|row| row.peers.get(from)).filter(|arrived| !spoke_before(arrived));
     let seen = |way: Option<&Way>| way.filter(|w| w.state != WayState::Unknown).cloned();
     let (way, seen_by) =
         match (seen(arrived.map(|report| &report.incoming)), seen(sent.map(|report| &report.out))) {
@@ -136,6 +141,16 @@ mod tests {
             let b = arrived.map(|incoming| row("b", "a", Cut, incoming));
             let link = link(&name("a"), &name("b"), a.as_ref(), b.as_ref());
             assert_eq!((link.way.state, link.seen_by), (state, witness), "{fed_back:?} {arrived:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_heard_and_does_not_know_it_spoke_before() {
+        use WayState::{Cut, Fine, Unknown};
+        // B's word on its own way to A, which A does not hear -> verdict on A -> B.
+        for (own, state) in [(Fine, Unknown), (Cut, Fine), (Unknown, Fine)] {
+            let (a, b) = (row("a", "b", Unknown, Cut), row("b", "a", own, Fine));
+            assert_eq!(link(&name("a"), &name("b"), Some(&a), Some(&b)).way.state, state, "{own:?}");
         }
     }
 

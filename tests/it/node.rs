@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use testbed::{
-    lab::{Lab, Node, Settings},
+    fault::Fault,
+    lab::{Binaries, Lab, Node, Settings},
     mesh::{Ear, raised, settle},
     namespace::run_in,
-    naming::LIMIT,
+    naming::{self, LIMIT},
     watch::until,
 };
 use wire::{
@@ -16,7 +17,7 @@ use wire::{
     topic::NodeTopic,
 };
 
-use crate::{SETTLING, bed, logged};
+use crate::{SETTLING, bed, logged, programs};
 
 /// A node without power: its last will and its peers both say so, each in time.
 pub(crate) fn a_dead_node_is_offline_by_its_last_will_and_gone_for_its_peers() -> Result<()> {
@@ -141,6 +142,36 @@ pub(crate) fn a_node_without_the_kernels_stamps_says_so_and_still_measures() -> 
             Ok(right.then_some(pairs))
         });
         pairs.with_context(|| format!("{:?}", ear.pairs(&lab)))?;
+        Ok(())
+    })
+}
+
+/// As shipped: the bed's other tests let nodes report every second.
+pub(crate) fn with_the_shipped_interval_the_page_is_whole_between_two_reports() -> Result<()> {
+    let mut lab = Lab::network(&Binaries::within(&programs()?)?, 3, 0)?;
+    let broker = *lab.broker().address().ip();
+    for node in lab.nodes() {
+        node.configure(broker, Settings { report: "10s", ..Settings::default() })?;
+    }
+    lab.start_programs()?;
+    logged(&lab, || {
+        let states = || -> Result<Vec<String>> {
+            let cluster = lab.cluster()?;
+            let links = cluster["links"].as_array().context("the page has links")?;
+            Ok(links.iter().filter_map(|link| Some(link["state"].as_str()?.to_owned())).collect())
+        };
+        let fine = |states: &[String]| states.len() == 6 && states.iter().all(|state| state == "fine");
+        until(SETTLING * 2, "all links are fine", || Ok(fine(&states()?).then_some(())))?;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(12) {
+            let states = states()?;
+            ensure!(fine(&states), "{states:?} after {:?}", began.elapsed());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let fault = Fault::inject("loss:n2-n3".parse()?, &lab)?;
+        let ear = Ear::open(&lab)?;
+        let namings = naming::watch(&lab, &ear, fault.spec(), Instant::now())?;
+        ensure!(namings.are_right(), "{namings:?}");
         Ok(())
     })
 }

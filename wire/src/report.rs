@@ -17,8 +17,9 @@ use crate::topic::Name;
 pub const VERSION: u32 = 1;
 /// The oldest version that this build reads.
 pub const OLDEST: u32 = 1;
-/// The largest payload that is read or written, bytes. Brokers refuse more in their own ways; 20 nodes fit in a tenth of it.
-pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// The largest payload that is read or written, bytes: the mesh row of a node with 1,024 peers. Brokers refuse more in
+/// their own ways.
+pub const MAX_PAYLOAD: usize = 512 * 1024;
 
 /// Payload of an availability topic while the speaker is connected.
 pub const ONLINE: &str = "online";
@@ -296,7 +297,7 @@ pub struct MeshRow {
     /// Version, time, origin.
     #[serde(flatten)]
     pub header: Header,
-    /// Time between two batches of probes, ms.
+    /// Time between two of these messages, ms; what changed is said at once. After that the row is overdue.
     pub period_ms: u32,
     /// How this node measures.
     pub tier: Tier,

@@ -329,7 +329,7 @@ mod tests {
         });
         scene.node("n1", "state", &state("n1", evil, json!([bad])));
         let text = render(&scene.cluster, scene.now);
-        assert!(text.contains("subject=\"n1: x\\\"} 1\\nevil 2\\\\\""), "{text}");
+        assert!(text.contains("subject=\"n1: x\\\"} 1 evil 2\\\\\""), "{text}");
         let (mut families, mut samples) = (BTreeSet::new(), BTreeSet::new());
         for line in text.lines() {
             if let Some(family) = line.strip_prefix("# TYPE ") {

@@ -78,6 +78,11 @@ const SILENCE: f64 = 2.1;
 const SLOW: u32 = 2;
 /// Round trips after which there is something to compare with.
 const LEARNT: u32 = 5;
+/// Ways that are stated one by one, the worst first: a message has an end, and a person's patience too. The row of the
+/// mesh has all.
+const STATED: usize = 64;
+/// Ways that a sum names; it counts the others.
+const SUMMED: usize = 8;
 /// Clock drift that is forgiven when directions are compared: two undisciplined crystals, ns per second.
 const DRIFT: i64 = 100_000;
 
@@ -285,7 +290,7 @@ impl Judge for Mesh {
             let link = self.links.entry(name.clone()).or_default();
             health.links.insert(name.clone(), link.judge(sample, period_ms));
         }
-        let statements: Vec<Statement> = health
+        let mut statements: Vec<Statement> = health
             .links
             .iter()
             .flat_map(|(peer, report)| {
@@ -300,10 +305,16 @@ impl Judge for Mesh {
             let (status, evidence) = match raised.as_slice() {
                 [] if peers.is_empty() => (Status::Clear, "no peers are known yet".to_owned()),
                 [] => (Status::Clear, format!("{} peers are probed", peers.len())),
+                raised if raised.len() > SUMMED => {
+                    let (named, more) = raised.split_at(SUMMED);
+                    (Status::Raised, format!("{} and {} more", named.join(", "), more.len()))
+                }
                 raised => (Status::Raised, raised.join(", ")),
             };
             health.statements.push(kind.statement(None, status, evidence));
         }
+        statements.sort_by_key(|s| std::cmp::Reverse(s.severity));
+        statements.truncate(STATED);
         health.statements.extend(statements);
         let cut_off =
             health.links.len() > 1 && health.links.values().all(|l| l.incoming.state == WayState::Cut);

@@ -38,7 +38,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_millis(500);
 /// A companion that says nothing for so many periods is as good as gone.
 const SILENT_PERIODS: u32 = 4;
-/// How long a retained presence is worth something.
+/// How long a retained presence is worth something; it is said again at each pass over the requirements.
 const INFO_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Peers that are listened to: more than the kernel's map holds are never probed.
 const MOST_PEERS: usize = ebpf_records::mesh::MAX_PEERS as usize;
@@ -82,7 +82,9 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             _ = report.tick() => agent.report(),
             _ = check.tick() => {
                 agent.check();
+                agent.introduce();
             }
+            () = at(agent.silent_at()) => agent.companion_is_silent(),
             () = at(agent.announce_at) => agent.announce(),
             stream = listener.accept() => answer(stream, &agent).await,
         }
@@ -185,8 +187,8 @@ struct Agent<'a> {
     machine: Machine,
     wanted: tokio::sync::watch::Sender<Wanted>,
     peers: BTreeMap<Name, Peer>,
-    /// Another node that speaks under our name: its id.
-    namesake: Option<String>,
+    /// Another node that speaks under our name: its id, and when it last did.
+    namesake: Option<(String, Instant)>,
     sample: Result<Sample, String>,
     sample_at: Instant,
     sources: companion::Sources,
@@ -304,7 +306,7 @@ impl<'a> Agent<'a> {
         }
         self.sample_at = Instant::now();
         if moved && address(&self.sample).is_some() {
-            self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
+            self.introduce();
         }
         self.watch();
         if self.judge(Pace::Sample) {
@@ -394,7 +396,7 @@ impl<'a> Agent<'a> {
 
     fn name(&self) -> Statement {
         let (status, evidence) = match &self.namesake {
-            Some(id) => (
+            Some((id, _)) => (
                 Status::Raised,
                 format!("a node with id {id} is called {} too; was this card cloned?", self.speaker.node),
             ),
@@ -457,11 +459,29 @@ impl<'a> Agent<'a> {
 
     /// The regular report.
     fn report(&mut self) {
-        if self.sample.is_ok() && self.sample_at.elapsed() > self.config.probe.period * SILENT_PERIODS {
-            self.sample = Err("bramble probe is connected and says nothing".to_owned());
-            self.judge(Pace::Sample);
+        let gone = self.config.report.interval * 3;
+        self.namesake.take_if(|(_, spoke)| spoke.elapsed() > gone);
+        if self.namesake.is_some() {
+            // It overwrote our presence, and has to learn of us as we did of it.
+            self.introduce();
         }
         self.judge(Pace::Report);
+        self.say();
+    }
+
+    /// Says who we are and where peers reach us.
+    fn introduce(&self) {
+        self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
+    }
+
+    /// When the companion's silence begins to mean something.
+    fn silent_at(&self) -> Option<Instant> {
+        self.sample.is_ok().then(|| self.sample_at + self.config.probe.period * SILENT_PERIODS)
+    }
+
+    fn companion_is_silent(&mut self) {
+        self.sample = Err("bramble probe is connected and says nothing".to_owned());
+        self.judge(Pace::Sample);
         self.say();
     }
 
@@ -495,7 +515,7 @@ impl<'a> Agent<'a> {
     fn announce(&mut self) {
         self.announce_at = None;
         self.announced_as = None;
-        self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
+        self.introduce();
         self.say();
     }
 
@@ -509,7 +529,7 @@ impl<'a> Agent<'a> {
                 );
                 self.broker = Ok(clock::now());
                 self.refused = None;
-                self.publish(NodeTopic::Info, &self.info(), Some(INFO_EXPIRY));
+                self.introduce();
                 self.judge(Pace::Sample);
                 self.say();
             }
@@ -542,7 +562,7 @@ impl<'a> Agent<'a> {
 
     fn take_message(&mut self, topic: &str, payload: &[u8], retained: bool) -> Result<(), String> {
         match Topic::parse(topic, &self.speaker.cluster).map_err(|e| e.to_string())? {
-            Topic::Node(node, leaf) if node == self.speaker.node => self.take_own(leaf, payload),
+            Topic::Node(node, leaf) if node == self.speaker.node => self.take_own(leaf, payload, retained),
             Topic::Node(node, NodeTopic::Info) if payload.is_empty() => {
                 self.peers.remove(&node);
                 self.want();
@@ -577,15 +597,18 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// Something was said in our name: by us, by a clone, or by our last will of before.
-    fn take_own(&mut self, leaf: NodeTopic, payload: &[u8]) -> Result<(), String> {
+    /// Something was said in our name: by us, by a clone, by our last will of before, or by who forgets nodes.
+    fn take_own(&mut self, leaf: NodeTopic, payload: &[u8], retained: bool) -> Result<(), String> {
         match leaf {
-            NodeTopic::Info if !payload.is_empty() => {
+            // Somebody tidied up: we are here.
+            NodeTopic::Info if payload.is_empty() => self.introduce(),
+            // Stored, it may be of an earlier installation on this name, and ours replaces it; a living namesake repeats it.
+            NodeTopic::Info if !retained => {
                 let info: NodeInfo = report::read(payload, &self.speaker.cluster, &self.speaker.node)
                     .map_err(|e| e.to_string())?;
-                // Retained by an earlier installation on this name, it is replaced by ours and not repeated; a living
-                // namesake repeats it.
-                self.namesake = (info.id != self.speaker.id).then_some(info.id);
+                if info.id != self.speaker.id {
+                    self.namesake = Some((info.id, Instant::now()));
+                }
             }
             NodeTopic::Availability if payload != ONLINE.as_bytes() => {
                 // The will of our last connection fired late: we are here.

@@ -1,6 +1,9 @@
 //! A node whose programs are killed, restarted, or cannot do all: what it and the others say.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -172,6 +175,40 @@ pub(crate) fn with_the_shipped_interval_the_page_is_whole_between_two_reports() 
         let ear = Ear::open(&lab)?;
         let namings = naming::watch(&lab, &ear, fault.spec(), Instant::now())?;
         ensure!(namings.are_right(), "{namings:?}");
+        Ok(())
+    })
+}
+
+/// A copied card: both say so, and when it is gone the mesh is as it was.
+pub(crate) fn two_nodes_of_one_name_both_say_so_until_one_is_gone() -> Result<()> {
+    let mut lab = bed()?;
+    let ear = Ear::open(&lab)?;
+    settle(&lab, &ear, SETTLING)?;
+    let path = lab.node("n3")?.namespace().path("/run/bed/bramble.toml");
+    let own = fs::read_to_string(&path)?;
+    fs::write(&path, own.replace("name = \"n3\"", "name = \"n2\""))?;
+    lab.node_mut("n3")?.start_agent()?;
+    let says = |node: &Node| -> Result<bool> {
+        let Ok(status) = node.status() else { return Ok(false) };
+        let conditions = status["state"]["conditions"].as_array().context("a status has conditions")?;
+        Ok(conditions.iter().any(|c| c["id"] == "name-taken" && c["status"] == "raised"))
+    };
+    logged(&lab, || {
+        for node in ["n2", "n3"] {
+            until(SETTLING, "each of the two says that its name is taken", || {
+                Ok(says(lab.node(node)?)?.then_some(()))
+            })
+            .with_context(|| node.to_owned())?;
+        }
+        Ok(())
+    })?;
+    fs::write(&path, own)?;
+    lab.node_mut("n3")?.start_agent()?;
+    logged(&lab, || {
+        until(SETTLING, "nobody says so any more", || {
+            Ok((!says(lab.node("n2")?)? && !says(lab.node("n3")?)?).then_some(()))
+        })?;
+        settle(&lab, &ear, SETTLING)?;
         Ok(())
     })
 }

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    datapath::rights::missing,
     host::Host,
     notify::{Asked, Service},
     probe::{PROBES, Source, mesh::prober::Prober},
@@ -37,7 +38,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         sources: PROBES
             .iter()
             .filter_map(|probe| Some((probe.id, probe.kernel?)))
-            .map(|(id, open)| (id, open(host).map_err(|e| e.to_string())))
+            .map(|(id, open)| (id, open(host).map_err(|e| format!("{e}{}", missing(host)))))
             .collect(),
         wanted: Wanted::default(),
         agent: None,

@@ -19,6 +19,8 @@ use ebpf_records::{drop as drop_records, mesh::Peer};
 
 use crate::{config::Attach, host::Host};
 
+/// The capabilities that the programs take.
+pub mod rights;
 /// The node's link to its peers.
 pub mod uplink;
 

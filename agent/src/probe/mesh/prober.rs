@@ -29,7 +29,7 @@ use wire::{
 use super::{PeerSample, Trip};
 use crate::{
     config::{self, Config},
-    datapath::{MeshPrograms, uplink::Uplink},
+    datapath::{MeshPrograms, rights::missing, uplink::Uplink},
     host::Host,
 };
 
@@ -75,24 +75,26 @@ impl Prober {
         let uplink = Uplink::find(host, config.probe.uplink.as_deref()).map_err(|e| e.to_string())?;
         let session = crate::random::u32().max(1);
         let port = config.probe.port;
-        let programs = match config.probe.stamps {
-            config::Stamps::User => Err("probe.stamps is \"user\" in the configuration".to_owned()),
-            config::Stamps::Auto => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
-                .map_err(|e| format!("{e}; bramble probe needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")),
-        };
         let bind = |port| {
             bind(port).map_err(|e| match e.kind() {
                 io::ErrorKind::AddrInUse => format!("UDP port {port} is taken; set probe.port, on all nodes"),
                 _ => format!("opening UDP port {port}: {e}"),
             })
         };
+        // The port first: whoever has it may be a companion, whose programs must not be taken away.
+        let (responder, requests) = (bind(port)?, bind(0)?);
+        let programs = match config.probe.stamps {
+            config::Stamps::User => Err("probe.stamps is \"user\" in the configuration".to_owned()),
+            config::Stamps::Auto => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
+                .map_err(|e| format!("{e}{}", missing(host))),
+        };
         Ok(Self {
             uplink,
             session,
             port,
             programs,
-            requests: bind(0)?,
-            responder: bind(port)?,
+            requests,
+            responder,
             peers: BTreeMap::new(),
             names: HashMap::new(),
         })

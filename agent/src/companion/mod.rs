@@ -130,7 +130,9 @@ pub fn trusted(stream: &UnixStream) -> io::Result<()> {
 pub fn listen(socket: &Path, mode: u32) -> Result<UnixListener, String> {
     use std::os::unix::fs::PermissionsExt;
     let shown = socket.display();
-    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+    // Of the wrong kind on purpose: a living socket refuses it as such, and its owner gets no connection to care for.
+    let knock = std::os::unix::net::UnixDatagram::unbound().and_then(|knock| knock.connect(socket));
+    if knock.is_err_and(|e| e.raw_os_error() == Some(nix::errno::Errno::EPROTOTYPE as i32)) {
         return Err(format!("{shown}: another one is running already; stop it first"));
     }
     let fail = |e: io::Error| format!("{shown}: {e}; may this user write there?");
@@ -165,6 +167,20 @@ mod tests {
         other.write_all(b"\"198.18.0.2\"}}\n{\"peers\":{}}\n").await.unwrap();
         assert_eq!(link.receive::<Wanted>().await.unwrap().peers.len(), 1);
         assert_eq!(link.receive::<Wanted>().await.unwrap(), Wanted::default());
+    }
+
+    #[tokio::test]
+    async fn a_second_one_is_refused_without_disturbing_the_first() {
+        let directory = std::env::temp_dir().join(format!("bramble-listen-{}", std::process::id()));
+        let socket = directory.join("a.sock");
+        let first = listen(&socket, 0o600).unwrap();
+        let why = listen(&socket, 0o600).unwrap_err();
+        assert!(why.contains("another one is running"), "{why}");
+        let disturbed = tokio::time::timeout(std::time::Duration::from_millis(50), first.accept()).await;
+        assert!(disturbed.is_err());
+        drop(first);
+        listen(&socket, 0o600).unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 
     #[tokio::test]

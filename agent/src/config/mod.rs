@@ -4,7 +4,7 @@
 //! that stands here. The owner's settings are in `/etc/bramble/conf.d/*.toml`: of two files that set the same key, the later
 //! by name wins. A secret is never in them: only the path of the file that holds it.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{net::Ipv4Addr, num::NonZeroU16, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 use wire::{connection::Secret, topic::Name};
@@ -175,7 +175,7 @@ struct RawNode {
 #[serde(deny_unknown_fields, default)]
 struct RawMqtt {
     host: Option<String>,
-    port: Option<u16>,
+    port: Option<NonZeroU16>,
     user: Option<String>,
     password_file: Option<String>,
     keep_alive: Option<String>,
@@ -186,7 +186,7 @@ struct RawMqtt {
 #[serde(deny_unknown_fields, default)]
 struct RawProbe {
     uplink: Option<String>,
-    port: Option<u16>,
+    port: Option<NonZeroU16>,
     period: Option<String>,
     stamps: Option<Stamps>,
     attach: Option<Attach>,
@@ -256,10 +256,10 @@ fn password_file() -> String {
     }
 }
 
-/// All files, merged; each with what it says itself, so that an error can name it.
+/// All files, merged; each with its text, so that an error can name file and line.
 #[derive(Debug, Default)]
 struct Written {
-    files: Vec<(String, toml::Table)>,
+    files: Vec<(String, String)>,
     merged: toml::Table,
 }
 
@@ -270,16 +270,18 @@ impl Written {
         let _: Raw = toml::from_str(text).map_err(|e| bad(&e))?;
         let table: toml::Table = toml::from_str(text).map_err(|e| bad(&e))?;
         merge(&mut self.merged, &table);
-        self.files.push((path.to_owned(), table));
+        self.files.push((path.to_owned(), text.to_owned()));
         Ok(())
     }
 
-    /// The last file that sets `section.key`.
+    /// The last file that sets `section.key`, and the line where it does; the first file when none does.
     fn origin(&self, key: &str) -> String {
-        let (section, key) = key.split_once('.').unwrap_or(("", key));
-        let sets = |table: &toml::Table| table.get(section).is_some_and(|section| section.get(key).is_some());
-        let file = self.files.iter().rev().find(|(_, table)| sets(table)).or(self.files.first());
-        file.map(|(path, _)| path.clone()).unwrap_or_default()
+        let set = self.files.iter().rev().find_map(|(path, text)| Some((path, line_of(text, key)?)));
+        match (set, self.files.first()) {
+            (Some((path, line)), _) => format!("{path}: line {line}"),
+            (None, Some((path, _))) => path.clone(),
+            (None, None) => String::new(),
+        }
     }
 
     fn check(
@@ -293,6 +295,15 @@ impl Written {
         })?;
         raw.check(host_name, |key| self.origin(key), read)
     }
+}
+
+/// The line, from 1, on which `text` sets `section.key`.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let (section, key) = key.split_once('.')?;
+    let document = toml::de::DeTable::parse(text).ok()?;
+    let section = document.get_ref().get(section)?.get_ref().as_table()?;
+    let (name, _) = section.iter().find(|(name, _)| name.get_ref() == key)?;
+    Some(text[..name.span().start].matches('\n').count() + 1)
 }
 
 /// Line, key and cause in one line. The value is left out: somebody may have written a password there.
@@ -345,6 +356,10 @@ impl Raw {
             })?,
         };
         let cluster = self.node.cluster.as_deref().unwrap_or("home");
+        let host = self.mqtt.host.unwrap_or_else(|| Ipv4Addr::LOCALHOST.to_string());
+        if host.is_empty() {
+            return Err(bad("mqtt.host", &host, "a name or an address".to_owned()));
+        }
         let user = match (self.mqtt.user, self.mqtt.password_file) {
             (None, None) => None,
             (None, Some(file)) => {
@@ -368,8 +383,8 @@ impl Raw {
                 runtime_dir: self.node.runtime_dir.unwrap_or_else(|| "/run/bramble".into()),
             },
             mqtt: Mqtt {
-                host: self.mqtt.host.unwrap_or_else(|| Ipv4Addr::LOCALHOST.to_string()),
-                port: self.mqtt.port.unwrap_or(1883),
+                host,
+                port: self.mqtt.port.map_or(1883, NonZeroU16::get),
                 user,
                 keep_alive: duration(
                     "mqtt.keep_alive",
@@ -388,7 +403,7 @@ impl Raw {
             },
             probe: Probe {
                 uplink: self.probe.uplink.filter(|u| !u.is_empty()),
-                port: self.probe.port.unwrap_or(ebpf_records::mesh::DEFAULT_PORT),
+                port: self.probe.port.map_or(ebpf_records::mesh::DEFAULT_PORT, NonZeroU16::get),
                 period: duration(
                     "probe.period",
                     self.probe.period,
@@ -458,8 +473,10 @@ mod tests {
             ("[mqtt]\nhots = \"a\"", &["line 2", "hots", "host"][..]),
             ("[probe]\nstamps = \"best\"", &["line 2", "best", "auto", "user"]),
             ("[mqtt]\nport = 70000", &["line 2", "70000"]),
-            ("[node]\nname = \"a/b\"", &["bramble.toml", "node.name", "a/b", "a-z"]),
-            ("[probe]\nperiod = \"soon\"", &["probe.period", "soon", "500ms"]),
+            ("[node]\nname = \"a/b\"", &["bramble.toml: line 2", "node.name", "a/b", "a-z"]),
+            ("[node]\n\n[probe]\nperiod = \"soon\"", &["line 4", "probe.period", "soon", "500ms"]),
+            ("mqtt = { host = \"\" }", &["line 1", "mqtt.host"]),
+            ("[probe]\nport = 0", &["line 2", "port", "nonzero"]),
             ("[probe]\nperiod = \"1ms\"", &["probe.period", "1ms", "500ms"]),
             ("[mqtt]\npassword_file = \"p\"", &["mqtt.password_file", "mqtt.user"]),
             ("nonsense", &["line 1"]),
@@ -483,7 +500,7 @@ mod tests {
     fn a_missing_password_stops_the_agent_alone() {
         let config = check("[mqtt]\nuser = \"u\"").unwrap();
         let error = config.mqtt.login().unwrap_err().to_string();
-        assert!(error.contains("bramble.toml: mqtt.user") && error.contains(PASSWORD), "{error}");
+        assert!(error.contains("bramble.toml: line 2: mqtt.user") && error.contains(PASSWORD), "{error}");
         let config = check("[mqtt]\nuser = \"u\"\npassword_file = \"/secret\"").unwrap();
         assert_eq!(config.mqtt.login().unwrap(), Some(("u".to_owned(), Secret::new("hunter2".to_owned()))));
     }
@@ -498,8 +515,8 @@ mod tests {
         assert_eq!((config.mqtt.host.as_str(), config.mqtt.port), ("b", 1));
         assert_eq!((config.cluster.accept.len(), config.cluster.k3s), (0, false));
         let bad = [("a.toml", "[node]\ncluster = \"A B\""), ("b.toml", "[node]\nname = \"A B\"")];
-        assert!(check_all(&bad).unwrap_err().starts_with("b.toml: node.name"));
-        assert!(check_all(&bad[..1]).unwrap_err().starts_with("a.toml: node.cluster"));
+        assert!(check_all(&bad).unwrap_err().starts_with("b.toml: line 2: node.name"));
+        assert!(check_all(&bad[..1]).unwrap_err().starts_with("a.toml: line 2: node.cluster"));
         let unknown = [("a.toml", ""), ("b.toml", "\n[node]\nnmae = \"a\"")];
         assert!(check_all(&unknown).unwrap_err().starts_with("b.toml: line 3: nmae"));
     }

@@ -443,7 +443,8 @@ impl<'a> Agent<'a> {
     }
 
     fn mesh(&self) -> report::MeshRow {
-        self.speaker.mesh(clock::now(), self.tier(), self.config.report.interval, &self.healths)
+        let times = [self.config.probe.period, self.config.report.interval];
+        self.speaker.mesh(clock::now(), self.tier(), times, &self.healths)
     }
 
     fn snapshot(&self) -> Snapshot {

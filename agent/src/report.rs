@@ -112,10 +112,17 @@ impl Speaker {
         NodeState { header: self.header(now), tier, readings, conditions, findings, refused_messages }
     }
 
-    /// This node's row of the mesh, said again after `interval`.
-    pub fn mesh(&self, now: Timestamp, tier: Tier, interval: Duration, healths: &[Health]) -> MeshRow {
+    /// This node's row of the mesh: probes every `period`, said again after `interval`.
+    pub fn mesh(
+        &self,
+        now: Timestamp,
+        tier: Tier,
+        [period, interval]: [Duration; 2],
+        healths: &[Health],
+    ) -> MeshRow {
         let peers = healths.iter().flat_map(|h| h.links.clone()).collect();
-        MeshRow { header: self.header(now), period_ms: interval.as_millis() as u32, tier, peers }
+        let [period_ms, interval_ms] = [period, interval].map(|time| time.as_millis() as u32);
+        MeshRow { header: self.header(now), period_ms, interval_ms, tier, peers }
     }
 
     /// All findings.
@@ -209,9 +216,9 @@ mod tests {
         let (conditions, _) = History::default().date(health.statements.clone(), now);
         assert!(conditions.iter().any(|c| c.evidence.ends_with(" and 1016 more")), "{conditions:?}");
         let healths = [health];
-        let row = speaker.mesh(now, tier.clone(), Duration::from_secs(10), &healths);
+        let row = speaker.mesh(now, tier.clone(), [1, 10].map(Duration::from_secs), &healths);
         let state = speaker.state(now, tier, &healths, conditions, FindingCounts::default(), 0);
-        assert_eq!((row.peers.len(), row.period_ms), (1024, 10_000));
+        assert_eq!((row.peers.len(), row.period_ms, row.interval_ms), (1024, 1000, 10_000));
         // Twice: what a way that is not cut has to tell is longer.
         let sizes = [serde_json::to_vec(&row).unwrap().len() * 2, serde_json::to_vec(&state).unwrap().len()];
         assert!(sizes.iter().all(|size| *size <= MAX_PAYLOAD), "{sizes:?}");

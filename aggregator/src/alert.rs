@@ -4,8 +4,8 @@
 //! seen neither raises nor clears. A problem that another one explains is not raised: no link alerts of a node
 //! that is gone, no alert of a condition whose dependency is raised.
 //!
-//! There are two deliberate waits, and both end with the next report of the nodes concerned, at most one or two
-//! periods later. A link's alert waits while one of its ends is overdue itself, and the alert of a *cut* link waits
+//! There are two deliberate waits, and both end with the next report of the nodes concerned, which say at once what
+//! changed, or when it is overdue. A link's alert waits while one of its ends is overdue itself, and the alert of a *cut* link waits
 //! until the sender's other peers have spoken: only they know whether one link is cut or the whole node gone.
 //! The mesh shows such a link as cut at once.
 
@@ -324,11 +324,8 @@ impl Alerts {
             return Seen::Explained;
         }
         let live = node.beat(sight.now) == Beat::Live;
-        if live
-            && node
-                .fresh_row(sight.now)
-                .is_some_and(|row| row.peers.values().any(|p| works(p.incoming.state)))
-        {
+        let arrives = |peer| works(mesh::between(sight.nodes, peer, name, sight.now).way.state);
+        if live && node.peers().any(|(peer, _)| arrives(peer)) {
             return Seen::Fine;
         }
         let (lost_by, reached_by) = witnesses(sight, name, node);

@@ -275,10 +275,10 @@ impl Node {
             return Beat::Stale;
         };
         let age = now.duration_since(row.heard);
-        let period = period(&row.what);
-        if age <= period + period / 2 {
+        let interval = interval(&row.what);
+        if age <= interval + interval / 2 {
             Beat::Live
-        } else if age <= (period * 3).max(SignedDuration::from_secs(3)) {
+        } else if age <= (interval * 3).max(SignedDuration::from_secs(3)) {
             Beat::Missed
         } else {
             Beat::Stale
@@ -297,7 +297,7 @@ impl Node {
     /// longer; always, when all that we have was stored before we came.
     pub fn is_silent(&self, after: SignedDuration, now: Timestamp) -> bool {
         let connected = (self.presence == Presence::Online).then_some(self.since);
-        let own = self.row.as_ref().map_or(SignedDuration::ZERO, |row| period(&row.what) * 3);
+        let own = self.row.as_ref().map_or(SignedDuration::ZERO, |row| interval(&row.what) * 3);
         self.heard().max(connected).is_none_or(|last| now.duration_since(last) >= after.max(own))
     }
 
@@ -365,9 +365,14 @@ impl Node {
     }
 }
 
-/// Time between two rows, at most what a node can be told. A hostile number must not keep a dead node's row fresh for days.
+/// Time between two batches of probes: so much later the others have seen the same and said so.
 pub(crate) fn period(row: &MeshRow) -> SignedDuration {
-    SignedDuration::from_millis(i64::from(row.period_ms).clamp(100, 3_600_000))
+    SignedDuration::from_millis(i64::from(row.period_ms).clamp(100, 60_000))
+}
+
+/// Time between two rows, at most what a node can be told: a hostile number must not keep a dead node's row fresh for days.
+fn interval(row: &MeshRow) -> SignedDuration {
+    SignedDuration::from_millis(i64::from(row.interval_ms).min(3_600_000)).max(period(row))
 }
 
 fn presence_line(name: &Name, presence: Option<Presence>) -> Option<Effect> {
@@ -840,14 +845,19 @@ mod tests {
 
     #[test]
     fn rows_far_apart_hold_until_one_is_overdue() {
-        for (period, holds, ends) in [("10000", 15_000, 31_000), ("60000", 90_000, 181_000)] {
+        for (interval, holds, ends) in [(10_000, 15_000, 31_000), (60_000, 90_000, 181_000)] {
+            let interval = &format!("\"interval_ms\":{interval},");
             let mut scene = Scene::new(Settings::default());
-            scene.node("n1", "mesh", &row("n1", &["n1", "n2"], &[]).to_string().replace("1000", period));
+            scene.node(
+                "n1",
+                "mesh",
+                &row("n1", &["n1", "n2"], &[]).to_string().replace("\"interval_ms\":1000,", interval),
+            );
             scene.node("n2", "availability", "online");
             scene.wait_ms(holds);
-            assert_eq!(link(&scene, "n2", "n1"), WayState::Fine, "{period}");
+            assert_eq!(link(&scene, "n2", "n1"), WayState::Fine, "{interval}");
             scene.wait_ms(ends - holds);
-            assert_eq!(link(&scene, "n2", "n1"), WayState::Unknown, "{period}");
+            assert_eq!(link(&scene, "n2", "n1"), WayState::Unknown, "{interval}");
         }
     }
 
@@ -864,20 +874,25 @@ mod tests {
 
     #[test]
     fn a_node_that_speaks_once_a_minute_is_not_silent_between() {
-        for (period, silent) in [("1000", true), ("60000", false)] {
+        for (interval, silent) in [(1000, true), (60_000, false)] {
+            let interval = &format!("\"interval_ms\":{interval},");
             let mut scene = Scene::new(Settings::default());
             scene.wait_ms(40_000);
             scene.node("n1", "availability", "online");
-            scene.node("n1", "mesh", &row("n1", &["n1"], &[]).to_string().replace("1000", period));
+            scene.node(
+                "n1",
+                "mesh",
+                &row("n1", &["n1"], &[]).to_string().replace("\"interval_ms\":1000,", interval),
+            );
             scene.wait_ms(100_000);
             assert_eq!(
                 !scene.published_alerts().is_empty(),
                 silent,
-                "{period}: {:?}",
+                "{interval}: {:?}",
                 scene.published_alerts()
             );
             scene.wait_ms(90_000);
-            assert!(!scene.published_alerts().is_empty(), "{period}");
+            assert!(!scene.published_alerts().is_empty(), "{interval}");
         }
     }
 

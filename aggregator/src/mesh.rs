@@ -116,6 +116,7 @@ mod tests {
         MeshRow {
             header: Header { v: VERSION, ts: Timestamp::UNIX_EPOCH, cluster: name("home"), node: name(node) },
             period_ms: 1000,
+            interval_ms: 1000,
             tier: Tier { stamps: Stamps::Kernel, attached: None, why: String::new() },
             peers: [(name(peer), report)].into(),
         }

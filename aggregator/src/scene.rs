@@ -136,7 +136,7 @@ pub(crate) fn row(node: &str, all: &[&str], faults: &[Fault<'_>]) -> Value {
         .collect();
     with(
         node,
-        json!({"period_ms": 1000, "tier": {"stamps": "kernel", "attached": "tcx", "why": ""}, "peers": peers}),
+        json!({"period_ms": 1000, "interval_ms": 1000, "tier": {"stamps": "kernel", "attached": "tcx", "why": ""}, "peers": peers}),
     )
 }
 

@@ -108,7 +108,7 @@ const TESTS: &[&[Test]] = &[
         Root a_killed_companion_is_missed_and_its_restart_heals_with_tcx,
         Root a_killed_companion_leaves_no_second_filter_with_tc,
         Root a_node_without_the_kernels_stamps_says_so_and_still_measures,
-        Root with_the_shipped_interval_the_page_is_whole_between_two_reports,
+        Root with_the_shipped_interval_the_page_is_whole_and_faults_are_named_in_time,
         Root two_nodes_of_one_name_both_say_so_until_one_is_gone,
         Root without_the_broker_everybody_goes_on_and_comes_back_by_themselves,
         Root stopping_is_orderly_and_in_time,

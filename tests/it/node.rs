@@ -150,7 +150,7 @@ pub(crate) fn a_node_without_the_kernels_stamps_says_so_and_still_measures() -> 
 }
 
 /// As shipped: the bed's other tests let nodes report every second.
-pub(crate) fn with_the_shipped_interval_the_page_is_whole_between_two_reports() -> Result<()> {
+pub(crate) fn with_the_shipped_interval_the_page_is_whole_and_faults_are_named_in_time() -> Result<()> {
     let mut lab = Lab::network(&Binaries::within(&programs()?)?, 3, 0)?;
     let broker = *lab.broker().address().ip();
     for node in lab.nodes() {
@@ -171,10 +171,16 @@ pub(crate) fn with_the_shipped_interval_the_page_is_whole_between_two_reports() 
             ensure!(fine(&states), "{states:?} after {:?}", began.elapsed());
             std::thread::sleep(Duration::from_millis(200));
         }
-        let fault = Fault::inject("loss:n2-n3".parse()?, &lab)?;
         let ear = Ear::open(&lab)?;
-        let namings = naming::watch(&lab, &ear, fault.spec(), Instant::now())?;
-        ensure!(namings.are_right(), "{namings:?}");
+        for fault in ["loss:n2-n3", "delay:n3-n1", "cut:n3"] {
+            let fault = Fault::inject(fault.parse()?, &lab)?;
+            let namings = naming::watch(&lab, &ear, fault.spec(), Instant::now())?;
+            ensure!(namings.are_right(), "{namings:?}");
+            fault.heal(&lab)?;
+            until(SETTLING * 2, "all links are fine again, and the alerts over", || {
+                Ok((fine(&states()?) && ear.alerts().is_empty()).then_some(()))
+            })?;
+        }
         Ok(())
     })
 }

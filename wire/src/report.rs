@@ -297,8 +297,10 @@ pub struct MeshRow {
     /// Version, time, origin.
     #[serde(flatten)]
     pub header: Header,
-    /// Time between two of these messages, ms; what changed is said at once. After that the row is overdue.
+    /// Time between two batches of probes, ms.
     pub period_ms: u32,
+    /// Time between two of these messages, ms: after it the row is overdue. What changed is said at once.
+    pub interval_ms: u32,
     /// How this node measures.
     pub tier: Tier,
     /// By peer.

@@ -190,6 +190,8 @@ struct Agent<'a> {
     /// Another node that speaks under our name: its id, and when it last did.
     namesake: Option<(String, Instant)>,
     sample: Result<Sample, String>,
+    /// Whether the companion was tried to be reached; before, nothing can be told of it.
+    tried: bool,
     sample_at: Instant,
     sources: companion::Sources,
     judges: Vec<(Pace, Box<dyn Judge>)>,
@@ -225,6 +227,7 @@ impl<'a> Agent<'a> {
             peers: BTreeMap::new(),
             namesake: None,
             sample: Err("bramble probe has not been reached yet".to_owned()),
+            tried: false,
             sample_at: Instant::now(),
             sources: companion::Sources::new(),
             judges: PROBES.iter().map(|p| (p.pace, (p.judge)())).collect(),
@@ -301,6 +304,7 @@ impl<'a> Agent<'a> {
         let address = |s: &Result<Sample, String>| s.as_ref().ok().and_then(|s| s.address);
         let moved = address(&sample) != address(&self.sample);
         self.sample = sample;
+        self.tried = true;
         if let Some(sources) = self.sample.as_mut().ok().and_then(|s| s.sources.take()) {
             self.sources = sources;
         }
@@ -344,6 +348,7 @@ impl<'a> Agent<'a> {
     fn companion(&self) -> Statement {
         let (status, evidence) = match &self.sample {
             Ok(_) => (Status::Clear, "bramble probe answers".to_owned()),
+            Err(why) if !self.tried => (Status::Unknown, why.clone()),
             Err(why) => (Status::Raised, why.clone()),
         };
         Statement {
@@ -477,17 +482,22 @@ impl<'a> Agent<'a> {
 
     /// When the companion's silence begins to mean something.
     fn silent_at(&self) -> Option<Instant> {
-        self.sample.is_ok().then(|| self.sample_at + self.config.probe.period * SILENT_PERIODS)
+        (self.sample.is_ok() || !self.tried).then(|| self.sample_at + self.config.probe.period * SILENT_PERIODS)
     }
 
     fn companion_is_silent(&mut self) {
         self.sample = Err("bramble probe is connected and says nothing".to_owned());
+        self.tried = true;
         self.judge(Pace::Sample);
         self.say();
     }
 
-    /// Says numbers and health now.
+    /// Says numbers and health now. Not without the broker: it would be the first that is heard when it is back, and says
+    /// that it is away.
     fn say(&mut self) {
+        if self.broker.is_err() {
+            return;
+        }
         let expiry = Some(self.config.report.interval * 3);
         let state = self.state();
         self.publish(NodeTopic::State, &state, expiry);

@@ -482,7 +482,8 @@ impl<'a> Agent<'a> {
 
     /// When the companion's silence begins to mean something.
     fn silent_at(&self) -> Option<Instant> {
-        (self.sample.is_ok() || !self.tried).then(|| self.sample_at + self.config.probe.period * SILENT_PERIODS)
+        (self.sample.is_ok() || !self.tried)
+            .then(|| self.sample_at + self.config.probe.period * SILENT_PERIODS)
     }
 
     fn companion_is_silent(&mut self) {

@@ -61,6 +61,8 @@ pub fn main() -> ExitCode {
     };
     match bramble.run() {
         Ok(code) => code,
+        // Whoever read has seen enough: `bramble status | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // One line in the journal with the priority of an error, one on a terminal.
             match std::env::var_os("JOURNAL_STREAM") {
@@ -71,6 +73,10 @@ pub fn main() -> ExitCode {
             ExitCode::from(if usage { USAGE } else { FAILURE })
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 impl Bramble {

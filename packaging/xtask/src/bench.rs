@@ -2,11 +2,13 @@
 //!
 //! Figures of one machine do not transfer; the ratios do. Load and page size stand with every figure.
 
+mod check;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -22,8 +24,6 @@ use testbed::process::{Process, bound};
 use crate::build::{self, Profile};
 use crate::setup::{self, Purpose};
 
-/// Runs of each command; the figure is their median.
-const ROUNDS: usize = 20;
 /// How often Prometheus asks its exporters here.
 const SCRAPE_EVERY: Duration = Duration::from_secs(10);
 /// Before this, caches fill and nodes find each other.
@@ -34,7 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Measures time, memory and cost per packet.
 #[derive(Subcommand)]
 pub(crate) enum Verb {
-    /// Time and peak memory of `bramble check`, beside `bpftool feature probe`.
+    /// Time, CPU and memory of `bramble check` and of an `apply` with nothing to do, beside check-config.sh, bpftool
+    /// and Ansible.
     Check(Switches),
     /// Memory and CPU of every program in the demo, beside prometheus-node-exporter.
     Agent(AgentSwitches),
@@ -77,12 +78,17 @@ struct Circumstances {
 /// Something is missing that cannot be installed, or a program does not do what is measured.
 pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
     if !build::is_built_for_root() {
-        setup::ensure(&[Purpose::Demo, Purpose::Bench])?;
+        let installed = setup::ensure(&[Purpose::Demo, Purpose::Bench]);
+        match verb {
+            // Measures what can be had, and names what is missing.
+            Verb::Check(_) => drop(installed.inspect_err(|error| eprintln!("{error:#}"))),
+            _ => drop(installed?),
+        }
         build::programs(Profile::Release)?;
     }
     build::become_root()?;
     match verb {
-        Verb::Check(switches) => report(switches, check),
+        Verb::Check(switches) => report(switches, check::measure),
         Verb::Agent(switches) => {
             let time = Duration::from_secs(switches.seconds);
             report(&switches.switches, || agent(time))
@@ -132,91 +138,6 @@ fn page_size() -> Result<u64> {
 fn kibibytes(text: &str) -> Result<u64> {
     let number = text.trim().strip_suffix(" kB").with_context(|| format!("{text:?} is no size"))?;
     Ok(number.trim().parse::<u64>()? * 1024)
-}
-
-// --- check
-
-/// One command.
-#[derive(Debug, Serialize)]
-struct OneShot {
-    command: String,
-    /// Start to end, milliseconds: median, fastest, slowest.
-    wall_ms: [f64; 3],
-    /// The largest resident memory that was seen in any run, bytes; what is allocated in the last few microseconds
-    /// may be missing.
-    peak_rss: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct CheckOutcome {
-    bramble_check: OneShot,
-    bpftool_feature_probe: OneShot,
-    /// Wall time of bpftool per wall time of bramble, the median over the rounds.
-    times_faster: f64,
-}
-
-fn check() -> Result<CheckOutcome> {
-    let bramble = build::binaries(Profile::Release)?.bramble;
-    let ours = (bramble.display().to_string(), ["check", "--json"]);
-    let peer = ("bpftool".to_owned(), ["feature", "probe"]);
-    let mut times: [Vec<f64>; 2] = Default::default();
-    // Taking turns, so that a busy machine hits both alike.
-    for _ in 0..ROUNDS {
-        for (times, (program, arguments)) in times.iter_mut().zip([&ours, &peer]) {
-            times.push(timed(program, arguments)?.as_secs_f64() * 1000.0);
-        }
-    }
-    let ratio = median(times[0].iter().zip(&times[1]).map(|(ours, peer)| peer / ours));
-    let peak = |(program, arguments): &(String, [&str; 2])| -> Result<u64> {
-        let mut peaks = (0..ROUNDS).map(|_| peak_memory(program, arguments));
-        peaks.try_fold(0, |most, peak| Ok(most.max(peak?)))
-    };
-    let one_shot = |name: &str, times: &[f64], peak_rss| OneShot {
-        command: name.to_owned(),
-        wall_ms: [
-            median(times.iter().copied()),
-            times.iter().copied().fold(f64::INFINITY, f64::min),
-            times.iter().copied().fold(0.0, f64::max),
-        ],
-        peak_rss,
-    };
-    Ok(CheckOutcome {
-        bramble_check: one_shot("bramble check --json", &times[0], peak(&ours)?),
-        bpftool_feature_probe: one_shot("bpftool feature probe", &times[1], peak(&peer)?),
-        times_faster: ratio,
-    })
-}
-
-fn quiet(program: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
-fn timed(program: &str, arguments: &[&str]) -> Result<Duration> {
-    let began = Instant::now();
-    let status = quiet(program, arguments).status().with_context(|| format!("starting {program}"))?;
-    // Findings are no failure: up to 3, the exit code is the node's health.
-    ensure!(status.code().is_some_and(|code| code <= 3), "{program} ended with {status}");
-    Ok(began.elapsed())
-}
-
-/// Watches a program's high-water mark until it ends. The figure that `wait4` gives is of no use: a child begins
-/// with its parent's memory, and keeps that mark.
-fn peak_memory(program: &str, arguments: &[&str]) -> Result<u64> {
-    let mut child = quiet(program, arguments).spawn().with_context(|| format!("starting {program}"))?;
-    let status = format!("/proc/{}/status", child.id());
-    let name = Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut peak = 0;
-    while child.try_wait()?.is_none() {
-        // Gone, or ended and not waited for: then there is no such line.
-        let text = fs::read_to_string(&status).unwrap_or_default();
-        if text.lines().next().is_some_and(|line| line.strip_prefix("Name:\t") == Some(&name)) {
-            let mark = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            peak = peak.max(mark.map(kibibytes).transpose()?.unwrap_or_default());
-        }
-    }
-    Ok(peak)
 }
 
 // --- agent
@@ -275,11 +196,14 @@ fn agent(time: Duration) -> Result<AgentOutcome> {
         groups.take(name, *pid)?;
     }
     scrape_for(WARM_UP, address)?;
-    let before = groups.cpu_ns(&programs)?;
+    let cpu_ns = || -> Result<BTreeMap<&str, u64>> {
+        programs.iter().map(|(name, _)| Ok((name.as_str(), groups.cpu_ns(name)?))).collect()
+    };
+    let before = cpu_ns()?;
     eprintln!("measuring for {} s", time.as_secs());
     let began = Instant::now();
     scrape_for(time, address)?;
-    let after = groups.cpu_ns(&programs)?;
+    let after = cpu_ns()?;
     let seconds = began.elapsed().as_secs_f64();
     let casualties = lab.casualties();
     ensure!(casualties.is_empty(), "{}", casualties.join(", "));
@@ -287,7 +211,7 @@ fn agent(time: Duration) -> Result<AgentOutcome> {
         .iter()
         .map(|(name, pid)| {
             let (rss, uss) = memory(*pid)?;
-            let cpu_ns_per_s = (after[name] - before[name]) as f64 / seconds;
+            let cpu_ns_per_s = (after[name.as_str()] - before[name.as_str()]) as f64 / seconds;
             Ok(Footprint { program: name.clone(), rss, uss, cpu_ns_per_s })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -384,20 +308,19 @@ impl Groups {
         Ok(Self(path))
     }
 
+    /// Moves a process to the group of this name.
     fn take(&self, name: &str, pid: u32) -> Result<()> {
         let group = self.0.join(name);
-        fs::create_dir(&group)?;
+        fs::create_dir_all(&group)?;
         Ok(fs::write(group.join("cgroup.procs"), pid.to_string())?)
     }
 
-    fn cpu_ns(&self, programs: &[(String, u32)]) -> Result<BTreeMap<String, u64>> {
-        let read = |name: &str| -> Result<u64> {
-            let text = fs::read_to_string(self.0.join(name).join("cpu.stat"))?;
-            let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
-            let Some(usage) = usage else { bail!("cpu.stat of {name} has no usage_usec") };
-            Ok(usage.parse::<u64>()? * 1000)
-        };
-        programs.iter().map(|(name, _)| Ok((name.clone(), read(name)?))).collect()
+    /// What the processes of a group have used until now, with those that ended.
+    fn cpu_ns(&self, name: &str) -> Result<u64> {
+        let text = fs::read_to_string(self.0.join(name).join("cpu.stat"))?;
+        let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
+        let Some(usage) = usage else { bail!("cpu.stat of {name} has no usage_usec") };
+        Ok(usage.parse::<u64>()? * 1000)
     }
 
     /// Fails while a process is inside; then the next start tries again.

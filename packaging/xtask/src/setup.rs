@@ -107,6 +107,7 @@ const NEEDS: &[Need] = &[
         Source::DebianWithUnit("prometheus-node-exporter.service"),
     ),
     need(Purpose::Bench, "bpftool", "`bramble check` is measured beside it", Source::Debian),
+    need(Purpose::Bench, "ansible-core", "`bramble apply` is measured beside it", Source::Debian),
     need(Purpose::Cross, "rustc-web", "compiles for arm64", Source::Debian),
     need(Purpose::Cross, "cargo-web", "drives that compiler", Source::Debian),
     need(Purpose::Cross, "libstd-rust-web-dev", "Rust's standard library for arm64", Source::Arm64),

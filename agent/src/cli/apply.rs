@@ -121,6 +121,8 @@ fn apply(args: &Apply, config: &Config, host: &HostMut) -> Result<ExitCode, Stop
     let mut writer = None;
     let mut done: Vec<Step> = Vec::new();
     let mut wanted = true;
+    // Whether the last look at the host found steps that are left.
+    let mut left = None;
     for _ in 0..ROUNDS {
         let plan = plan(host.host(), config);
         let todo: Vec<&Step> = plan
@@ -134,6 +136,7 @@ fn apply(args: &Apply, config: &Config, host: &HostMut) -> Result<ExitCode, Stop
             if done.is_empty() {
                 print(&page(&plan, &args.consent, width()), ExitCode::SUCCESS)?;
             }
+            left = Some(!plan.steps.is_empty());
             break;
         }
         print(&page(&plan, &args.consent, width()), ExitCode::SUCCESS)?;
@@ -172,8 +175,8 @@ fn apply(args: &Apply, config: &Config, host: &HostMut) -> Result<ExitCode, Stop
         None if open.is_some() && wanted => receipt(&receipts, open.as_deref())?.end(clock::now())?,
         None => {}
     }
-    let left = plan(host.host(), config).steps;
-    Ok(if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    let left = left.unwrap_or_else(|| !plan(host.host(), config).steps.is_empty());
+    Ok(ExitCode::from(u8::from(left)))
 }
 
 /// Asks on the terminal; `None` without one.
@@ -229,7 +232,8 @@ fn report(step: &Step, remarks: &[String]) -> anyhow::Result<()> {
     print(&text, ExitCode::SUCCESS).map(drop)
 }
 
-/// Says what stopped it, what was done, and how to go back.
+/// Says what stopped it, what was done, and how to go back. The receipt stays open: the next apply goes on in it, so
+/// that one revert takes all back.
 fn stopped(host: &HostMut, failed: &NotDone, step: &Step, done: &[Step], receipt: &str) -> ExitCode {
     say("apply", failed);
     let lines = |steps: &[Step]| -> Vec<String> {

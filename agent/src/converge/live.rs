@@ -170,7 +170,9 @@ impl Live {
                 return Ok(Undone::Stays("a module stays loaded until the next boot: others may use it"));
             }
             Live::Mount { kind, point } => {
-                if kind == "bpf" && !host.host().list(point).unwrap_or_default().is_empty() {
+                // What the kernel itself puts there ends with .debug.
+                let pinned = |names: Vec<String>| names.iter().any(|name| !name.ends_with(".debug"));
+                if kind == "bpf" && host.host().list(point).is_ok_and(pinned) {
                     return Ok(Undone::Stays(
                         "the BPF file system stays until the next boot: programs are pinned in it",
                     ));
@@ -191,7 +193,7 @@ impl Live {
                 if !was("is-enabled", "enabled") {
                     host.succeed(&["systemctl", "disable", "--", unit], SHORT)?;
                 }
-                if !was("is-active", "active") {
+                if !was("is-active", "active") && ask(host, "is-active", unit)? == "active" {
                     host.succeed(&["systemctl", "stop", "--", unit], SHORT)?;
                 }
             }

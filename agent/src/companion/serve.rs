@@ -183,10 +183,13 @@ impl Companion<'_> {
             }
         }
         // The old one is dropped first: its port must be free.
-        self.prober = Err(String::new());
+        let was_open = std::mem::replace(&mut self.prober, Err(String::new())).is_ok();
         self.prober = Prober::open(self.host, self.config);
         if let Ok(prober) = &mut self.prober {
             prober.set_peers(&self.wanted.peers);
+        }
+        // Said once, not at each attempt while there is none.
+        if was_open || self.prober.is_ok() {
             self.say_tier();
         }
     }

@@ -375,12 +375,18 @@ impl Raw {
                 Some((user, password))
             }
         };
+        let directory = |key, written: Option<PathBuf>, default: &str| match written {
+            Some(path) if !path.is_absolute() => {
+                Err(bad(key, &path.display().to_string(), "a whole path, from / on".to_owned()))
+            }
+            written => Ok(written.unwrap_or_else(|| default.into())),
+        };
         Ok(Config {
             node: Node {
                 name,
                 cluster: Name::new(cluster).map_err(|e| bad("node.cluster", cluster, e.to_string()))?,
-                state_dir: self.node.state_dir.unwrap_or_else(|| "/var/lib/bramble".into()),
-                runtime_dir: self.node.runtime_dir.unwrap_or_else(|| "/run/bramble".into()),
+                state_dir: directory("node.state_dir", self.node.state_dir, "/var/lib/bramble")?,
+                runtime_dir: directory("node.runtime_dir", self.node.runtime_dir, "/run/bramble")?,
             },
             mqtt: Mqtt {
                 host,
@@ -479,6 +485,8 @@ mod tests {
             ("[probe]\nport = 0", &["line 2", "port", "nonzero"]),
             ("[probe]\nperiod = \"1ms\"", &["probe.period", "1ms", "500ms"]),
             ("[mqtt]\npassword_file = \"p\"", &["mqtt.password_file", "mqtt.user"]),
+            ("[node]\nstate_dir = \"\"", &["line 2", "node.state_dir", "whole path"]),
+            ("[node]\nruntime_dir = \"run\"", &["line 2", "node.runtime_dir", "run", "whole path"]),
             ("nonsense", &["line 1"]),
             ("[node]\nname = 1\n[node]\n", &["line"]),
         ] {

@@ -17,6 +17,7 @@ use testbed::process::mark;
 use wire::report::{FindingCounts, Stamps, Tier, WayState};
 
 use crate::build::{self, Profile};
+use crate::ebpf;
 use crate::interrupt::Interrupt;
 use crate::setup::{self, Purpose};
 
@@ -88,6 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !build::is_built_for_root() {
         setup::ensure(&[Purpose::Demo])?;
         progress(format_args!("building"));
+        ebpf::refresh()?;
         build::programs(Profile::of(arguments.dev))?;
     }
     build::become_root()?;

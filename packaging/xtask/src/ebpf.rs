@@ -87,11 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let started = Instant::now();
     setup::ensure(&[Purpose::Ebpf])?;
     let built = build()?;
-    let manifest = Manifest {
-        objects: built.iter().map(|(file, bytes)| (file.clone(), describe(bytes))).collect(),
-        sources: hash_sources(root())?,
-        toolchain: toolchain()?,
-    };
+    let manifest = describe_all(&built, hash_sources(root())?)?;
     let (differing, identical) = if arguments.check {
         let committed = read_manifest(root())?;
         let differing = differing(root(), &manifest)?;
@@ -141,6 +137,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
+/// Builds the objects anew when the sources are not those of the manifest; costs a few hashes otherwise.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn refresh() -> Result<()> {
+    let sources = hash_sources(root())?;
+    if read_manifest(root()).is_ok_and(|committed| committed.sources == sources) {
+        return Ok(());
+    }
+    eprintln!("ebpf/prebuilt is older than the sources; building the objects");
+    setup::ensure(&[Purpose::Ebpf])?;
+    let built = build()?;
+    write(&built, &describe_all(&built, sources)?)
+}
+
 fn prebuilt(root: &Path) -> PathBuf {
     root.join("ebpf/prebuilt")
 }
@@ -151,6 +163,11 @@ fn read_manifest(root: &Path) -> Result<Manifest> {
         .with_context(|| format!("cannot read {}; next: cargo xtask ebpf", path.display()))?;
     serde_json::from_str(&text)
         .with_context(|| format!("cannot parse {}; next: cargo xtask ebpf", path.display()))
+}
+
+fn describe_all(built: &BTreeMap<String, Vec<u8>>, sources: String) -> Result<Manifest> {
+    let objects = built.iter().map(|(file, bytes)| (file.clone(), describe(bytes))).collect();
+    Ok(Manifest { objects, sources, toolchain: toolchain()? })
 }
 
 fn describe(bytes: &[u8]) -> Object {

@@ -155,6 +155,14 @@ fn sensor(reading: &Reading) -> Value {
         Unit::Byte => (Some("data_size"), Some("B")),
         Unit::Percent => (None, Some("%")),
         Unit::PerSecond => (None, Some("1/s")),
+        Unit::BytePerSecond => (Some("data_rate"), Some("B/s")),
+        Unit::Second => (Some("duration"), Some("s")),
+        Unit::Volt => (Some("voltage"), Some("V")),
+        Unit::Ampere => (Some("current"), Some("A")),
+        Unit::Watt => (Some("power"), Some("W")),
+        Unit::Megahertz => (Some("frequency"), Some("MHz")),
+        Unit::PerMinute => (None, Some("rpm")),
+        Unit::DecibelMilliwatt => (Some("signal_strength"), Some("dBm")),
         Unit::Count => (None, None),
     };
     if let Some(class) = class {

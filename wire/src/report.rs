@@ -153,6 +153,30 @@ pub enum Unit {
     /// Events per second.
     #[serde(rename = "1/s")]
     PerSecond,
+    /// Bytes per second.
+    #[serde(rename = "B/s")]
+    BytePerSecond,
+    /// Seconds.
+    #[serde(rename = "s")]
+    Second,
+    /// Volts.
+    #[serde(rename = "V")]
+    Volt,
+    /// Amperes.
+    #[serde(rename = "A")]
+    Ampere,
+    /// Watts.
+    #[serde(rename = "W")]
+    Watt,
+    /// Millions of cycles per second.
+    #[serde(rename = "MHz")]
+    Megahertz,
+    /// Revolutions per minute.
+    #[serde(rename = "rpm")]
+    PerMinute,
+    /// Decibels above one milliwatt: how strong a radio is heard.
+    #[serde(rename = "dBm")]
+    DecibelMilliwatt,
 }
 
 /// How a number behaves over time.

@@ -179,6 +179,14 @@ fn unit(unit: wire::report::Unit) -> &'static str {
         U::Byte => "B",
         U::Count => "",
         U::PerSecond => "/s",
+        U::BytePerSecond => "B/s",
+        U::Second => "s",
+        U::Volt => "V",
+        U::Ampere => "A",
+        U::Watt => "W",
+        U::Megahertz => "MHz",
+        U::PerMinute => "rpm",
+        U::DecibelMilliwatt => "dBm",
     }
 }
 

@@ -99,6 +99,14 @@ fn name_of(id: &str, reading: &Reading) -> (String, f64) {
         Unit::Byte => ("_bytes", 1.0),
         Unit::Count => ("", 1.0),
         Unit::PerSecond => ("_per_second", 1.0),
+        Unit::BytePerSecond => ("_bytes_per_second", 1.0),
+        Unit::Second => ("_seconds", 1.0),
+        Unit::Volt => ("_volts", 1.0),
+        Unit::Ampere => ("_amperes", 1.0),
+        Unit::Watt => ("_watts", 1.0),
+        Unit::Megahertz => ("_hertz", 1e6),
+        Unit::PerMinute => ("_per_minute", 1.0),
+        Unit::DecibelMilliwatt => ("_dbm", 1.0),
     };
     let id = id.replace('-', "_");
     let id = id.trim_end_matches("_total");

@@ -19,6 +19,7 @@ pub mod bpf;
 pub mod bpf_offer;
 pub mod clock;
 pub mod disk;
+pub mod http;
 pub mod netfilter;
 mod netlink;
 pub mod scratch;

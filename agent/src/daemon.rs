@@ -23,7 +23,7 @@ use crate::{
     config::{self, Config},
     facts::Facts,
     guard::Guard,
-    host::{Host, clock, state::State, unit},
+    host::{Host, clock, state::State, systemd},
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
@@ -264,8 +264,8 @@ impl<'a> Agent<'a> {
                 "not restored: that was done {} times within an hour; sudo bramble plan shows what keeps changing",
                 self.config.guard.restore_per_hour
             );
-        } else if let Err(why) = unit::start_prepare() {
-            tracing::error!("{} was not started to restore it: {why}", unit::PREPARE);
+        } else if let Err(why) = systemd::start_prepare() {
+            tracing::error!("{} was not started to restore it: {why}", systemd::PREPARE);
         }
     }
 

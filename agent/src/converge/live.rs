@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::systemd::Unit;
 use crate::host::write::{HostMut, NotDone};
 
 /// One effect on the running machine.
@@ -80,6 +81,8 @@ pub enum Undone {
 }
 
 const SHORT: Duration = Duration::from_secs(30);
+/// systemd itself ends what does not stop after 90 s (DefaultTimeoutStopSec).
+const STOP: Duration = Duration::from_secs(100);
 /// Swap may be full, and the disk that holds it slow.
 const LONG: Duration = Duration::from_secs(600);
 
@@ -118,11 +121,10 @@ impl Live {
                 Ok(before)
             }
             Live::SwapOff { path } => Ok(priority(host, path)?.into_iter().collect()),
-            Live::StartUnit { unit } => {
-                let ask = |what| Ok((String::from(what), ask(host, what, unit)?));
-                Ok(vec![ask("is-enabled")?, ask("is-active")?])
+            Live::StartUnit { unit } | Live::StopUnit { unit } => {
+                let unit = look(host, unit)?;
+                Ok(vec![("is-enabled".into(), unit.enabled), ("is-active".into(), unit.active)])
             }
-            Live::StopUnit { unit } => Ok(vec![("is-active".into(), ask(host, "is-active", unit)?)]),
             Live::LoadModule { .. } | Live::Mount { .. } | Live::ShareMount { .. } | Live::ReadUnits => {
                 Ok(Before::new())
             }
@@ -149,14 +151,14 @@ impl Live {
                 None => Ok(()),
             },
             Live::StartUnit { unit } => {
-                host.succeed(&["systemctl", "enable", "--", unit], SHORT)?;
+                host.enable_unit(unit)?;
                 // Some are up only when the clock is right, which may take minutes.
-                host.succeed(&["systemctl", "start", "--no-block", "--", unit], SHORT).map(drop)
+                host.start_unit(unit)
             }
-            Live::ReadUnits => read_units(host),
+            Live::ReadUnits => host.reload_units(),
             Live::StopUnit { unit } => {
-                read_units(host)?;
-                host.succeed(&["systemctl", "stop", "--", unit], SHORT).map(drop)
+                host.reload_units()?;
+                stop(host, unit)
             }
         }
     }
@@ -190,18 +192,21 @@ impl Live {
                 }
             }
             Live::StartUnit { unit } => {
-                if !was("is-enabled", "enabled") {
-                    host.succeed(&["systemctl", "disable", "--", unit], SHORT)?;
+                let now = look(host, unit)?;
+                // Files are put back first: the unit's own may be gone, and its links with it.
+                if !was("is-enabled", "enabled") && now.is_enabled() {
+                    host.disable_unit(unit)?;
                 }
-                if !was("is-active", "active") && ask(host, "is-active", unit)? == "active" {
-                    host.succeed(&["systemctl", "stop", "--", unit], SHORT)?;
+                if !was("is-active", "active") && !now.is_down() {
+                    stop(host, unit)?;
                 }
             }
-            Live::ReadUnits => read_units(host)?,
+            Live::ReadUnits => host.reload_units()?,
             Live::StopUnit { unit } => {
-                read_units(host)?;
+                host.reload_units()?;
                 if was("is-active", "active") {
-                    host.succeed(&["systemctl", "start", "--", unit], SHORT)?;
+                    host.start_unit(unit)?;
+                    host.settled(unit, SHORT, |unit| unit.is_active() || unit.active == "failed")?;
                 }
             }
         }
@@ -260,17 +265,21 @@ fn priority(host: &HostMut, path: &str) -> Result<Option<(String, String)>, NotD
     Ok(line.and_then(|line| Some((path.to_owned(), line.split_whitespace().last()?.to_owned()))))
 }
 
-/// Where no systemd runs there is nobody to read; see sd_booted(3).
-fn read_units(host: &HostMut) -> Result<(), NotDone> {
-    match host.host().present("/run/systemd/system").map_err(unreadable)? {
-        true => host.succeed(&["systemctl", "daemon-reload"], SHORT).map(drop),
-        false => Ok(()),
-    }
+fn look(host: &HostMut, unit: &str) -> Result<Unit, NotDone> {
+    host.host().unit(unit).map_err(unreadable)
 }
 
-/// systemd answers with a word, and with a code other than 0 when the word is not the good one.
-fn ask(host: &HostMut, what: &str, unit: &str) -> Result<String, NotDone> {
-    host.run(&["systemctl", what, "--", unit], SHORT).map(|answer| answer.output)
+/// Stops a unit and waits until nothing of it runs.
+fn stop(host: &HostMut, unit: &str) -> Result<(), NotDone> {
+    host.stop_unit(unit)?;
+    let now = host.settled(unit, STOP, Unit::is_down)?;
+    match now.is_down() {
+        true => Ok(()),
+        false => {
+            let why = format!("it is {} after {} s", now.active, STOP.as_secs());
+            Err(NotDone::new("stopping", unit, why, format!("systemctl status {unit}")))
+        }
+    }
 }
 
 fn unreadable(error: crate::host::Unreadable) -> NotDone {

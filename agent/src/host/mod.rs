@@ -24,7 +24,7 @@ pub mod netfilter;
 mod netlink;
 pub mod scratch;
 pub mod state;
-pub mod unit;
+pub mod systemd;
 pub mod vault;
 pub mod watch;
 pub mod write;

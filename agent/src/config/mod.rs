@@ -13,6 +13,8 @@ use crate::host::{Host, Unreadable};
 
 /// `[cluster]`: what the node is prepared for.
 pub mod cluster;
+/// `[k3s]`: how the node joins.
+pub mod k3s;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/bramble/bramble.toml";
@@ -36,6 +38,8 @@ pub struct Config {
     pub guard: Guard,
     /// What the node is prepared for.
     pub cluster: cluster::Cluster,
+    /// How it joins K3s.
+    pub k3s: k3s::K3s,
 }
 
 /// What happens when something that held does not any more; it is always reported.
@@ -160,6 +164,7 @@ struct Raw {
     report: RawReport,
     guard: RawGuard,
     cluster: cluster::Cluster,
+    k3s: k3s::RawK3s,
 }
 
 #[derive(Debug, Deserialize, Default)]
@@ -435,6 +440,15 @@ impl Raw {
                 restore_per_hour: self.guard.restore_per_hour.unwrap_or(3),
             },
             cluster: self.cluster,
+            k3s: {
+                let (zero, most) = (seconds(0), seconds(3600));
+                let time = |key, value: &Option<String>, default| {
+                    duration(key, value.clone(), seconds(default), zero, most)
+                };
+                let shutdown = time("k3s.shutdown", &self.k3s.shutdown, 30)?;
+                let critical = time("k3s.shutdown_critical", &self.k3s.shutdown_critical, 10)?;
+                self.k3s.check(shutdown, critical).map_err(|(key, value, why)| bad(key, &value, why))?
+            },
         })
     }
 }
@@ -543,7 +557,7 @@ mod tests {
         let default = format!("{:?}", check("").unwrap());
         assert_eq!(format!("{:?}", check(SHIPPED).unwrap()), default);
         assert_eq!(format!("{:?}", check(&settings).unwrap()), default);
-        for section in ["node", "mqtt", "probe", "report", "guard", "cluster"] {
+        for section in ["node", "mqtt", "probe", "report", "guard", "cluster", "k3s"] {
             let (_, keys) = SHIPPED.split_once(&format!("\n[{section}]\n")).expect("each section is there");
             let keys = keys.split("\n[").next().unwrap();
             // The parser lists all keys when it meets one that it does not know.

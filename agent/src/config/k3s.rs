@@ -225,7 +225,7 @@ impl RawK3s {
         each("k3s.taints", &self.taints, taint)?;
         each("k3s.tls_san", &self.tls_san, san)?;
         each("k3s.kubelet_args", &self.kubelet_args, argument)?;
-        for (name, _) in &self.settings {
+        for name in self.settings.keys() {
             if let Some((_, why)) = ELSEWHERE.iter().find(|(taken, _)| taken == name) {
                 return Err(("k3s.settings", shown(name), (*why).to_owned()));
             }

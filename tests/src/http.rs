@@ -47,7 +47,7 @@ fn request(address: SocketAddr, method: &str, path: &str, body: Option<&Value>) 
 }
 
 /// Reads status and body; the body's length is told before it, or before each of its chunks, or by the end.
-fn answer(mut from: impl BufRead) -> Result<(String, Vec<u8>)> {
+pub(crate) fn answer(mut from: impl BufRead) -> Result<(String, Vec<u8>)> {
     let status = line(&mut from)?.split_whitespace().nth(1).context("an answer without a status")?.to_owned();
     let (mut length, mut chunked) = (None, false);
     loop {

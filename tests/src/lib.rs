@@ -22,6 +22,8 @@ mod tap;
 pub mod browser;
 pub mod http;
 
+pub mod k3s;
+
 pub mod cost;
 pub mod leftover;
 pub mod machine;

@@ -1,0 +1,15 @@
+//! A stand-in for K3s: a server that speaks its protocol over real TLS, and misbehaves as a test wants it.
+//!
+//! What it answers follows K3s 1.32 to 1.36 (`pkg/server/handlers`, `pkg/server/auth`, `pkg/nodepassword`,
+//! `pkg/clientaccess`, `pkg/etcd`) and what the API server of Kubernetes lets a kubelet do. It runs no pod, no etcd and no
+//! container runtime.
+
+mod authority;
+mod client;
+mod cluster;
+mod server;
+
+pub use authority::{Authority, Pair, Validity};
+pub use client::{Answer, Client};
+pub use cluster::{Cluster, User};
+pub use server::{Call, Fault, Manner, Server, Settings};

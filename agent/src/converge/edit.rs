@@ -139,9 +139,18 @@ pub(super) fn line_at_top(bytes: &[u8], line: &str) -> Vec<u8> {
     [line.as_bytes(), end_of_lines(bytes), bytes].concat()
 }
 
-/// An argument in the list from which Debian's raspi-firmware makes cmdline.txt anew.
-pub(super) fn extra_arguments(bytes: &[u8], changes: &[Change]) -> Vec<u8> {
+/// An argument in the list from which Debian's raspi-firmware writes cmdline.txt anew, lines and all.
+///
+/// `Err` says why a person must look at the file first.
+pub(super) fn extra_arguments(bytes: &[u8], changes: &[Change]) -> Result<Vec<u8>, String> {
     let mut line = bytes.trim_ascii_end().to_vec();
+    if line.contains(&b'\n') {
+        let lines = line.split(|byte| *byte == b'\n').count();
+        return Err(format!("it has {lines} lines, and the firmware reads the first alone"));
+    }
+    if line.trim_ascii_start().starts_with(b"#") {
+        return Err("it begins with #, and the file has no comments".into());
+    }
     for change in changes {
         match change {
             Change::AppendToken { token, .. } if !has(&line, token) => {
@@ -155,10 +164,10 @@ pub(super) fn extra_arguments(bytes: &[u8], changes: &[Change]) -> Vec<u8> {
         }
     }
     if line == bytes.trim_ascii_end() {
-        return bytes.to_vec();
+        return Ok(bytes.to_vec());
     }
     line.push(b'\n');
-    line
+    Ok(line)
 }
 
 fn own_lines(bytes: Option<&[u8]>, heading: &str) -> Vec<Vec<u8>> {
@@ -297,8 +306,10 @@ mod tests {
 
     #[test]
     fn extra_arguments_of_debian_follow() {
-        assert_eq!(extra_arguments(b"", &[append("psi=1")]), b"psi=1\n");
-        assert_eq!(extra_arguments(b"a b\n", &[append("psi=1"), remove("a")]), b"b psi=1\n");
-        assert_eq!(extra_arguments(b"a psi=1 ", &[append("psi=1"), remove("x")]), b"a psi=1 ");
+        assert_eq!(extra_arguments(b"", &[append("psi=1")]).unwrap(), b"psi=1\n");
+        assert_eq!(extra_arguments(b"a b\n", &[append("psi=1"), remove("a")]).unwrap(), b"b psi=1\n");
+        assert_eq!(extra_arguments(b"a psi=1 ", &[append("psi=1"), remove("x")]).unwrap(), b"a psi=1 ");
+        assert!(extra_arguments(b"\na\n", &[append("psi=1")]).unwrap_err().contains("2 lines"));
+        assert!(extra_arguments(b"# a\n", &[append("psi=1")]).unwrap_err().contains("no comments"));
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::change::{Change, MODULES_FILE, SYSCTL_FILE};
 use crate::facts::Facts;
+use crate::facts::boot_file::EXTRA;
 use crate::host::{Host, Unreadable};
 use crate::require::{Judged, Requirement, State};
 
@@ -143,10 +144,6 @@ const READERS: [(&str, &str); 4] = [
     ("/etc/NetworkManager/", "sudo systemctl reload NetworkManager"),
     ("/etc/dhcpcd.conf", "sudo systemctl restart dhcpcd, while the node carries no pods"),
 ];
-
-/// Debian's raspi-firmware writes cmdline.txt anew for each kernel, from a list of its own.
-const DEBIAN_HOOK: &str = "/etc/kernel/postinst.d/z50-raspi-firmware";
-const DEBIAN_EXTRA: &str = "/etc/default/raspi-extra-cmdline";
 
 /// What the name of the copy of a boot file ends with. FAT may lose a file that was being replaced when the
 /// power goes: the copy is then beside it.
@@ -435,6 +432,13 @@ impl Group {
                 }
                 Ok(vec![edit(before.clone(), after)])
             }
+            _ if path == EXTRA => {
+                let after = edit::extra_arguments(present, changes).map_err(|why| NoStep::Person {
+                    what: format!("{path} cannot be edited safely: {why}"),
+                    next: format!("sudoedit {path}, then plan again"),
+                })?;
+                Ok(vec![edit(before.clone(), after)])
+            }
             _ => {
                 mounted(path, facts)?;
                 let after = self.boot(path, present)?;
@@ -449,7 +453,6 @@ impl Group {
                     });
                 }
                 edits.push(edit(before.clone(), after));
-                edits.extend(self.debian(files)?);
                 Ok(edits)
             }
         }
@@ -474,28 +477,6 @@ impl Group {
             })?;
         }
         Ok(edited)
-    }
-
-    /// The list from which Debian makes cmdline.txt anew.
-    fn debian(&self, files: &dyn Files) -> Result<Option<Edit>, NoStep> {
-        let hook = files.content(DEBIAN_HOOK, Owner::Other)?;
-        let names_it = |hook: &[u8]| hook.windows(20).any(|part| part == b"/raspi-extra-cmdline");
-        if !matches!(&hook, Some(Content::Bytes(hook)) if names_it(hook)) {
-            return Ok(None);
-        }
-        let before = files.content(DEBIAN_EXTRA, Owner::Other)?;
-        let bytes = match &before {
-            Some(Content::Bytes(bytes)) => bytes.as_slice(),
-            _ => b"",
-        };
-        let after = edit::extra_arguments(bytes, &self.changes);
-        let needed = !after.is_empty();
-        Ok(needed.then(|| Edit {
-            path: DEBIAN_EXTRA.into(),
-            owner: Owner::Other,
-            after: Content::Bytes(after),
-            before,
-        }))
     }
 }
 
@@ -594,12 +575,18 @@ mod tests {
     }
 
     #[test]
-    fn debians_list_of_arguments_follows_cmdline_txt() {
-        let wanted =
-            vec![Change::AppendToken { path: "/boot/firmware/cmdline.txt".into(), token: "psi=1".into() }];
-        let hook = (DEBIAN_HOOK, "cmdline=$(cat /etc/default/raspi-extra-cmdline)");
-        let plan = plan(&[wanted], &[("/boot/firmware/cmdline.txt", "a\n"), hook]);
-        let last = plan.steps[0].edits.last().unwrap();
-        assert_eq!((last.path.as_str(), &last.after), (DEBIAN_EXTRA, &Content::Bytes(b"psi=1\n".to_vec())));
+    fn debians_list_of_arguments_is_no_boot_file_and_may_be_missing() {
+        let wanted = || vec![Change::AppendToken { path: EXTRA.into(), token: "psi=1".into() }];
+        for (before, after) in [(None, "psi=1\n"), (Some("a=1"), "a=1 psi=1\n")] {
+            let files: Vec<_> = before.map(|text| (EXTRA, text)).into_iter().collect();
+            let plan = plan(&[wanted()], &files);
+            let [edit] = &plan.steps[0].edits[..] else { panic!("{plan:?}") };
+            assert_eq!(
+                (edit.path.as_str(), &edit.after),
+                (EXTRA, &Content::Bytes(after.as_bytes().to_vec()))
+            );
+        }
+        let plan = plan(&[wanted()], &[(EXTRA, "a=1\nb=2\n")]);
+        assert!(plan.steps.is_empty() && plan.person[0].what.contains("2 lines"), "{plan:?}");
     }
 }

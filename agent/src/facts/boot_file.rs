@@ -17,16 +17,29 @@ pub struct BootFile {
     pub path: String,
     /// Its lines that are not blank; the firmware reads the first alone.
     pub lines: Vec<String>,
-    /// What stands in `/etc/default/raspi-extra-cmdline`, from where Debian's kernel updates take arguments when they
-    /// write the file anew; `None` where nothing does.
+    /// What stands in [`EXTRA`], from where Debian's kernel updates take arguments when they write the file anew; `None`
+    /// where nothing does.
     pub extra: Fact<Option<Cmdline>>,
 }
+
+/// The arguments that Debian's own kernel hook adds to the line whenever it writes the file anew.
+pub const EXTRA: &str = "/etc/default/raspi-extra-cmdline";
+
+/// That hook, of Debian's package raspi-firmware. Raspberry Pi OS has one of the same name that writes no arguments.
+const HOOK: &str = "/etc/kernel/postinst.d/z50-raspi-firmware";
 
 impl BootFile {
     /// The files that an argument must stand in to stay: the boot file, and what it is written anew from.
     pub fn places(&self) -> Vec<String> {
         let written_anew = matches!(self.extra, Ok(Some(_)));
         [self.path.clone()].into_iter().chain(written_anew.then(|| EXTRA.to_string())).collect()
+    }
+
+    /// The files that an argument stands in: taken out of the boot file alone, it would come back.
+    pub fn places_with(&self, token: &str) -> Vec<String> {
+        let written_anew = matches!(&self.extra, Ok(Some(extra)) if extra.has(token));
+        let written = self.cmdline().has(token).then(|| self.path.clone());
+        written.into_iter().chain(written_anew.then(|| EXTRA.to_string())).collect()
     }
 
     /// The arguments the firmware hands to the kernel.
@@ -65,9 +78,6 @@ impl Facts {
     }
 }
 
-/// What Debian's own kernel hook adds to the line whenever it writes the file anew.
-const EXTRA: &str = "/etc/default/raspi-extra-cmdline";
-
 /// The file that the firmware reads, by what config.txt says for this board.
 pub(super) fn read(host: &Host, firmware: &Fact<Option<Firmware>>) -> Fact<Option<BootFile>> {
     let Some(firmware) = firmware.as_ref()? else { return Ok(None) };
@@ -79,8 +89,19 @@ pub(super) fn read(host: &Host, firmware: &Fact<Option<Firmware>>) -> Fact<Optio
     let path = format!("{directory}{prefix}{}", firmware.value("cmdline")?.unwrap_or("cmdline.txt"));
     let text = host.text(&path)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
-    let extra = host.text_if_present(EXTRA).map(|text| text.map(|text| Cmdline::parse(&text)));
-    Ok(Some(BootFile { path, lines, extra }))
+    Ok(Some(BootFile { path, lines, extra: extra(host) }))
+}
+
+fn extra(host: &Host) -> Fact<Option<Cmdline>> {
+    let text = || host.text_if_present(EXTRA);
+    let arguments = match host.text_if_present(HOOK) {
+        Ok(Some(hook)) if hook.contains(EXTRA) => Some(text()?.unwrap_or_default()),
+        Ok(_) => None,
+        // Who wrote the list has the hook.
+        Err(unreadable) => Some(text()?.ok_or(unreadable)?),
+    };
+    // The hook takes the file as it is: what stands below its first line gets below the boot file's first line.
+    Ok(arguments.map(|text| Cmdline::parse(text.lines().next().unwrap_or_default())))
 }
 
 /// The config.txt of the mounted boot partition.

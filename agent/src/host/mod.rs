@@ -212,17 +212,26 @@ impl Host {
 
     /// The content of a file of at most [`LARGEST`] bytes.
     pub fn bytes(&self, path: &str) -> Result<Vec<u8>, Unreadable> {
-        self.head(path, LARGEST + 1).and_then(|content| {
-            let fits = content.len() as u64 <= LARGEST;
-            fits.then_some(content).ok_or(Unreadable { path: path.into(), why: Why::TooLarge })
-        })
+        let too_large = || Unreadable { path: path.into(), why: Why::TooLarge };
+        let (file, length) = self.file(path)?;
+        // Files of /proc and /sys say 0, and are read to see.
+        if length > LARGEST {
+            return Err(too_large());
+        }
+        let content = self.take(path, file, LARGEST + 1)?;
+        (content.len() as u64 <= LARGEST).then_some(content).ok_or_else(too_large)
     }
 
     /// At most `limit` bytes from the beginning of a file.
     pub fn head(&self, path: &str, limit: u64) -> Result<Vec<u8>, Unreadable> {
+        let (file, _) = self.file(path)?;
+        self.take(path, file, limit)
+    }
+
+    fn take(&self, path: &str, file: File, limit: u64) -> Result<Vec<u8>, Unreadable> {
         // Most files of /proc fit into this, and each further read of one may cost the kernel as much as the first.
         let mut content = Vec::with_capacity(PAGE);
-        let read = self.file(path)?.take(limit).read_to_end(&mut content);
+        let read = file.take(limit).read_to_end(&mut content);
         read.map_err(|error| self.unreadable(path, errno_of(&error)))?;
         Ok(content)
     }
@@ -236,7 +245,7 @@ impl Host {
         enough: impl Fn(&str, usize) -> bool,
     ) -> Result<Option<String>, Unreadable> {
         let read = || {
-            let mut file = self.file(path)?;
+            let (mut file, _) = self.file(path)?;
             let (mut text, mut page) = (String::new(), [0; PAGE]);
             loop {
                 let length = file.read(&mut page).map_err(|error| self.unreadable(path, errno_of(&error)))?;
@@ -253,12 +262,14 @@ impl Host {
         self.known_absence(path, read())
     }
 
-    fn file(&self, path: &str) -> Result<File, Unreadable> {
+    /// A regular file, opened, and the length that it says to have.
+    fn file(&self, path: &str) -> Result<(File, u64), Unreadable> {
         // Non-blocking: a pipe in a captured tree must not stop the check.
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let file = File::from(self.open(path, flags).map_err(|errno| self.unreadable(path, errno))?);
-        match file.metadata().map_err(|error| self.unreadable(path, errno_of(&error)))?.is_file() {
-            true => Ok(file),
+        let about = file.metadata().map_err(|error| self.unreadable(path, errno_of(&error)))?;
+        match about.is_file() {
+            true => Ok((file, about.len())),
             false => Err(Unreadable { path: path.into(), why: Why::NotAFile }),
         }
     }

@@ -3,7 +3,7 @@
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
 use crate::config::cluster::Profile;
-use crate::facts::boot_file::BootFile;
+use crate::facts::boot_file::{BootFile, EXTRA};
 use crate::host::Unreadable;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
@@ -27,9 +27,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         match file.lines.len() {
             1 => match forgotten(file)? {
                 None => Finding::met(&*file.path),
-                Some((token, extra)) => Finding::unmet(
+                Some(token) => Finding::unmet(
                     format!("the next kernel update writes {} anew, without {token}", file.path),
-                    [Change::AppendToken { path: extra.into(), token: token.into() }],
+                    [Change::AppendToken { path: EXTRA.into(), token: token.into() }],
                 ),
             },
             0 => Finding::blocked(
@@ -47,12 +47,16 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     },
 };
 
-/// An argument of bramble's that Debian's kernel hook would drop, and the file that it takes arguments from.
-fn forgotten(file: &BootFile) -> Result<Option<(&'static str, String)>, Unreadable> {
+/// An argument of bramble's that Debian's kernel hook would drop.
+fn forgotten(file: &BootFile) -> Result<Option<String>, Unreadable> {
     let line = file.cmdline();
-    let Some(token) = ["cgroup_enable=memory", "psi=1"].into_iter().find(|token| line.has(token)) else {
-        return Ok(None);
+    let is_ours = |token: &&str| {
+        ["cgroup_enable=memory", "psi=1"].contains(token) || token.starts_with("usb-storage.quirks=")
     };
+    let mut ours = line.tokens().filter(is_ours).peekable();
+    if ours.peek().is_none() {
+        return Ok(None);
+    }
     let Some(extra) = file.extra.as_ref()? else { return Ok(None) };
-    Ok((!extra.has(token)).then(|| (token, file.places().pop().unwrap_or_default())))
+    Ok(ours.find(|token| !extra.has(token)).map(str::to_owned))
 }

@@ -1,7 +1,6 @@
 //! The unified hierarchy of control groups is the only one.
 
-use super::{Area, Finding, Requirement};
-use crate::change::Change;
+use super::{Area, Finding, Requirement, removal};
 use crate::config::cluster::Profile;
 
 const POINT: &str = "/sys/fs/cgroup";
@@ -24,10 +23,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             None => format!("nothing is mounted on {POINT}"),
         };
         match facts.boot_file.as_ref()? {
-            Some(file) if file.cmdline().has(FORCED) => Finding::unmet(
-                kind,
-                [Change::RemoveToken { path: file.path.clone().into(), token: FORCED.into() }],
-            ),
+            Some(file) if file.cmdline().has(FORCED) => Finding::unmet(kind, removal(file, FORCED)),
             _ if facts.cmdline.as_ref()?.has(FORCED) => Finding::blocked(
                 kind,
                 format!("take {FORCED} out of the boot loader's kernel arguments and reboot"),

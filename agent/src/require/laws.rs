@@ -380,6 +380,10 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
     const NETWORKD: Edit = ("sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs", Some("1\n"));
     const NO_NETWORKS: Edit = ("usr/lib/systemd/network/", None);
     const K3S: Edit = ("etc/systemd/system/multi-user.target.wants/k3s-agent.service", Some(""));
+    const DEBIANS_HOOK: Edit = (
+        "etc/kernel/postinst.d/z50-raspi-firmware",
+        Some("cmdline_custom=\"/etc/default/raspi-extra-cmdline\"\n"),
+    );
     const RAN: Edit = ("var/lib/rancher/k3s/agent/client-ca.crt", Some(""));
     const BY_CABLE: Edit =
         ("proc/net/route", Some("Iface\neth0\t00000000\t01B2A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"));
@@ -756,8 +760,19 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
         (
             "boot-cmdline",
             &[
+                ("boot/firmware/cmdline.txt", Some("root=x cgroup_enable=memory usb-storage.quirks=1:2:u\n")),
+                ("etc/default/raspi-extra-cmdline", Some("cgroup_enable=memory\nusb-storage.quirks=1:2:u\n")),
+                DEBIANS_HOOK,
+            ],
+            "without usb-storage.quirks=1:2:u",
+            State::Unmet,
+        ),
+        (
+            "boot-cmdline",
+            &[
                 ("boot/firmware/cmdline.txt", Some("root=x cgroup_enable=memory\n")),
-                ("etc/default/raspi-extra-cmdline", Some("\n")),
+                // Nobody has written the list yet.
+                DEBIANS_HOOK,
             ],
             "without cgroup_enable=memory",
             State::Unmet,

@@ -1,7 +1,6 @@
 //! The memory controller of control groups is on.
 
-use super::{Area, Finding, Requirement};
-use crate::change::Change;
+use super::{Area, Finding, Requirement, removal};
 use crate::config::cluster::Profile;
 use crate::facts::boot_file::Argument;
 
@@ -33,8 +32,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             if let Some(file) = facts.boot_file.as_ref()?
                 && file.cmdline().has(DISABLE)
             {
-                let removal = Change::RemoveToken { path: file.path.clone().into(), token: DISABLE.into() };
-                return Finding::unmet(what, [removal]);
+                return Finding::unmet(what, removal(file, DISABLE));
             }
             if facts.argument(ENABLE)? == Argument::Running {
                 return Finding::blocked(

@@ -8,7 +8,7 @@ use std::fmt;
 use crate::change::{Change, Text};
 use crate::config::Config;
 use crate::config::cluster::Profile;
-use crate::facts::boot_file::Argument;
+use crate::facts::boot_file::{Argument, BootFile};
 use crate::facts::{Facts, table};
 use crate::host::Unreadable;
 
@@ -301,6 +301,12 @@ impl Finding {
             ),
         }
     }
+}
+
+/// The changes that take a kernel argument out of the boot file, and out of what it is written anew from.
+fn removal(file: &BootFile, token: &'static str) -> Vec<Change> {
+    let remove = |path: String| Change::RemoveToken { path: path.into(), token: token.into() };
+    file.places_with(token).into_iter().map(remove).collect()
 }
 
 /// The state of a requirement, in one word.

@@ -22,7 +22,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             return Finding::met("4 KiB");
         }
         let pages = format!("pages are {} KiB", size / 1024);
-        if facts.board.is_raspberry_pi() != Ok(true) {
+        // Only Raspberry Pi's own kernels come in a pair of which the firmware may take the other.
+        let release = facts.kernel.release.as_ref()?;
+        let is_one_of_a_pair = ["2712", "-v8-16k"].iter().any(|mark| release.contains(mark));
+        if !is_one_of_a_pair || facts.board.is_raspberry_pi() != Ok(true) {
             return Finding::blocked(
                 pages,
                 "either keep such images off this node and accept it (accept = [\"page-size\"] in [cluster]), or \

@@ -16,7 +16,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{
     fcntl::{Flock, FlockArg},
     sched::{CloneFlags, unshare},
@@ -115,6 +115,14 @@ impl Tree {
         let mut arguments = vec!["apply", "--yes"];
         arguments.extend(consents.iter().flat_map(|id| ["--consent", id.as_str()]));
         self.bramble(&arguments)
+    }
+
+    /// Applies all, and is killed at this step of writing.
+    fn apply_until(&self, step: u32) -> Result<Run> {
+        let consents = self.consents()?;
+        let mut apply = self.command(&["apply", "--yes"])?;
+        apply.args(consents.iter().flat_map(|id| ["--consent", id.as_str()]));
+        Ok(Run::of(apply.env("BRAMBLE_FAILPOINT", step.to_string()).output()?))
     }
 
     fn consents(&self) -> Result<Vec<String>> {
@@ -268,7 +276,7 @@ fn apart(flags: CloneFlags, test: impl FnOnce() -> Result<()> + Send + 'static) 
         done(Command::new("mount").args(["--make-rprivate", "/"]))?;
         test()
     });
-    thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+    thread.join().map_err(|_| anyhow!("the thread panicked"))?
 }
 
 fn mount(arguments: &[&str]) -> Result<()> {
@@ -321,11 +329,35 @@ pub(crate) fn the_laws_hold_on_every_tree() -> Result<()> {
 /// A tree in which each kind of act happens: directories made, files made and replaced, a link, CRLF.
 fn busy() -> Result<Tree> {
     let tree = Tree::of("pi5-bookworm-16k")?;
-    fs::remove_dir_all(tree.path("etc/modules-load.d"))?;
-    let cmdline = String::from_utf8(tree.read(CMDLINE)?)?;
-    tree.write(CMDLINE, cmdline.trim_end().to_owned() + "\r\nsecond=line\r\n")?;
-    tree.write(SYSCTL, "# by hand\nvm.swappiness = 1\n")?;
+    let (_, boot) = BOOTS[0];
+    make_busy(&tree, boot)?;
     Ok(tree)
+}
+
+/// Trees of each way to boot, and the file with the kernel's arguments that counts there.
+const BOOTS: [(&str, &str); 4] = [
+    ("pi5-bookworm-16k", CMDLINE),
+    ("pi4-bookworm-dhcpcd", "boot/cmdline.txt"),
+    ("pi5-ubuntu-25.10", "boot/firmware/current/cmdline.txt"),
+    // A hook of Debian's writes it anew from a list that is not there yet.
+    ("pi4-debian-12", CMDLINE),
+];
+
+fn make_busy(tree: &Tree, boot: &str) -> Result<()> {
+    fs::remove_dir_all(tree.path("etc/modules-load.d"))?;
+    without_pressure(tree)?;
+    let cmdline = String::from_utf8(tree.read(boot)?)?;
+    tree.write(boot, cmdline.trim_end().to_owned() + "\r\nsecond=line\r\n")?;
+    tree.write(SYSCTL, "# by hand\nvm.swappiness = 1\n")
+}
+
+/// Lets the tree lack an argument.
+fn without_pressure(tree: &Tree) -> Result<()> {
+    if tree.path("proc/pressure").exists() {
+        fs::remove_dir_all(tree.path("proc/pressure"))?;
+    }
+    let absent = String::from_utf8(tree.read("absent")?)?;
+    tree.write("absent", absent + "/proc/pressure/\n")
 }
 
 fn no_temporary_files(tree: &Tree) -> Result<()> {
@@ -338,74 +370,229 @@ fn no_temporary_files(tree: &Tree) -> Result<()> {
     Ok(())
 }
 
-fn one_of(tree: &Tree, versions: &[Vec<u8>]) -> Result<()> {
-    let now = tree.read(CMDLINE)?;
+fn one_of(tree: &Tree, boot: &str, versions: &[Vec<u8>]) -> Result<()> {
+    let now = tree.read(boot)?;
     ensure!(versions.contains(&now), "the boot file is neither old nor new: {}", now.escape_ascii());
     Ok(())
 }
 
-pub(crate) fn a_run_that_is_killed_at_any_step_is_healed_by_the_next() -> Result<()> {
-    let whole = busy()?;
-    let old = whole.read(CMDLINE)?;
-    ensure!(whole.apply()?.code == Some(0), "apply on the busy tree");
-    let new = whole.read(CMDLINE)?;
-    ensure!(old != new, "nothing happened to the boot file");
-    let mut steps = 0;
-    for step in 1.. {
-        let tree = busy()?;
-        let before = tree.snapshot()?;
-        let consents = tree.consents()?;
-        let mut apply = tree.command(&["apply", "--yes"])?;
-        apply.args(consents.iter().flat_map(|id| ["--consent", id.as_str()]));
-        let run = Run::of(apply.env("BRAMBLE_FAILPOINT", step.to_string()).output()?);
-        if run.signal != Some(9) {
-            ensure!(run.code == Some(0), "{run:#?}");
-            break;
-        }
-        steps = step;
-        let case = || format!("apply was killed at step {step}");
-        one_of(&tree, &[old.clone(), new.clone()]).with_context(case)?;
-        // Half of them go on, half of them go back.
-        if step % 2 == 0 {
-            let run = tree.apply()?;
-            ensure!(run.code == Some(0), "{}: {run:#?}", case());
-            ensure!(tree.read(CMDLINE)? == new && tree.receipts() <= 1, "{}", case());
-            no_temporary_files(&tree).with_context(case)?;
-        }
-        tree.revert_all().with_context(case)?;
-        tree.is(&before).with_context(case)?;
+/// Runs a test for each way to boot, all at once, each in a directory of its own that is memory: bringing every step to a
+/// disk would take minutes, and a process that is killed loses nothing there that it keeps elsewhere.
+fn on_every_boot(test: fn(&Path, &str, &str) -> Result<()>) -> Result<()> {
+    let place = Tree::of("debian-12-amd64")?;
+    let root = place.path("mnt");
+    fs::create_dir(&root)?;
+    apart(CloneFlags::empty(), move || {
+        mount(&["-t", "tmpfs", "-o", "size=256m", "none", &root.to_string_lossy()])?;
+        std::thread::scope(|scope| {
+            let run = |(name, boot): (&'static str, &'static str)| {
+                let root = root.join(name);
+                scope.spawn(move || {
+                    fs::create_dir(&root)?;
+                    test(&root, name, boot).with_context(|| name.to_owned())
+                })
+            };
+            let runs = BOOTS.map(run);
+            runs.into_iter().try_for_each(|run| run.join().map_err(|_| anyhow!("a thread panicked"))?)
+        })
+    })
+}
+
+/// A busy tree in `place`, and what it is like. One of an earlier step is gone.
+fn fresh(place: &Path, name: &str, boot: &str) -> Result<(Tree, BTreeMap<PathBuf, String>)> {
+    let root = place.join("tree");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
     }
-    ensure!(steps > 50, "only {steps} steps");
-    Ok(())
+    fs::create_dir(&root)?;
+    let tree = Tree::at(&root, name)?;
+    make_busy(&tree, boot)?;
+    let before = tree.snapshot()?;
+    Ok((tree, before))
+}
+
+/// The boot file before and after all was applied.
+fn old_and_new(place: &Path, name: &str, boot: &str) -> Result<[Vec<u8>; 2]> {
+    let (whole, _) = fresh(place, name, boot)?;
+    let old = whole.read(boot)?;
+    let run = whole.apply()?;
+    ensure!(run.code == Some(0), "apply on the busy tree: {run:#?}");
+    let new = whole.read(boot)?;
+    ensure!(new.ends_with(b"\r\n") && new.windows(13).any(|part| part == b" second=line "), "{run:#?}");
+    ensure!(old != new, "nothing happened to the boot file");
+    Ok([old, new])
+}
+
+pub(crate) fn a_run_that_is_killed_at_any_step_is_healed_by_the_next() -> Result<()> {
+    on_every_boot(|place, name, boot| {
+        let versions = old_and_new(place, name, boot)?;
+        let mut steps = 0;
+        for step in 1.. {
+            let (tree, before) = fresh(place, name, boot)?;
+            let run = tree.apply_until(step)?;
+            if run.signal != Some(9) {
+                ensure!(run.code == Some(0), "{run:#?}");
+                break;
+            }
+            steps = step;
+            let case = || format!("apply was killed at step {step}");
+            one_of(&tree, boot, &versions).with_context(case)?;
+            // Half of them go on, half of them go back.
+            if step % 2 == 0 {
+                let run = tree.apply()?;
+                ensure!(run.code == Some(0), "{}: {run:#?}", case());
+                ensure!(tree.read(boot)? == versions[1] && tree.receipts() <= 1, "{}", case());
+                no_temporary_files(&tree).with_context(case)?;
+            }
+            tree.revert_all().with_context(case)?;
+            tree.is(&before).with_context(case)?;
+        }
+        ensure!(steps > 50, "only {steps} steps");
+        Ok(())
+    })
 }
 
 pub(crate) fn a_revert_that_is_killed_at_any_step_is_brought_to_its_end() -> Result<()> {
-    let mut steps = 0;
-    for step in 1.. {
-        let tree = busy()?;
-        let before = tree.snapshot()?;
-        let old = tree.read(CMDLINE)?;
-        ensure!(tree.apply()?.code == Some(0), "apply");
-        let new = tree.read(CMDLINE)?;
-        let mut revert = tree.command(&["revert"])?;
-        let run = Run::of(revert.env("BRAMBLE_FAILPOINT", step.to_string()).output()?);
-        if run.signal != Some(9) {
-            ensure!(run.code == Some(0), "{run:#?}");
-            break;
+    on_every_boot(|place, name, boot| {
+        let versions = old_and_new(place, name, boot)?;
+        let mut steps = 0;
+        for step in 1.. {
+            let (tree, before) = fresh(place, name, boot)?;
+            ensure!(tree.apply()?.code == Some(0), "apply");
+            let mut revert = tree.command(&["revert"])?;
+            let run = Run::of(revert.env("BRAMBLE_FAILPOINT", step.to_string()).output()?);
+            if run.signal != Some(9) {
+                ensure!(run.code == Some(0), "{run:#?}");
+                break;
+            }
+            steps = step;
+            let case = || format!("revert was killed at step {step}");
+            one_of(&tree, boot, &versions).with_context(case)?;
+            // Half of them change their mind first.
+            if step % 2 == 0 {
+                let run = tree.apply()?;
+                ensure!(run.code == Some(0) && tree.read(boot)? == versions[1], "{}: {run:#?}", case());
+            }
+            tree.revert_all().with_context(case)?;
+            tree.is(&before).with_context(case)?;
         }
-        steps = step;
-        let case = || format!("revert was killed at step {step}");
-        one_of(&tree, &[old, new.clone()]).with_context(case)?;
-        // Half of them change their mind first.
-        if step % 2 == 0 {
-            let run = tree.apply()?;
-            ensure!(run.code == Some(0) && tree.read(CMDLINE)? == new, "{}: {run:#?}", case());
-        }
-        tree.revert_all().with_context(case)?;
-        tree.is(&before).with_context(case)?;
+        ensure!(steps > 30, "only {steps} steps");
+        Ok(())
+    })
+}
+
+/// Debian's own hook, as its package ships it, run on a tree as a kernel update does.
+fn update_kernel(tree: &Tree) -> Result<()> {
+    let root = tree.root.clone();
+    let tools = root.join("tools");
+    fs::create_dir(&tools)?;
+    // What it asks of the machine, as a Pi would answer.
+    for (tool, says) in [
+        ("ischroot", "exit 0"),
+        ("dpkg", "echo arm64"),
+        ("findmnt", "case $* in *fstype*) echo ext4;; *) echo /dev/mmcblk0p2;; esac"),
+    ] {
+        fs::write(tools.join(tool), format!("#!/bin/sh\n{says}\n"))?;
+        fs::set_permissions(tools.join(tool), fs::Permissions::from_mode(0o755))?;
     }
-    ensure!(steps > 30, "only {steps} steps");
+    apart(CloneFlags::empty(), move || {
+        for (from, to) in [("boot", "/boot"), ("etc/default", "/etc/default")] {
+            mount(&["--bind", &root.join(from).to_string_lossy(), to])?;
+        }
+        let kernel = ["/boot/vmlinuz-6.12", "/boot/initrd.img-6.12"];
+        kernel.iter().try_for_each(|file| fs::write(file, ""))?;
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", tools.display());
+        let hook = root.join("etc/kernel/postinst.d/z50-raspi-firmware");
+        let hook =
+            Command::new("sh").arg(hook).env("PATH", path).env("DEB_MAINT_PARAMS", "configure").output();
+        let hook = hook.context("starting the hook")?;
+        ensure!(hook.status.success(), "the hook says {}", String::from_utf8_lossy(&hook.stderr));
+        kernel.iter().try_for_each(|file| Ok(fs::remove_file(file)?))
+    })?;
+    Ok(fs::remove_dir_all(tree.path("tools"))?)
+}
+
+pub(crate) fn a_kernel_update_of_debians_keeps_what_was_applied_and_loses_what_was_reverted() -> Result<()> {
+    for name in ["pi4-debian-12", "pi4-debian-13"] {
+        let tree = Tree::of(name)?;
+        without_pressure(&tree)?;
+        // Applied a first time, or written by hand: the list does not have it.
+        let written = tree.path("etc/default/raspi-extra-cmdline").exists();
+        if written {
+            tree.write("etc/default/raspi-extra-cmdline", "foo=1\n")?;
+        }
+        update_kernel(&tree)?;
+        let old = String::from_utf8(tree.read(CMDLINE)?)?;
+        ensure!(old.contains(" root=/dev/mmcblk0p2 rw ") && old.contains("foo=1") == written, "{old}");
+        let before = tree.snapshot()?;
+        let run = tree.apply()?;
+        ensure!(run.code == Some(0), "{name}: {run:#?}");
+        let applied = String::from_utf8(tree.read(CMDLINE)?)?;
+        ensure!(applied.ends_with(" psi=1\n") && applied.lines().count() == 1, "{name}: {applied:?}");
+        update_kernel(&tree)?;
+        let updated = String::from_utf8(tree.read(CMDLINE)?)?;
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        ensure!(words(&updated) == words(&applied), "{name}: {applied:?} became {updated:?}");
+        tree.write(CMDLINE, &applied)?;
+        tree.revert_all()?;
+        update_kernel(&tree)?;
+        ensure!(String::from_utf8(tree.read(CMDLINE)?)? == old, "{name}: the update brought it back");
+
+        // By hand in cmdline.txt alone: the next update would take it away.
+        tree.write(CMDLINE, &applied)?;
+        tree.bramble(&["check", "boot-cmdline"])?
+            .says(&["the next kernel update writes", "without psi=1"])?;
+        ensure!(tree.apply()?.code == Some(0), "{name}");
+        update_kernel(&tree)?;
+        let updated = String::from_utf8(tree.read(CMDLINE)?)?;
+        ensure!(words(&updated) == words(&applied), "{name}: {applied:?} became {updated:?}");
+        tree.write(CMDLINE, &old)?;
+        tree.revert_all()?;
+        tree.is(&before).with_context(|| name.to_owned())?;
+    }
     Ok(())
+}
+
+pub(crate) fn what_a_file_has_besides_its_content_stays_and_comes_back() -> Result<()> {
+    let tree = busy()?;
+    tree.write(SYSCTL, "# by hand\nvm.swappiness = 1\n")?;
+    // acl(5) in the kernel's form: version 2; the owner rw-, user 7 r--, the group r--, the mask r--, others ---.
+    let acl: Vec<u8> = [
+        &2u32.to_le_bytes()[..],
+        &[1, 0, 6, 0, 255, 255, 255, 255],
+        &[2, 0, 4, 0, 7, 0, 0, 0],
+        &[4, 0, 4, 0, 255, 255, 255, 255],
+        &[16, 0, 4, 0, 255, 255, 255, 255],
+        &[32, 0, 0, 0, 255, 255, 255, 255],
+    ]
+    .concat();
+    for path in [CMDLINE, SYSCTL] {
+        let path = tree.path(path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
+        std::os::unix::fs::chown(&path, Some(7), Some(8))?;
+        setxattr(&path, "user.owner", b"me\0\xff", XattrFlags::empty())?;
+        setxattr(&path, "trusted.mark", b"", XattrFlags::empty())?;
+        setxattr(&path, "system.posix_acl_access", &acl, XattrFlags::empty())?;
+    }
+    let known = |path: &str| -> Result<_> {
+        let meta = fs::symlink_metadata(tree.path(path))?;
+        Ok((meta.mode(), meta.uid(), meta.gid(), attributes(&tree.path(path))?))
+    };
+    let (mode, uid, gid, kept) = known(CMDLINE)?;
+    ensure!((mode & 0o7777, uid, gid, kept.len()) == (0o640, 7, 8, 3), "{mode:o} {uid} {gid} {kept:?}");
+    let (before, whole) = ([known(CMDLINE)?, known(SYSCTL)?], tree.snapshot()?);
+    let inode = |path: &str| Ok::<_, anyhow::Error>(fs::metadata(tree.path(path))?.ino());
+    let inodes = [inode(CMDLINE)?, inode(SYSCTL)?];
+    ensure!(tree.apply()?.code == Some(0), "apply");
+    ensure!(inodes != [inode(CMDLINE)?, inode(SYSCTL)?], "they were not replaced");
+    ensure!([known(CMDLINE)?, known(SYSCTL)?] == before, "{:?} is not {before:?}", known(CMDLINE)?);
+    // What was removed meanwhile by somebody is no longer what bramble wrote.
+    rustix::fs::removexattr(tree.path(SYSCTL), "user.owner")?;
+    let run = tree.bramble(&["revert"])?;
+    ensure!(run.code == Some(2), "{run:#?}");
+    setxattr(tree.path(SYSCTL), "user.owner", b"me\0\xff", XattrFlags::empty())?;
+    tree.revert_all()?;
+    tree.is(&whole)
 }
 
 /// Applies with all but a few KiB of a file system full, for each of some sizes.

@@ -129,6 +129,8 @@ const TESTS: &[&[Test]] = &[
         Root the_laws_hold_on_every_tree,
         RootAndTime a_run_that_is_killed_at_any_step_is_healed_by_the_next,
         RootAndTime a_revert_that_is_killed_at_any_step_is_brought_to_its_end,
+        Root a_kernel_update_of_debians_keeps_what_was_applied_and_loses_what_was_reverted,
+        Root what_a_file_has_besides_its_content_stays_and_comes_back,
         Root a_full_disk_stops_it_and_loses_nothing,
         Root what_cannot_be_written_is_named_and_what_was_done_goes_back,
         Root without_rights_it_says_so_and_changes_nothing,

@@ -17,6 +17,9 @@ pub mod change;
 /// Plan, apply, receipt, revert.
 pub mod converge;
 
+/// Joining K3s and leaving it.
+pub mod k3s;
+
 /// The process with rights in the kernel.
 pub mod companion;
 /// eBPF objects: loading, attaching, maps.

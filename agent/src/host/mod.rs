@@ -20,6 +20,7 @@ pub mod bpf_offer;
 pub mod clock;
 pub mod disk;
 pub mod http;
+mod journal;
 pub mod netfilter;
 mod netlink;
 pub mod scratch;

@@ -404,6 +404,18 @@ impl HostMut {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| failed(error.to_string()))?;
+        // Read while it runs: one that says more than fits into a pipe would never end.
+        let read = |pipe: Option<Box<dyn Read + Send>>| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                if let Some(pipe) = pipe {
+                    let _ = pipe.take(LARGEST).read_to_end(&mut bytes);
+                }
+                String::from_utf8_lossy(&bytes).trim().to_owned()
+            })
+        };
+        let output = read(child.stdout.take().map(|pipe| Box::new(pipe) as _));
+        let complaint = read(child.stderr.take().map(|pipe| Box::new(pipe) as _));
         let deadline = Instant::now() + limit;
         let status = loop {
             match child.try_wait().map_err(|error| failed(error.to_string()))? {
@@ -417,16 +429,7 @@ impl HostMut {
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
         };
-        // What these programs say fits into a pipe.
-        let text = |pipe: Option<&mut dyn Read>| {
-            let mut bytes = Vec::new();
-            if let Some(pipe) = pipe {
-                let _ = pipe.take(4096).read_to_end(&mut bytes);
-            }
-            String::from_utf8_lossy(&bytes).trim().to_owned()
-        };
-        let output = text(child.stdout.as_mut().map(|pipe| pipe as &mut dyn Read));
-        let complaint = text(child.stderr.as_mut().map(|pipe| pipe as &mut dyn Read));
+        let [output, complaint] = [output, complaint].map(|reader| reader.join().unwrap_or_default());
         tracing::debug!(command = shown, %status, complaint, "ran");
         Ok(Answer { good: status.success(), output: if output.is_empty() { complaint } else { output } })
     }

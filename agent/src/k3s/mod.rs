@@ -7,8 +7,10 @@
 
 use crate::config::k3s::Role;
 
+pub mod api;
 pub mod certificate;
 pub mod token;
+pub mod wait;
 
 /// Paths of K3s' own installer and program.
 pub mod path {

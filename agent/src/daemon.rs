@@ -23,7 +23,7 @@ use crate::{
     config::{self, Config},
     facts::Facts,
     guard::Guard,
-    host::{Host, clock, state::State, systemd},
+    host::{Host, clock, state::State},
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
@@ -34,6 +34,8 @@ use crate::{
 /// How often the requirements are judged again: they change when somebody changes the machine, and a pass reads some hundred
 /// files.
 const CHECK_EVERY: Duration = Duration::from_secs(300);
+/// How often the guard is asked whether something happened: a loss is to be noticed within a second.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Wait between two attempts to reach the companion.
 const RETRY: Duration = Duration::from_millis(500);
 /// A companion that says nothing for so many periods is as good as gone.
@@ -70,6 +72,8 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     agent.judge(Pace::Report);
     service.ready(&agent.status());
     let mut report = tokio::time::interval(config.report.interval);
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut check = tokio::time::interval_at(tokio::time::Instant::now() + CHECK_EVERY, CHECK_EVERY);
     let asked = loop {
         tokio::select! {
@@ -80,8 +84,9 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             }
             Some(event) = broker.recv() => agent.take_event(event),
             _ = report.tick() => agent.report(),
+            _ = look.tick() => agent.watch(),
             _ = check.tick() => {
-                agent.check();
+                agent.check_and_restore();
                 agent.introduce();
             }
             () = at(agent.silent_at()) => agent.companion_is_silent(),
@@ -250,27 +255,26 @@ impl<'a> Agent<'a> {
         self.bus.publish_latest(topic, serde_json::to_vec(message).expect("a message is JSON"), expiry);
     }
 
-    /// Judges the requirements when something happened to the host; has a loss restored, if the owner wants that.
+    /// Judges the requirements when something happened to the host.
     fn watch(&mut self) {
-        let now = Instant::now();
-        if !self.guard.is_due(self.host, now) {
-            return;
-        }
-        if !self.check() || !self.config.guard.restore {
-            return;
-        }
-        if !self.guard.may_restore(self.config.guard.restore_per_hour, now) {
-            tracing::error!(
-                "not restored: that was done {} times within an hour; sudo bramble plan shows what keeps changing",
-                self.config.guard.restore_per_hour
-            );
-        } else if let Err(why) = systemd::start_prepare() {
-            tracing::error!("{} was not started to restore it: {why}", systemd::PREPARE);
+        if self.guard.is_due(self.host, Instant::now()) {
+            self.check_and_restore();
+            if self.conclude() {
+                self.say();
+            }
         }
     }
 
-    /// Judges the requirements; says the findings when one changed. Whether something was lost just now.
-    fn check(&mut self) -> bool {
+    /// Judges the requirements; has a loss restored, if the owner wants that.
+    fn check_and_restore(&mut self) {
+        self.check();
+        if self.config.guard.restore {
+            self.guard.restore(self.config.guard.restore_per_hour, self.host, Instant::now());
+        }
+    }
+
+    /// Judges the requirements; says the findings when one changed.
+    fn check(&mut self) {
         let facts = Facts::observe(self.host);
         self.machine = Machine {
             model: facts.board.model.as_ref().ok().cloned().flatten(),
@@ -288,7 +292,7 @@ impl<'a> Agent<'a> {
                 },
             })
             .collect();
-        let lost = self.guard.compare(self.host, &findings, Instant::now());
+        self.guard.compare(self.host, &findings, Instant::now());
         if findings != self.findings {
             self.findings = findings;
             self.publish(
@@ -297,7 +301,6 @@ impl<'a> Agent<'a> {
                 None,
             );
         }
-        lost
     }
 
     fn take_sample(&mut self, sample: Result<Sample, String>) {
@@ -312,7 +315,6 @@ impl<'a> Agent<'a> {
         if moved && address(&self.sample).is_some() {
             self.introduce();
         }
-        self.watch();
         if self.judge(Pace::Sample) {
             self.say();
         }
@@ -337,12 +339,17 @@ impl<'a> Agent<'a> {
                 ways_changed |= ways(&before) != ways(health);
             }
         }
+        self.conclude() || ways_changed
+    }
+
+    /// Dates what there is to be said; whether it is another thing than before.
+    fn conclude(&mut self) -> bool {
         let mut statements = vec![self.companion(), self.stamps(), self.broker(), self.name()];
         statements.extend(self.guard.statements());
         statements.extend(self.healths.iter().flat_map(|h| h.statements.iter().cloned()));
         let (conditions, changed) = self.history.date(statements, clock::now());
         self.conditions = conditions;
-        changed || ways_changed
+        changed
     }
 
     fn companion(&self) -> Statement {

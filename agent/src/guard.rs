@@ -2,7 +2,8 @@
 //! it can be known, who did it, and lets the owner's choice restore it.
 //!
 //! It compares verdicts, not files: what matters is that a requirement was met and is not. So it needs no receipt, and a
-//! change by hand is seen like one by an upgrade. It decides nothing about how to mend: `bramble apply` does.
+//! change by hand is seen like one by an upgrade. It decides nothing about how to mend: `bramble apply` does. What
+//! `bramble revert` takes back is no loss: the owner wants it so.
 
 use std::{
     collections::BTreeMap,
@@ -12,18 +13,49 @@ use std::{
 use wire::report::{Finding, FindingState, Severity, Status};
 
 use crate::{
+    converge::receipt::{self, RECEIPTS},
     facts::sysctl,
     host::{
-        Host,
+        Host, systemd,
         watch::{Event, Settings, Watch},
     },
     probe::Statement,
 };
 
-/// Shortest time between two passes that events cause: pods come and go in bursts.
-const PAUSE: Duration = Duration::from_secs(2);
+/// Shortest time between two passes that events cause. While passes follow on each other it doubles up to the longest:
+/// pods come and go in bursts.
+const PAUSE: Duration = Duration::from_millis(400);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// After so long without a pass the pause is the shortest again.
+const QUIET: Duration = Duration::from_secs(6);
 /// What started so recently before a loss may have caused it.
 const RECENT: Duration = Duration::from_secs(10);
+/// Where systemd says which units run: a link for each, as old as its last start. All may look, as the journal's readers
+/// alone may not.
+const UNITS: &str = "/run/systemd/units";
+/// How the names of units begin that set routes, rules, links or kernel settings, or replace files, when they are started.
+const STARTERS: [&str; 18] = [
+    "NetworkManager",
+    "apt-daily-upgrade",
+    "cloud-",
+    "dhcpcd",
+    "docker",
+    "firewalld",
+    "ifup@",
+    "k3s",
+    "netfilter-persistent",
+    "netplan",
+    "networking",
+    "nftables",
+    "packagekit",
+    "procps",
+    "systemd-modules-load",
+    "systemd-networkd",
+    "systemd-sysctl",
+    "ufw",
+];
+/// The owner's switch for [`systemd::PREPARE`]; without it systemd starts nothing and calls that a success.
+const SWITCH: &str = "/etc/bramble/prepare";
 /// Programs that set routes, rules, links or kernel settings when they start.
 const SUSPECTS: [&str; 9] = [
     "systemd-network", // the kernel keeps 15 characters: systemd-networkd
@@ -42,6 +74,7 @@ const SUSPECTS: [&str; 9] = [
 struct Loss {
     title: String,
     detail: String,
+    /// What may have caused it, as a clause.
     by: Option<String>,
 }
 
@@ -55,7 +88,12 @@ pub struct Guard {
     lost: BTreeMap<String, Loss>,
     links: BTreeMap<String, Loss>,
     checked: Option<Instant>,
+    pause: Duration,
     due: bool,
+    /// Whether something was lost that root could mend, and was not asked to yet.
+    owed: bool,
+    /// What was said to the last thing that was owed.
+    answer: Option<String>,
     restored: Vec<Instant>,
 }
 
@@ -75,14 +113,17 @@ impl Guard {
             lost: BTreeMap::new(),
             links: BTreeMap::new(),
             checked: None,
+            pause: PAUSE,
             due: false,
+            owed: false,
+            answer: None,
             restored: Vec::new(),
         }
     }
 
-    /// Whether something happened that makes a new pass over the requirements worth its while. To be called once a second.
+    /// Whether something happened that makes a new pass over the requirements worth its while. To be called twice a second.
     pub fn is_due(&mut self, host: &Host, now: Instant) -> bool {
-        if let Ok(watch) = &self.watch {
+        if let Ok(watch) = &mut self.watch {
             for event in watch.seen() {
                 match event {
                     Event::LinkGone(name) => {
@@ -99,27 +140,38 @@ impl Guard {
             }
         }
         self.due |= self.settings.changed();
-        let due = self.due && self.checked.is_none_or(|at| now.duration_since(at) >= PAUSE);
+        let since = self.checked.map(|at| now.duration_since(at));
+        let due = self.due && since.is_none_or(|since| since >= self.pause);
         if due {
             self.due = false;
+            self.pause = match since {
+                Some(since) if since < QUIET => (self.pause * 2).min(LONGEST_PAUSE),
+                _ => PAUSE,
+            };
+            if let Ok(watch) = &mut self.watch {
+                watch.extend();
+            }
         }
         due
     }
 
-    /// Compares a new pass with what held before; whether something was lost just now.
-    pub fn compare(&mut self, host: &Host, findings: &[Finding], now: Instant) -> bool {
+    /// Compares a new pass with what held before.
+    pub fn compare(&mut self, host: &Host, findings: &[Finding], now: Instant) {
         self.checked = Some(now);
-        let mut lost_now = false;
         for finding in findings {
+            let held = self.held.get(&finding.id) == Some(&FindingState::Met);
             match finding.state {
-                FindingState::Unmet | FindingState::Blocked
-                    if self.held.get(&finding.id) == Some(&FindingState::Met) =>
-                {
-                    lost_now = true;
-                    let by = suspect(host);
-                    let loss = Loss { title: finding.title.clone(), detail: finding.detail.clone(), by };
-                    tracing::warn!("no longer so: {}", loss.sentence());
-                    self.lost.insert(finding.id.clone(), loss);
+                FindingState::Unmet | FindingState::Blocked if held => {
+                    if is_taken_back(host) {
+                        tracing::info!("taken back by bramble revert: {}", finding.title);
+                    } else {
+                        let by = suspect(host);
+                        let loss = Loss { title: finding.title.clone(), detail: finding.detail.clone(), by };
+                        tracing::warn!("no longer so: {}", loss.sentence());
+                        self.lost.insert(finding.id.clone(), loss);
+                        // What only a person can mend, root need not try.
+                        self.owed |= finding.state == FindingState::Unmet;
+                    }
                 }
                 FindingState::Met | FindingState::NotNeeded if self.lost.remove(&finding.id).is_some() => {
                     tracing::info!("so again: {}", finding.title);
@@ -131,11 +183,40 @@ impl Guard {
                 self.held.insert(finding.id.clone(), finding.state);
             }
         }
-        lost_now
+        if self.lost.is_empty() {
+            self.owed = false;
+            self.answer = None;
+        }
+    }
+
+    /// Has root restore what was lost, where something is owed and the budget of restorations per hour has one left.
+    pub fn restore(&mut self, per_hour: u32, host: &Host, now: Instant) {
+        if !self.owed {
+            return;
+        }
+        let answer = if host.present(SWITCH) != Ok(true) {
+            self.owed = false;
+            format!("not restored: {SWITCH} is not there; sudo touch {SWITCH} lets root act")
+        } else if !self.may_restore(per_hour, now) {
+            // It stays owed until the hour is over.
+            format!(
+                "not restored: that was done {per_hour} times within an hour; sudo bramble plan shows what keeps changing"
+            )
+        } else {
+            self.owed = false;
+            match systemd::start_prepare() {
+                Ok(()) => format!("{} was started to restore it", systemd::PREPARE),
+                Err(why) => format!("{} was not started to restore it: {why}", systemd::PREPARE),
+            }
+        };
+        if self.answer.as_ref() != Some(&answer) {
+            tracing::warn!("{answer}");
+        }
+        self.answer = Some(answer);
     }
 
     /// Whether the owner's budget of restorations per hour has one left; takes it.
-    pub fn may_restore(&mut self, per_hour: u32, now: Instant) -> bool {
+    fn may_restore(&mut self, per_hour: u32, now: Instant) -> bool {
         self.restored.retain(|at| now.duration_since(*at) < Duration::from_secs(3600));
         let may = self.restored.len() < per_hour as usize;
         if may {
@@ -158,7 +239,8 @@ impl Guard {
         let losses = || self.lost.iter().chain(&self.links);
         let sum = match (&self.watch, losses().count()) {
             (_, lost) if lost > 0 => {
-                drift(None, Status::Raised, format!("{lost} lost; sudo bramble plan shows the way back"))
+                let answer = self.answer.as_deref().unwrap_or("sudo bramble plan shows the way back");
+                drift(None, Status::Raised, format!("{lost} lost; {answer}"))
             }
             (Err(why), _) => drift(None, Status::Unknown, why.clone()),
             (Ok(_), _) => drift(None, Status::Clear, "what held still holds".to_owned()),
@@ -170,13 +252,42 @@ impl Guard {
 
 impl Loss {
     fn sentence(&self) -> String {
-        let by = self.by.as_ref().map(|by| format!(", just after {by} started")).unwrap_or_default();
+        let by = self.by.as_ref().map(|by| format!(", {by}")).unwrap_or_default();
         format!("{}: {}{by}", self.title, self.detail)
     }
 }
 
-/// A program that started within the last seconds and is known to change networks or settings.
+/// Whether a revert takes something back now, or did just before.
+fn is_taken_back(host: &Host) -> bool {
+    let pid = host.text(&format!("{RECEIPTS}/lock")).unwrap_or_default();
+    let arguments = host.bytes(&format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
+    let runs = arguments.split(|byte| *byte == 0).any(|argument| argument == b"revert");
+    let just_before = |receipt: &receipt::Receipt| {
+        let age = host.age(&format!("{RECEIPTS}/{}/journal", receipt.name));
+        matches!(receipt.state, receipt::State::Reverting | receipt::State::Reverted)
+            && age.is_some_and(|age| age <= RECENT)
+    };
+    runs || receipt::seen(host).is_ok_and(|receipts| receipts.iter().any(just_before))
+}
+
+/// What started within the last seconds and is known to change networks, settings or files: a unit, or else a program.
 fn suspect(host: &Host) -> Option<String> {
+    unit(host).or_else(|| process(host))
+}
+
+/// The unit of those that was started last.
+fn unit(host: &Host) -> Option<String> {
+    let names = host.list(UNITS).ok()?;
+    let starters = names.iter().filter_map(|name| {
+        let unit = name.strip_prefix("invocation:")?;
+        let age = host.age(&format!("{UNITS}/{name}")).filter(|age| *age <= RECENT)?;
+        STARTERS.iter().any(|starter| unit.starts_with(starter)).then_some((age, unit))
+    });
+    let (_, unit) = starters.min()?;
+    Some(format!("just after {unit} was started (journalctl -u {unit})"))
+}
+
+fn process(host: &Host) -> Option<String> {
     let uptime: f64 = host.text("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
     let pids = host.list("/proc").ok()?.into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
     let mut started: Vec<(f64, String)> = pids
@@ -185,7 +296,7 @@ fn suspect(host: &Host) -> Option<String> {
         .map(|(name, at)| (at, name))
         .collect();
     started.sort_by(|a, b| b.0.total_cmp(&a.0));
-    started.into_iter().next().map(|(_, name)| name)
+    started.into_iter().next().map(|(_, name)| format!("just after {name} started"))
 }
 
 /// Name and start time (seconds after boot) in `/proc/PID/stat`: the name is in parentheses and may hold any character.
@@ -199,6 +310,7 @@ fn program(stat: &str) -> Option<(String, f64)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the tests build trees")]
 mod tests {
     use super::*;
 
@@ -224,14 +336,82 @@ mod tests {
         use FindingState::{Met, Unknown, Unmet};
         let (mut guard, host) = guard();
         let now = Instant::now();
-        assert!(!guard.compare(&host, &[finding("a", Met), finding("b", Unmet)], now));
-        assert!(guard.compare(&host, &[finding("a", Unmet), finding("b", Unmet)], now));
+        guard.compare(&host, &[finding("a", Met), finding("b", Unmet)], now);
+        assert!(raised(&guard).is_empty() && !guard.owed);
+        guard.compare(&host, &[finding("a", Unmet), finding("b", Unmet)], now);
         assert_eq!(raised(&guard), ["a"]);
+        assert!(guard.owed);
         // Not being able to look is no recovery.
         guard.compare(&host, &[finding("a", Unknown)], now);
         assert_eq!(raised(&guard), ["a"]);
         guard.compare(&host, &[finding("a", Met)], now);
-        assert!(raised(&guard).is_empty());
+        assert!(raised(&guard).is_empty() && !guard.owed);
+    }
+
+    #[test]
+    fn what_only_a_person_can_mend_is_told_and_nobody_is_started_for_it() {
+        use FindingState::{Blocked, Met};
+        let (mut guard, host) = guard();
+        for state in [Met, Blocked] {
+            guard.compare(&host, &[finding("a", state)], Instant::now());
+        }
+        assert_eq!(raised(&guard), ["a"]);
+        guard.restore(3, &host, Instant::now());
+        assert!(!guard.owed && guard.answer.is_none() && guard.restored.is_empty());
+    }
+
+    #[test]
+    fn what_revert_takes_back_is_no_loss_and_what_a_unit_may_have_done_names_it() {
+        let root = std::env::temp_dir().join(format!("bramble-guard-{}", std::process::id()));
+        let write = |path: &str, text: &str| {
+            let path = root.join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("/etc/hostname", "x\n");
+        let host = Host::tree(&root).unwrap();
+        assert!(!is_taken_back(&host) && suspect(&host).is_none());
+        let units = root.join(UNITS.trim_start_matches('/'));
+        std::fs::create_dir_all(&units).unwrap();
+        for unit in ["cron.service", "systemd-networkd.service"] {
+            std::os::unix::fs::symlink("0123", units.join(format!("invocation:{unit}"))).unwrap();
+        }
+        assert_eq!(
+            suspect(&host).as_deref(),
+            Some("just after systemd-networkd.service was started (journalctl -u systemd-networkd.service)")
+        );
+        let began = "{\"record\":\"began\",\"v\":1,\"at\":\"2026-01-02T03:04:05Z\",\"bramble\":\"0\"}\n";
+        let journal = format!("{RECEIPTS}/20260102T030405Z-1/journal");
+        write(&journal, began);
+        assert!(!is_taken_back(&host), "an apply takes nothing back");
+        write(&journal, &format!("{began}{{\"record\":\"undone\",\"n\":0}}\n"));
+        assert!(is_taken_back(&host));
+        write(&journal, began);
+        write(&format!("{RECEIPTS}/lock"), "4711");
+        write("/proc/4711/cmdline", "bramble\0apply\0");
+        assert!(!is_taken_back(&host));
+        write("/proc/4711/cmdline", "bramble\0revert\0");
+        assert!(is_taken_back(&host));
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn passes_that_follow_on_each_other_become_rare() {
+        let (mut guard, host) = guard();
+        let mut now = Instant::now();
+        let mut passes = 0;
+        for _ in 0..120 {
+            now += Duration::from_millis(500);
+            guard.due = true;
+            if guard.is_due(&host, now) {
+                guard.compare(&host, &[], now);
+                passes += 1;
+            }
+        }
+        assert!((15..=20).contains(&passes), "{passes} passes in a minute");
+        now += QUIET;
+        guard.due = true;
+        assert!(guard.is_due(&host, now) && guard.pause == PAUSE);
     }
 
     #[test]

@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
+
 use super::{Host, Unreadable, Why};
 
 /// The wall clock's time.
@@ -14,6 +17,16 @@ pub fn now() -> jiff::Timestamp {
 const TIMESYNCD: &str = "/run/systemd/timesync/synchronized";
 
 impl Host {
+    /// How long ago what stands at `path` was written, by the wall clock; a link is looked at itself. `None` when nothing is
+    /// there, or when it is from the future.
+    pub fn age(&self, path: &str) -> Option<Duration> {
+        let found = self.open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW).ok()?;
+        let status = fstat(found).ok()?;
+        let nanoseconds = i32::try_from(status.st_mtime_nsec).ok()?;
+        let written = jiff::Timestamp::new(status.st_mtime, nanoseconds).ok()?;
+        now().duration_since(written).try_into().ok()
+    }
+
     /// The largest error of the clock that the kernel allows for, or `None` when nobody synchronises it.
     ///
     /// Follows `timedatectl`: synchronised means an estimated maximum error below 16 s, whoever did it.
@@ -54,5 +67,16 @@ mod tests {
     fn the_kernel_gives_its_clock_error_without_a_right() {
         assert!(maximum_error().is_ok());
         assert!(now() > jiff::Timestamp::UNIX_EPOCH);
+    }
+
+    #[test]
+    fn a_link_is_as_old_as_itself() {
+        let link = std::env::temp_dir().join(format!("bramble-link-{}", std::process::id()));
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        let host = Host::live().unwrap();
+        let age = host.age(&link.display().to_string());
+        std::fs::remove_file(&link).unwrap();
+        assert!(age.is_some_and(|age| age < Duration::from_secs(60)), "{age:?}");
+        assert_eq!(host.age("/nowhere/at/all"), None);
     }
 }

@@ -34,6 +34,9 @@ pub mod write;
 /// than one million.
 pub const LARGEST: u64 = 4 << 20;
 
+/// How often the kernel is asked again for a path during which something was renamed.
+const TRIES: u32 = 1000;
+
 /// What one read asks for, in bytes.
 const PAGE: usize = 4096;
 
@@ -336,7 +339,15 @@ impl Host {
             .flags(flags | OFlag::O_CLOEXEC)
             .mode(Mode::empty())
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        match openat2(&self.root, relative, how) {
+        // A rename anywhere on the machine lets the kernel give up on a link with "..", to be asked again.
+        let mut opened = openat2(&self.root, relative, how);
+        for _ in 0..TRIES {
+            if !matches!(opened, Err(Errno::EAGAIN)) {
+                break;
+            }
+            opened = openat2(&self.root, relative, how);
+        }
+        match opened {
             // systemd's RestrictSUIDSGID takes the call away. From the machine's own root the older one leads to the same.
             Err(Errno::ENOSYS) if self.is_live() => {
                 openat(&self.root, relative, flags | OFlag::O_CLOEXEC, Mode::empty())
@@ -408,6 +419,30 @@ mod tests {
         assert_eq!(host.link("/etc/inside"), None);
         assert_eq!(host.text("/etc/upward").unwrap_err().why, Why::NotCaptured);
         assert_eq!(host.text("/etc/secret").unwrap_err().why, Why::NotCaptured);
+    }
+
+    #[test]
+    fn a_path_is_found_while_others_are_renamed() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let scratch = Scratch::new("renames");
+        fs::create_dir_all(scratch.0.join("etc/a/b")).unwrap();
+        fs::write(scratch.0.join("etc/inside"), "inside").unwrap();
+        symlink("../../inside", scratch.0.join("etc/a/b/link")).unwrap();
+        let host = Host::tree(&scratch.0).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (one, two) = (scratch.0.join("one"), scratch.0.join("two"));
+                fs::write(&one, "").unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    fs::rename(&one, &two).unwrap();
+                    fs::rename(&two, &one).unwrap();
+                }
+            });
+            let failed = (0..20_000).find_map(|_| host.text("/etc/a/b/link").err());
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(failed, None);
+        });
     }
 
     #[test]

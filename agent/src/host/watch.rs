@@ -25,19 +25,40 @@ use nix::{
 
 use super::netlink::split;
 
-/// Directories whose files decide how the host behaves; those that are not there are not watched.
-const DIRECTORIES: [&str; 10] = [
+/// Directories whose files decide how the host behaves. Those that are not there are watched once they are: their makers
+/// are seen above them.
+const DIRECTORIES: [&str; 20] = [
+    "/boot",
     "/boot/firmware",
     "/boot/firmware/current",
     "/etc",
+    "/etc/NetworkManager",
     "/etc/NetworkManager/conf.d",
+    "/etc/cni",
+    "/etc/cni/net.d",
+    "/etc/default",
     "/etc/modules-load.d",
+    "/etc/multipath",
+    "/etc/multipath/conf.d",
+    "/etc/rancher",
     "/etc/rancher/k3s",
+    "/etc/rancher/k3s/config.yaml.d",
     "/etc/sysctl.d",
+    "/etc/systemd",
     "/etc/systemd/network",
     "/etc/systemd/networkd.conf.d",
-    "/etc/cni/net.d",
+    UNITS,
 ];
+
+/// Units, and below it drop-ins and what is enabled, one directory for each.
+const UNITS: &str = "/etc/systemd/system";
+
+/// Whether a change of this file is seen.
+pub fn covers(path: &str) -> bool {
+    let Some((directory, name)) = path.rsplit_once('/') else { return false };
+    let is_below_units = directory.rsplit_once('/').is_some_and(|(above, _)| above == UNITS);
+    (DIRECTORIES.contains(&directory) || is_below_units) && is_ours_or_settings(directory, name)
+}
 
 /// Multicast groups of rtnetlink.h: links, routes, rules, interface settings, each for IPv4 and IPv6.
 const GROUPS: [u32; 7] = [1, 7, 8, 11, 19, 24, 25];
@@ -65,6 +86,9 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Watch {
     inotify: Inotify,
+    /// What is to be watched.
+    watched: &'static [&'static str],
+    /// What is.
     directories: BTreeMap<WatchDescriptorKey, String>,
     netlink: OwnedFd,
 }
@@ -85,21 +109,8 @@ impl Watch {
         Watch::over(&DIRECTORIES)
     }
 
-    fn over(watched: &[&str]) -> io::Result<Watch> {
+    fn over(watched: &'static [&'static str]) -> io::Result<Watch> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let flags = AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_CREATE
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_MOVED_FROM
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_ATTRIB
-            | AddWatchFlags::IN_ONLYDIR;
-        let mut directories = BTreeMap::new();
-        for directory in watched {
-            if let Ok(descriptor) = inotify.add_watch(*directory, flags) {
-                directories.insert(key(descriptor), (*directory).to_owned());
-            }
-        }
         let netlink = socket(
             AddressFamily::Netlink,
             SockType::Raw,
@@ -108,15 +119,46 @@ impl Watch {
         )?;
         let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
         bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        Ok(Watch { inotify, directories, netlink })
+        let mut watch = Watch { inotify, watched, directories: BTreeMap::new(), netlink };
+        watch.extend();
+        Ok(watch)
+    }
+
+    /// Watches directories that came, or that something was mounted on. To be called before a look at the host, so that
+    /// nothing happens unseen in between.
+    pub fn extend(&mut self) {
+        let flags = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_ONLYDIR;
+        let below = |directory: &str| -> Vec<String> {
+            let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+            let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            directories.map(|entry| format!("{directory}/{}", entry.file_name().display())).collect()
+        };
+        let units = if self.watched.contains(&UNITS) { below(UNITS) } else { Vec::new() };
+        for directory in self.watched.iter().map(|path| (*path).to_owned()).chain(units) {
+            // The kernel knows by itself what it watches already.
+            if let Ok(descriptor) = self.inotify.add_watch(directory.as_str(), flags) {
+                self.directories.insert(key(descriptor), directory);
+            }
+        }
     }
 
     /// What happened since the last call, each thing once.
-    pub fn seen(&self) -> Vec<Event> {
+    pub fn seen(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Ok(batch) = self.inotify.read_events() {
             for event in batch {
                 let name = event.name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                    // The directory is gone; the kernel gives its number to no other.
+                    self.directories.remove(&key(event.wd));
+                    continue;
+                }
                 match self.directories.get(&key(event.wd)) {
                     Some(directory) if is_ours_or_settings(directory, &name) => {
                         events.push(Event::File(format!("{directory}/{name}")));
@@ -173,9 +215,27 @@ impl Settings {
     }
 }
 
-/// `/etc` itself is busy with files that say nothing about networks or boot.
+/// `/etc` and `/etc/default` are busy with files that say nothing about networks or boot.
 fn is_ours_or_settings(directory: &str, name: &str) -> bool {
-    directory != "/etc" || matches!(name, "sysctl.conf" | "fstab" | "modules" | "dhcpcd.conf" | "hostname")
+    match directory {
+        "/etc" => matches!(
+            name,
+            "sysctl.conf"
+                | "fstab"
+                | "modules"
+                | "dhcpcd.conf"
+                | "hostname"
+                | "multipath.conf"
+                | "NetworkManager"
+                | "cni"
+                | "modules-load.d"
+                | "multipath"
+                | "rancher"
+                | "sysctl.d"
+        ),
+        "/etc/default" => name == "raspi-extra-cmdline",
+        _ => true,
+    }
 }
 
 /// What a message of rtnetlink tells, if it matters here.
@@ -216,6 +276,12 @@ mod tests {
     use super::super::netlink::{message, text};
     use super::*;
 
+    impl Watch {
+        fn files(&mut self) -> Vec<Event> {
+            self.seen().into_iter().filter(|event| matches!(event, Event::File(_))).collect()
+        }
+    }
+
     #[test]
     fn only_what_matters_here_is_an_event() {
         let link = |name: &str| [vec![0; 16], text(libc::IFLA_IFNAME, name)].concat();
@@ -253,13 +319,27 @@ mod tests {
     fn a_file_that_is_written_is_seen_once() {
         let directory = std::env::temp_dir().join(format!("bramble-watch-{}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
-        let shown = directory.display().to_string();
-        let watch = Watch::over(&[&shown]).unwrap();
-        let files = || watch.seen().into_iter().filter(|e| matches!(e, Event::File(_))).collect::<Vec<_>>();
-        assert_eq!(files(), []);
+        let shown: &'static str = directory.display().to_string().leak();
+        let later: &'static str = format!("{shown}/later.d").leak();
+        let mut watch = Watch::over(vec![shown, later].leak()).unwrap();
+        assert_eq!(watch.files(), []);
         std::fs::OpenOptions::new().create(true).append(true).open(directory.join("a.conf")).unwrap();
-        assert_eq!(files(), [Event::File(format!("{shown}/a.conf"))]);
-        assert_eq!(files(), []);
+        assert_eq!(watch.files(), [Event::File(format!("{shown}/a.conf"))]);
+        assert_eq!(watch.files(), []);
+
+        // A directory that is made later, and made anew.
+        for _ in 0..2 {
+            std::fs::create_dir(later).unwrap();
+            assert_eq!(watch.files(), [Event::File(later.to_owned())]);
+            watch.extend();
+            std::fs::write(format!("{later}/b.conf"), "").unwrap();
+            assert_eq!(watch.files(), [Event::File(format!("{later}/b.conf"))]);
+            std::fs::remove_dir_all(later).unwrap();
+            assert_eq!(
+                watch.files(),
+                [Event::File(later.to_owned()), Event::File(format!("{later}/b.conf"))]
+            );
+        }
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

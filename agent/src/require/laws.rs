@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::config::cluster::{Cluster, Encryption, Masquerade, Role, Tunnel};
-use crate::host::{Host, LARGEST, Why};
+use crate::host::{Host, LARGEST, Why, watch::covers};
 
 /// The host trees of the repository.
 fn trees() -> Vec<PathBuf> {
@@ -29,6 +29,12 @@ fn on_every_tree(law: impl Fn(&Path) + Sync) {
             scope.spawn(move || law(&tree));
         }
     });
+}
+
+fn on_every_tree_in_turn(mut law: impl FnMut(&Path, &Config)) {
+    for tree in trees() {
+        configs().iter().for_each(|config| law(&tree, config));
+    }
 }
 
 fn tree(name: &str) -> PathBuf {
@@ -287,6 +293,31 @@ fn a_shortfall_carries_what_mends_it() {
             }
         }
     }
+}
+
+#[test]
+fn every_file_that_a_change_writes_is_watched() {
+    let mut seen = 0;
+    on_every_tree_in_turn(|tree, config| {
+        for judged in check(tree, config) {
+            for change in judged.changes() {
+                let path: &str = match change {
+                    Change::WriteFile { path, .. }
+                    | Change::AddLine { path, .. }
+                    | Change::AppendToken { path, .. }
+                    | Change::RemoveToken { path, .. }
+                    | Change::JoinLines { path }
+                    | Change::FirmwareSetting { path, .. } => path,
+                    Change::Sysctl { .. } => crate::change::SYSCTL_FILE,
+                    Change::LoadModules { .. } => crate::change::MODULES_FILE,
+                    _ => continue,
+                };
+                seen += 1;
+                assert!(covers(path), "{}: nobody would see a change of {path}", judged.requirement.id);
+            }
+        }
+    });
+    assert!(seen > 50, "{seen}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub mod man;
 pub mod mesh;
 pub mod plan;
 pub mod probe;
+pub mod render;
 pub mod revert;
 pub mod run;
 pub mod status;
@@ -41,6 +42,7 @@ enum Verb {
     Revert(revert::Revert),
     Status(status::Status),
     Mesh(mesh::Mesh),
+    Render(render::Render),
     Run(run::Run),
     Probe(probe::Probe),
     Completions(completions::Completions),
@@ -101,6 +103,7 @@ impl Bramble {
             Verb::Revert(args) => revert::run(args),
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
+            Verb::Render(args) => render::run(args, &config, &host),
             Verb::Run(_) => run::run(config, &host, path.as_deref()),
             Verb::Probe(_) => probe::run(config, &host, path.as_deref()),
             Verb::Completions(_) | Verb::Man(_) => unreachable!("they were done above"),

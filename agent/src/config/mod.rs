@@ -11,6 +11,8 @@ use wire::{connection::Secret, topic::Name};
 
 use crate::host::{Host, Unreadable};
 
+/// `[cilium]`: which Cilium the first server installs.
+pub mod cilium;
 /// `[cluster]`: what the node is prepared for.
 pub mod cluster;
 /// `[k3s]`: how the node joins.
@@ -38,6 +40,8 @@ pub struct Config {
     pub guard: Guard,
     /// What the node is prepared for.
     pub cluster: cluster::Cluster,
+    /// Which Cilium the first server installs.
+    pub cilium: cilium::Cilium,
     /// How it joins K3s.
     pub k3s: k3s::K3s,
 }
@@ -164,6 +168,7 @@ struct Raw {
     report: RawReport,
     guard: RawGuard,
     cluster: cluster::Cluster,
+    cilium: cilium::Cilium,
     k3s: k3s::RawK3s,
 }
 
@@ -440,6 +445,7 @@ impl Raw {
                 restore_per_hour: self.guard.restore_per_hour.unwrap_or(3),
             },
             cluster: self.cluster,
+            cilium: self.cilium,
             k3s: {
                 let (zero, most) = (seconds(0), seconds(3600));
                 let time = |key, value: &Option<String>, default| {
@@ -557,7 +563,7 @@ mod tests {
         let default = format!("{:?}", check("").unwrap());
         assert_eq!(format!("{:?}", check(SHIPPED).unwrap()), default);
         assert_eq!(format!("{:?}", check(&settings).unwrap()), default);
-        for section in ["node", "mqtt", "probe", "report", "guard", "cluster", "k3s"] {
+        for section in ["node", "mqtt", "probe", "report", "guard", "cluster", "cilium", "k3s"] {
             let (_, keys) = SHIPPED.split_once(&format!("\n[{section}]\n")).expect("each section is there");
             let keys = keys.split("\n[").next().unwrap();
             // The parser lists all keys when it meets one that it does not know.

@@ -9,6 +9,7 @@ use crate::config::k3s::Role;
 
 pub mod api;
 pub mod certificate;
+pub mod cilium;
 pub mod token;
 pub mod wait;
 

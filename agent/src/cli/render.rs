@@ -1,0 +1,88 @@
+//! `bramble render`: the configuration that will work on these nodes, on standard output.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::USAGE;
+use super::check::print;
+use crate::config::Config;
+use crate::host::Host;
+use crate::k3s::cilium::{self, Node};
+
+/// Show the configuration that will work on these nodes
+#[derive(Debug, clap::Args)]
+pub struct Render {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Cilium(Cilium),
+}
+
+/// The values for Cilium's chart, as this node's kernel and those of others allow
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES)]
+struct Cilium {
+    /// What another node's `bramble check --fit --json` printed, in a file named after it; can be given more than once
+    #[arg(long, value_name = "FILE")]
+    fit: Vec<PathBuf>,
+    /// Print what K3s' Helm controller installs instead of the values alone
+    #[arg(long)]
+    manifest: bool,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   all is as [cluster] wants it
+  1   something is other than that: it stands on standard error
+  2   it will not work: a person must act
+  64  usage";
+
+const REMARKS: u8 = 1;
+const REFUSED: u8 = 2;
+
+/// Runs the verb.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn run(args: &Render, config: &Config, host: &Host) -> anyhow::Result<ExitCode> {
+    match &args.what {
+        What::Cilium(args) => render_cilium(args, config, host),
+    }
+}
+
+fn render_cilium(args: &Cilium, config: &Config, host: &Host) -> anyhow::Result<ExitCode> {
+    let mut nodes = vec![Node::here(host, config)];
+    for file in &args.fit {
+        let path = std::path::absolute(file)?.to_string_lossy().into_owned();
+        let name = file.file_stem().unwrap_or_default().to_string_lossy();
+        let read = host.text(&path).map_err(|unreadable| unreadable.why.to_string());
+        match read.and_then(|text| Node::read(&name, &text)) {
+            Ok(node) => nodes.push(node),
+            Err(why) => {
+                let file = file.display();
+                eprintln!(
+                    "bramble render: --fit {file}: {why}\n  next  on that node: bramble check --fit --json"
+                );
+                return Ok(ExitCode::from(USAGE));
+            }
+        }
+    }
+    let rendered = match cilium::render(config, &nodes) {
+        Ok(rendered) => rendered,
+        Err(refused) => {
+            eprintln!("bramble render: {refused}\n  next  {}", refused.next());
+            return Ok(ExitCode::from(REFUSED));
+        }
+    };
+    for remark in &rendered.remarks {
+        eprintln!("bramble render: {remark}");
+    }
+    if args.fit.is_empty() {
+        eprintln!("bramble render: only this node's kernel was asked; --fit adds what others say");
+    }
+    let text = if args.manifest { rendered.manifest() } else { rendered.yaml() };
+    print(&text, ExitCode::from(if rendered.remarks.is_empty() { 0 } else { REMARKS }))
+}

@@ -8,6 +8,9 @@ use std::{
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
+/// The taint of a node on which Cilium is not up yet.
+const AGENT_NOT_READY: &str = "node.cilium.io/agent-not-ready";
+
 /// Who asks, by the client certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
@@ -29,6 +32,8 @@ pub struct Cluster {
     version: u64,
     /// etcd's members by node, and whether each is still a learner, which may not have company.
     pub members: BTreeMap<String, bool>,
+    /// Whether Cilium's operator is there: it taints new nodes, and takes the taint away where Cilium is up.
+    pub has_cilium: bool,
     /// How long a pod takes to end.
     pub grace: Duration,
     ending: Vec<(Instant, String)>,
@@ -207,10 +212,17 @@ impl Cluster {
         }
     }
 
-    fn create(&mut self, key: &str, object: Value) -> Reply {
+    fn create(&mut self, key: &str, mut object: Value) -> Reply {
         if self.objects.contains_key(key) {
             let name = key.rsplit('/').next().unwrap_or_default();
             return failure(409, "AlreadyExists", &format!("\"{name}\" already exists"));
+        }
+        if self.has_cilium && key.starts_with("/api/v1/nodes/") {
+            let taint = json!({"key": AGENT_NOT_READY, "effect": "NoExecute"});
+            match object["spec"]["taints"].as_array_mut() {
+                Some(taints) => taints.push(taint),
+                None => object["spec"]["taints"] = json!([taint]),
+            }
         }
         self.put(key, object);
         (201, self.objects[key].clone())
@@ -250,6 +262,7 @@ impl Cluster {
         self.put(key, new);
         if let Some(node) = key.strip_prefix("/api/v1/nodes/") {
             self.leave_etcd(node, key);
+            self.take_taint(key);
         }
         (200, self.objects[key].clone())
     }
@@ -266,6 +279,19 @@ impl Cluster {
         annotations["etcd.k3s.cattle.io/removed-node-name"] =
             annotations["etcd.k3s.cattle.io/node-name"].take();
         self.put(key, object);
+    }
+
+    /// Cilium's operator: where Cilium is up its taint goes.
+    fn take_taint(&mut self, key: &str) {
+        let mut object = self.objects[key].clone();
+        let is_up = |all: &Vec<Value>| all.iter().any(|condition| condition["reason"] == "CiliumIsUp");
+        if !self.has_cilium || !object["status"]["conditions"].as_array().is_some_and(is_up) {
+            return;
+        }
+        if let Some(taints) = object["spec"]["taints"].as_array_mut() {
+            taints.retain(|taint| taint["key"] != AGENT_NOT_READY);
+            self.put(key, object);
+        }
     }
 
     fn list(&self, target: &Target<'_>, query: &str) -> Reply {
@@ -508,6 +534,19 @@ mod tests {
         let (_, node) = cluster.serve(&User::Admin, "PATCH", "/api/v1/nodes/pi1", "", &remove);
         assert!(cluster.members.is_empty());
         assert_eq!(node["metadata"]["annotations"]["etcd.k3s.cattle.io/removed-node-name"], "pi1-abc");
+    }
+
+    #[test]
+    fn a_new_node_is_tainted_until_cilium_is_up_on_it() {
+        let mut cluster = Cluster { has_cilium: true, ..Cluster::default() };
+        let path = "/api/v1/nodes/pi1";
+        let (_, made) =
+            cluster.serve(&node("pi1"), "POST", "/api/v1/nodes", "", r#"{"metadata": {"name": "pi1"}}"#);
+        assert_eq!(made["spec"]["taints"][0]["key"], AGENT_NOT_READY);
+        let status =
+            r#"{"status": {"conditions": [{"type": "NetworkUnavailable", "reason": "CiliumIsUp"}]}}"#;
+        let (code, _) = cluster.serve(&node("pi1"), "PATCH", &format!("{path}/status"), "", status);
+        assert_eq!((code, &cluster.get(path).unwrap()["spec"]["taints"]), (200, &json!([])));
     }
 
     #[test]

@@ -221,6 +221,12 @@ impl Server {
         work(&mut self.shared.lock().cluster)
     }
 
+    /// What it keeps over a restart, at any time.
+    pub(super) fn keeper(&self) -> impl Fn() -> Value + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.lock().cluster.save()
+    }
+
     /// From now on connections are met so.
     pub fn set_manner(&self, manner: Manner) {
         self.shared.lock().manner = manner;

@@ -187,6 +187,7 @@ struct Peer {
 struct Agent<'a> {
     config: &'a Config,
     host: &'a Host,
+    state: State,
     bus: Bus,
     speaker: Speaker,
     machine: Machine,
@@ -225,6 +226,7 @@ impl<'a> Agent<'a> {
         Self {
             config,
             host,
+            state: State::new(&config.node.state_dir),
             bus,
             speaker: Speaker { cluster, node, id },
             machine: Machine::default(),
@@ -280,6 +282,7 @@ impl<'a> Agent<'a> {
             model: facts.board.model.as_ref().ok().cloned().flatten(),
             kernel: facts.kernel.release.as_ref().ok().cloned(),
             os: facts.board.os.as_ref().ok().cloned(),
+            about: std::mem::take(&mut self.machine.about),
         };
         let findings: Vec<Finding> = require::judge(require::REQUIREMENTS, &facts, self.config)
             .map(|judged| Finding {
@@ -301,6 +304,7 @@ impl<'a> Agent<'a> {
                 None,
             );
         }
+        self.judge(Pace::Check);
     }
 
     fn take_sample(&mut self, sample: Result<Sample, String>) {
@@ -330,7 +334,10 @@ impl<'a> Agent<'a> {
             sources: &self.sources,
             online: &online,
             node: &self.speaker.node,
+            state: &self.state,
             now: Instant::now(),
+            uptime: clock::uptime(),
+            wall: clock::now(),
         };
         let mut ways_changed = false;
         for ((own_pace, judge), health) in self.judges.iter_mut().zip(&mut self.healths) {
@@ -344,6 +351,11 @@ impl<'a> Agent<'a> {
 
     /// Dates what there is to be said; whether it is another thing than before.
     fn conclude(&mut self) -> bool {
+        let about: BTreeMap<_, _> = self.healths.iter().flat_map(|h| h.about.clone()).collect();
+        if about != self.machine.about {
+            self.machine.about = about;
+            self.introduce();
+        }
         let mut statements = vec![self.companion(), self.stamps(), self.broker(), self.name()];
         statements.extend(self.guard.statements());
         statements.extend(self.healths.iter().flat_map(|h| h.statements.iter().cloned()));

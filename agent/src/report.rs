@@ -95,6 +95,7 @@ impl Speaker {
             model: machine.model.clone(),
             kernel: machine.kernel.clone(),
             os: machine.os.clone(),
+            about: machine.about.iter().map(|(&id, text)| (id.to_owned(), text.clone())).collect(),
         }
     }
 
@@ -140,6 +141,8 @@ pub struct Machine {
     pub kernel: Option<String>,
     /// Distribution.
     pub os: Option<String>,
+    /// What probes tell in words.
+    pub about: BTreeMap<&'static str, String>,
 }
 
 /// What the agent's socket answers: all that it would tell the broker, and whether it can.
@@ -209,7 +212,10 @@ mod tests {
             sources: &Sources::new(),
             online: &BTreeMap::new(),
             node: &name(0),
+            state: &crate::host::state::State::new(std::path::Path::new("/nowhere")),
             now: Instant::now(),
+            uptime: Duration::ZERO,
+            wall: Timestamp::UNIX_EPOCH,
         });
         let speaker = Speaker { cluster: name(0), node: name(0), id: "00000000".to_owned() };
         let now = Timestamp::UNIX_EPOCH;

@@ -99,6 +99,9 @@ pub struct NodeInfo {
     pub kernel: Option<String>,
     /// Distribution, as os-release names it.
     pub os: Option<String>,
+    /// What probes tell of the machine in words: `eeprom`, `firmware`, `time-source`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub about: BTreeMap<String, String>,
 }
 
 /// Numbers and health of one node. Retained; expires after three intervals.

@@ -172,6 +172,9 @@ impl Companion<'_> {
         if let Ok(prober) = &mut self.prober {
             prober.send();
         }
+        for source in self.sources.values_mut().flatten() {
+            source.look();
+        }
     }
 
     /// Opens again when there was no uplink, or when it is another one now.

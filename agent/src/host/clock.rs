@@ -13,6 +13,25 @@ pub fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
+/// Time since boot without suspension: what the kernel's log counts in.
+pub fn uptime() -> Duration {
+    // The clock is always there, and never before its own beginning.
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(Duration::ZERO, |now| Duration::new(now.tv_sec() as u64, now.tv_nsec() as u32))
+}
+
+/// What the kernel knows of its clock's discipline, from adjtimex(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Discipline {
+    /// How far the clock was off when it was last corrected, microseconds; chrony steers by frequency and leaves 0.
+    pub offset_us: i64,
+    /// The largest error that is possible, or `None` when nobody synchronises the clock.
+    pub error: Option<Duration>,
+}
+
+/// From here on `timedatectl` calls a clock not synchronised; the kernel lets the error grow to this when nobody does.
+const UNKNOWN: Duration = Duration::from_secs(16);
+
 /// The file that systemd-timesyncd leaves once the clock was set from a server.
 const TIMESYNCD: &str = "/run/systemd/timesync/synchronized";
 
@@ -36,27 +55,38 @@ impl Host {
             self.bytes(TIMESYNCD)?;
             return Ok(Some(Duration::ZERO));
         }
-        let error = maximum_error().map_err(|error| Unreadable {
-            path: "adjtimex(2)".into(),
+        Ok(self.clock_discipline()?.error)
+    }
+
+    /// How the clock is kept right. Only the running machine can tell.
+    pub fn clock_discipline(&self) -> Result<Discipline, Unreadable> {
+        const QUERY: &str = "adjtimex(2)";
+        if !self.is_live() {
+            return Err(Unreadable::not_live(QUERY));
+        }
+        adjtimex().map_err(|error| Unreadable {
+            path: QUERY.into(),
             why: match error.kind() {
                 std::io::ErrorKind::PermissionDenied => Why::Denied,
                 _ => Why::Failed(error.to_string()),
             },
-        })?;
-        Ok((error < Duration::from_secs(16)).then_some(error))
+        })
     }
 }
 
 #[allow(unsafe_code, reason = "no crate of ours wraps adjtimex(2), and no file tells the same")]
-fn maximum_error() -> std::io::Result<Duration> {
+fn adjtimex() -> std::io::Result<Discipline> {
     // SAFETY: `timex` is plain integers, for which all zeroes is a value; `modes` of zero reads only.
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to a live, writable `timex`; the kernel writes no further than its end.
     if unsafe { libc::adjtimex(&mut timex) } < 0 {
         return Err(std::io::Error::last_os_error());
     }
-    #[allow(clippy::unnecessary_cast, reason = "the field is narrower on 32-bit targets")]
-    Ok(Duration::from_micros((timex.maxerror as i64).unsigned_abs()))
+    #[allow(clippy::unnecessary_cast, reason = "the fields are narrower on 32-bit targets")]
+    let (error, offset) = (timex.maxerror as i64, timex.offset as i64);
+    let error = Duration::from_micros(error.unsigned_abs());
+    let offset_us = if timex.status & libc::STA_NANO != 0 { offset / 1000 } else { offset };
+    Ok(Discipline { offset_us, error: (error < UNKNOWN).then_some(error) })
 }
 
 #[cfg(test)]
@@ -65,7 +95,8 @@ mod tests {
 
     #[test]
     fn the_kernel_gives_its_clock_error_without_a_right() {
-        assert!(maximum_error().is_ok());
+        assert!(adjtimex().is_ok());
+        assert!(uptime() > Duration::ZERO);
         assert!(now() > jiff::Timestamp::UNIX_EPOCH);
     }
 

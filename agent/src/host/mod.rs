@@ -20,13 +20,16 @@ pub mod bpf_offer;
 pub mod clock;
 pub mod disk;
 pub mod http;
+pub mod hwmon;
 mod journal;
+pub mod kmsg;
 pub mod netfilter;
 mod netlink;
 pub mod scratch;
 pub mod state;
 pub mod systemd;
 pub mod vault;
+pub mod vcio;
 pub mod watch;
 pub mod write;
 
@@ -212,6 +215,15 @@ impl Host {
     /// The text of a file, or `None` when the machine is known not to have it.
     pub fn text_if_present(&self, path: &str) -> Result<Option<String>, Unreadable> {
         self.known_absence(path, self.text(path))
+    }
+
+    /// The number that is all of a file, as those of /sys are; `None` when there is no such file.
+    pub fn number(&self, path: &str) -> Result<Option<i64>, Unreadable> {
+        match self.text(path) {
+            Ok(text) => text.trim().parse().map(Some).map_err(|_| Unreadable::malformed(path, "a number")),
+            Err(why) if why.is_absence() => Ok(None),
+            Err(why) => Err(why),
+        }
     }
 
     /// The content of a file of at most [`LARGEST`] bytes.

@@ -4,7 +4,11 @@
 //! there is one, runs in the companion, holds an eBPF program and hands its counts over. A probe that cannot run is a
 //! condition, not a crash and not silence.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 use wire::{
     report::{Kind, PeerReport, Reading, Severity, Status, Unit},
@@ -14,17 +18,37 @@ use wire::{
 use crate::{
     companion::{Sample, Sources},
     datapath::Refused,
-    host::Host,
+    host::{Host, Unreadable, state::State},
 };
 
 mod drop;
+mod fan;
+mod firmware;
+mod frequency;
 mod load;
 mod memory;
 pub mod mesh;
+mod power;
+mod pressure;
+mod rtc;
 mod temperature;
+mod throttling;
 
 /// All probes, in the order of the report.
-pub const PROBES: &[Probe] = &[mesh::PROBE, drop::PROBE, temperature::PROBE, load::PROBE, memory::PROBE];
+pub const PROBES: &[Probe] = &[
+    mesh::PROBE,
+    drop::PROBE,
+    throttling::PROBE,
+    temperature::PROBE,
+    fan::PROBE,
+    power::PROBE,
+    frequency::PROBE,
+    rtc::PROBE,
+    firmware::PROBE,
+    load::PROBE,
+    memory::PROBE,
+    pressure::PROBE,
+];
 
 /// One source of readings.
 pub struct Probe {
@@ -52,6 +76,8 @@ pub enum Pace {
     Sample,
     /// Before every report: the source changes slowly or costs something.
     Report,
+    /// With every pass over the requirements, some minutes apart: the source hardly ever changes.
+    Check,
 }
 
 /// The agent's half: turns what was seen into readings and statements. Keeps what it needs of earlier samples.
@@ -62,6 +88,9 @@ pub trait Judge {
 
 /// The companion's half: reads what its program counted.
 pub trait Source {
+    /// Looks, once a period, at what would be gone by the next reading.
+    fn look(&mut self) {}
+
     /// The counts, as the judge of the same file reads them.
     fn read(&mut self) -> serde_json::Value;
 }
@@ -78,8 +107,14 @@ pub struct Seen<'a> {
     pub online: &'a BTreeMap<Name, bool>,
     /// This node.
     pub node: &'a Name,
+    /// What must survive a restart of the agent.
+    pub state: &'a State,
     /// Monotonic time.
     pub now: Instant,
+    /// Time since boot, as the kernel's log counts it.
+    pub uptime: Duration,
+    /// The wall clock, which somebody may set.
+    pub wall: jiff::Timestamp,
 }
 
 impl Seen<'_> {
@@ -106,12 +141,46 @@ pub struct Health {
     pub statements: Vec<Statement>,
     /// This node's row of the mesh; only the mesh probe fills it.
     pub links: BTreeMap<Name, PeerReport>,
+    /// What is told in words and hardly ever changes: a version, a source.
+    pub about: BTreeMap<&'static str, String>,
 }
 
 impl Health {
     /// Adds a reading; `None` = could not be read this time.
     pub fn reading(&mut self, id: &str, title: &str, value: Option<f64>, unit: Unit, kind: Kind) {
         self.readings.push((id.to_owned(), Reading { title: title.to_owned(), value, unit, kind }));
+    }
+
+    /// Adds what a sensor gives: nothing where there is none, and of nonsense that it is nonsense.
+    pub fn sensor(
+        &mut self,
+        id: &str,
+        title: &str,
+        unit: Unit,
+        possible: RangeInclusive<f64>,
+        read: Result<Option<f64>, Unreadable>,
+    ) {
+        let (value, nonsense) = match read {
+            Ok(None) => return,
+            Ok(Some(value)) if possible.contains(&value) => (Some(value), None),
+            Ok(Some(value)) => (None, Some(format!("it gives {value}, which cannot be"))),
+            Err(why) => (None, Some(why.to_string())),
+        };
+        self.reading(id, title, value, unit, Kind::Gauge);
+        self.statements.extend(nonsense.map(|evidence| unbelievable(id, evidence)));
+    }
+}
+
+/// States that what a sensor gives is no measurement.
+fn unbelievable(sensor: &str, evidence: String) -> Statement {
+    Statement {
+        id: "sensor",
+        subject: Some(sensor.to_owned()),
+        title: "Sensor cannot be believed",
+        status: Status::Unknown,
+        severity: Severity::Warning,
+        depends_on: &[],
+        evidence,
     }
 }
 
@@ -132,6 +201,113 @@ pub struct Statement {
     pub depends_on: &'static [&'static str],
     /// What was seen.
     pub evidence: String,
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the tests build trees")]
+pub(crate) mod scene {
+    //! A machine for the tests of a probe: a tree that they write, clocks that they set, and what the companion would say.
+
+    use super::*;
+
+    pub(crate) struct Scene {
+        directory: std::path::PathBuf,
+        host: Host,
+        state: State,
+        pub(crate) companion: Result<Sample, String>,
+        pub(crate) sources: Sources,
+        start: Instant,
+        pub(crate) uptime: Duration,
+        pub(crate) wall: jiff::Timestamp,
+    }
+
+    impl Scene {
+        pub(crate) fn new() -> Self {
+            use std::sync::atomic::{AtomicU32, Ordering};
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let name =
+                format!("bramble-scene-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+            let directory = std::env::temp_dir().join(name);
+            std::fs::create_dir_all(directory.join("proc")).unwrap();
+            Self {
+                host: Host::tree(&directory).unwrap(),
+                state: State::new(&directory.join("state")),
+                companion: Err("no companion".to_owned()),
+                sources: Sources::new(),
+                start: Instant::now(),
+                uptime: Duration::from_secs(1000),
+                wall: "2026-11-23T06:00:00Z".parse().unwrap(),
+                directory,
+            }
+        }
+
+        /// One with a companion that has nothing to say yet.
+        pub(crate) fn with_companion() -> Self {
+            let tier =
+                wire::report::Tier { stamps: wire::report::Stamps::None, attached: None, why: String::new() };
+            let mesh = Err(String::new());
+            let sample = Sample { tier, address: None, period_ms: 1000, mesh, sources: None };
+            let mut scene = Self::new();
+            scene.companion = Ok(sample);
+            scene
+        }
+
+        pub(crate) fn write(&self, path: &str, text: impl AsRef<[u8]>) {
+            let path = self.directory.join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+
+        pub(crate) fn link(&self, path: &str, target: &str) {
+            let path = self.directory.join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let _ = std::fs::remove_file(&path);
+            std::os::unix::fs::symlink(target, path).unwrap();
+        }
+
+        pub(crate) fn remove(&self, path: &str) {
+            let path = self.directory.join(path.trim_start_matches('/'));
+            if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.unwrap();
+        }
+
+        /// Both clocks go on together.
+        pub(crate) fn wait(&mut self, seconds: u64) {
+            self.uptime += Duration::from_secs(seconds);
+            self.wall += Duration::from_secs(seconds);
+        }
+
+        pub(crate) fn judge(&self, judge: &mut Box<dyn Judge>) -> Health {
+            judge.judge(&Seen {
+                host: &self.host,
+                companion: self.companion.as_ref().map_err(String::as_str),
+                sources: &self.sources,
+                online: &BTreeMap::new(),
+                node: &Name::new("n1").unwrap(),
+                state: &self.state,
+                now: self.start + self.uptime,
+                uptime: self.uptime,
+                wall: self.wall,
+            })
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.directory);
+        }
+    }
+
+    impl Health {
+        /// The reading's value; the outer `None` when there is no such reading.
+        pub(crate) fn value(&self, id: &str) -> Option<Option<f64>> {
+            self.readings.iter().find(|(known, _)| known == id).map(|(_, reading)| reading.value)
+        }
+
+        /// Status and evidence of the statement.
+        pub(crate) fn said(&self, id: &str) -> Option<(Status, &str)> {
+            self.statements.iter().find(|s| s.id == id).map(|s| (s.status, s.evidence.as_str()))
+        }
+    }
 }
 
 #[cfg(test)]

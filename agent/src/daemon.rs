@@ -5,12 +5,13 @@
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{io::AsyncWriteExt, sync::mpsc};
 use wire::{
-    connection::{self, Bus, Event, Settings, Will},
+    connection::{self, Bus, Event, Message, Settings},
     discovery::{self, Announced},
     report::{
         self, Finding, FindingState, NodeInfo, NodeState, OFFLINE, ONLINE, Severity, Stamps, Status, Tier,
@@ -19,6 +20,7 @@ use wire::{
 };
 
 use crate::{
+    broker::Connection,
     companion::{self, Link, Sample, Wanted},
     config::{self, Config},
     facts::Facts,
@@ -54,14 +56,14 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     let id = identity(config);
     let (node, cluster) = (config.node.name.clone(), config.node.cluster.clone());
     let topic = |leaf| Topic::Node(node.clone(), leaf).in_cluster(&cluster);
+    let door = Host::live()?;
     let (bus, mut broker) = connection::start(Settings {
-        host: config.mqtt.host.clone(),
-        port: config.mqtt.port,
+        broker: config.mqtt.broker.clone(),
         client_id: format!("bramble-{id}"),
         user: config.mqtt.login()?,
-        keep_alive: config.mqtt.keep_alive,
-        will: Will { topic: topic(NodeTopic::Availability), delay: config.mqtt.will_delay },
+        availability: topic(NodeTopic::Availability),
         filters: Topic::filters_of_the_agent(&cluster),
+        read: Arc::new(move |file| door.bytes(file).map_err(|e| e.to_string())),
     });
     let (samples, mut companion) = mpsc::channel(4);
     let (wanted, peers_wanted) = tokio::sync::watch::channel(Wanted::default());
@@ -207,7 +209,6 @@ struct Agent<'a> {
     findings: Vec<Finding>,
     guard: Guard,
     broker: Result<jiff::Timestamp, String>,
-    refused: Option<String>,
     refused_messages: u64,
     announced: Announced,
     announced_as: Option<u64>,
@@ -244,7 +245,6 @@ impl<'a> Agent<'a> {
             findings: Vec::new(),
             guard: Guard::open(),
             broker: Err("not connected yet".to_owned()),
-            refused: None,
             refused_messages: 0,
             announced: Announced::new(),
             announced_as: None,
@@ -356,7 +356,8 @@ impl<'a> Agent<'a> {
             self.machine.about = about;
             self.introduce();
         }
-        let mut statements = vec![self.companion(), self.stamps(), self.broker(), self.name()];
+        let mut statements = vec![self.companion(), self.stamps(), self.name()];
+        statements.extend(self.connection().statements());
         statements.extend(self.guard.statements());
         statements.extend(self.healths.iter().flat_map(|h| h.statements.iter().cloned()));
         let (conditions, changed) = self.history.date(statements, clock::now());
@@ -401,20 +402,13 @@ impl<'a> Agent<'a> {
         }
     }
 
-    fn broker(&self) -> Statement {
-        let (status, evidence) = match (&self.broker, &self.refused) {
-            (Err(why), _) => (Status::Raised, why.clone()),
-            (Ok(_), Some(refused)) => (Status::Raised, refused.clone()),
-            (Ok(_), None) => (Status::Clear, "connected".to_owned()),
-        };
-        Statement {
-            id: "broker",
-            subject: None,
-            title: "Broker cannot be used",
-            status,
-            severity: Severity::Warning,
-            depends_on: &["isolated"],
-            evidence,
+    fn connection(&self) -> Connection<'_> {
+        Connection {
+            away: self.broker.as_ref().err().map(String::as_str),
+            complaints: self.bus.complaints(),
+            taken_over: self.bus.taken_over(),
+            renewal: self.bus.renewal(),
+            spool: None,
         }
     }
 
@@ -553,13 +547,8 @@ impl<'a> Agent<'a> {
     fn take_event(&mut self, event: Event) {
         match event {
             Event::Connected => {
-                tracing::info!(
-                    "connected to the broker at {}:{}",
-                    self.config.mqtt.host,
-                    self.config.mqtt.port
-                );
+                tracing::info!("connected to the broker at {}", self.config.mqtt.broker);
                 self.broker = Ok(clock::now());
-                self.refused = None;
                 self.introduce();
                 self.judge(Pace::Sample);
                 self.say();
@@ -575,14 +564,16 @@ impl<'a> Agent<'a> {
                 }
                 self.judge(Pace::Sample);
             }
-            Event::Refused { what, reason } => {
-                let refused = format!("the broker refuses {what}: {reason}");
-                if self.refused.as_ref() != Some(&refused) {
-                    tracing::error!("{refused}");
+            Event::Complaints => {
+                for complaint in self.bus.complaints().told() {
+                    tracing::warn!("{complaint}");
                 }
-                self.refused = Some(refused);
+                if self.judge(Pace::Sample) {
+                    self.say();
+                }
             }
-            Event::Message { topic, payload, retained } => {
+            Event::Settled => {}
+            Event::Message(Message { topic, payload, retained, .. }) => {
                 if let Err(why) = self.take_message(&topic, &payload, retained) {
                     self.refused_messages += 1;
                     tracing::debug!(topic, "message refused: {why}");

@@ -20,6 +20,8 @@ pub mod converge;
 /// Joining K3s and leaving it.
 pub mod k3s;
 
+/// What is stated of the way to the broker.
+pub mod broker;
 /// The process with rights in the kernel.
 pub mod companion;
 /// eBPF objects: loading, attaching, maps.

@@ -4,11 +4,11 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use serde::Deserialize;
 use wire::{
+    broker::{self, Broker},
     connection::Secret,
     topic::{BadName, Name},
 };
@@ -18,25 +18,16 @@ pub const DEFAULT: &str = "/etc/bramble/aggregator.toml";
 
 /// Where the password for the broker is when no file is named; systemd hands it over.
 pub const PASSWORD: &str = "/etc/bramble/aggregator-mqtt-password";
+/// Where the key of our certificate for the broker is when no file is named.
+pub const KEY: &str = "/etc/bramble/aggregator-mqtt-key";
 
 /// As written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Raw {
     cluster: Option<String>,
-    mqtt: RawMqtt,
+    mqtt: broker::Raw,
     web: RawWeb,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawMqtt {
-    host: Option<String>,
-    port: Option<u16>,
-    user: Option<String>,
-    password_file: Option<PathBuf>,
-    keep_alive_seconds: Option<u64>,
-    will_delay_seconds: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -60,17 +51,10 @@ pub struct Config {
 /// How to reach the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mqtt {
-    /// `host`: name or address. Default `127.0.0.1`.
-    pub host: String,
-    /// `port`: default 1883.
-    pub port: u16,
-    /// `user` and the first line of `password_file`; both or none. Default none.
+    /// Where it is, by which transport, and how long it may be silent; as on the nodes.
+    pub broker: Broker,
+    /// `user` and the first line of `password_file`. Default none.
     pub user: Option<(String, Secret)>,
-    /// `keep_alive_seconds`: 1 to 3600. Default 30.
-    pub keep_alive: Duration,
-    /// `will_delay_seconds`: 0 to 3600; how long a restart may take before the broker says that the aggregator is
-    /// offline. Default 20.
-    pub will_delay: Duration,
 }
 
 /// Who may read the page.
@@ -150,38 +134,27 @@ impl Config {
             key,
             why,
         };
-        let seconds = |key, value: Option<u64>, default: u64, least: u64| {
-            let value = value.unwrap_or(default);
-            if (least..=3600).contains(&value) {
-                Ok(Duration::from_secs(value))
-            } else {
-                Err(not_allowed(key, format!("{value} is not allowed, {least} to 3600 seconds are")))
-            }
-        };
-
         let cluster = raw.cluster.as_deref().unwrap_or("home");
         let cluster = Name::new(cluster).map_err(|e: BadName| not_allowed("cluster", e.to_string()))?;
-        let host = raw.mqtt.host.unwrap_or_else(|| "127.0.0.1".to_owned());
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
-            return Err(not_allowed(
-                "mqtt.host",
-                "a host name or an address is allowed, without port and URL".into(),
-            ));
-        }
-        let port = raw.mqtt.port.unwrap_or(1883);
-        if port == 0 {
-            return Err(not_allowed("mqtt.port", "1 to 65535 are allowed".into()));
-        }
+        let broker = raw.mqtt.check(&handed_over("mqtt-key", KEY).display().to_string());
+        let broker = broker.map_err(|wrong| {
+            not_allowed(
+                wrong.key,
+                match wrong.value.as_str() {
+                    "" => wrong.why,
+                    value => format!("`{value}` is not allowed: {}", wrong.why),
+                },
+            )
+        })?;
         let user = match (raw.mqtt.user, raw.mqtt.password_file) {
             (None, None) => None,
             (Some(user), Some(file)) => {
-                let text = read(&file).map_err(|e| {
-                    not_allowed("mqtt.password_file", format!("{} cannot be read: {e}", file.display()))
-                })?;
+                let text = read(Path::new(&file))
+                    .map_err(|e| not_allowed("mqtt.password_file", format!("{file} cannot be read: {e}")))?;
                 Some((user, Secret::new(text.lines().next().unwrap_or_default().to_owned())))
             }
             (Some(user), None) => {
-                let text = read(&handed_over()).unwrap_or_default();
+                let text = read(&handed_over("mqtt-password", PASSWORD)).unwrap_or_default();
                 let password = text.lines().next().filter(|line| !line.is_empty()).ok_or_else(|| {
                     let why = format!(
                         "needs a password: write it into {PASSWORD}, for root alone, or name its `password_file`"
@@ -208,25 +181,15 @@ impl Config {
                 format!("`{bad}` is not allowed, host names without port are"),
             ));
         }
-        Ok(Self {
-            cluster,
-            mqtt: Mqtt {
-                host,
-                port,
-                user,
-                keep_alive: seconds("mqtt.keep_alive_seconds", raw.mqtt.keep_alive_seconds, 30, 1)?,
-                will_delay: seconds("mqtt.will_delay_seconds", raw.mqtt.will_delay_seconds, 20, 0)?,
-            },
-            web: Web { listen, hosts },
-        })
+        Ok(Self { cluster, mqtt: Mqtt { broker, user }, web: Web { listen, hosts } })
     }
 }
 
-/// Where systemd put the password for this process, or where it takes it from.
-fn handed_over() -> PathBuf {
+/// Where systemd put a secret for this process, or where it takes it from.
+fn handed_over(name: &str, source: &str) -> PathBuf {
     match std::env::var_os("CREDENTIALS_DIRECTORY") {
-        Some(directory) => Path::new(&directory).join("mqtt-password"),
-        None => PathBuf::from(PASSWORD),
+        Some(directory) => Path::new(&directory).join(name),
+        None => PathBuf::from(source),
     }
 }
 
@@ -272,23 +235,20 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.cluster.as_str(), "home");
         assert!(config.web.listen.ip().is_loopback());
-        assert_eq!(
-            (config.mqtt.host.as_str(), config.mqtt.port, config.mqtt.user),
-            ("127.0.0.1", 1883, None)
-        );
+        assert_eq!((config.mqtt.broker.to_string().as_str(), config.mqtt.user), ("127.0.0.1:1883", None));
     }
 
     #[test]
     fn everything_written_is_taken() {
         let config = parse(
             "cluster = \"attic\"\n[mqtt]\nhost = \"broker\"\nport = 1884\nuser = \"u\"\npassword_file = \"/secret\"\n\
-             keep_alive_seconds = 5\nwill_delay_seconds = 0\n[web]\nlisten = \"[::1]:0\"\nhosts = [\"Pi.local\"]\n",
+             keep_alive = \"5s\"\nwill_delay = \"0s\"\n[web]\nlisten = \"[::1]:0\"\nhosts = [\"Pi.local\"]\n",
         )
         .unwrap();
         assert_eq!(config.mqtt.user, Some(("u".into(), Secret::new("hunter2".into()))));
         assert!(!format!("{config:?}").contains("hunter2"));
         assert_eq!(config.web.hosts, ["pi.local"]);
-        assert_eq!(config.mqtt.keep_alive, Duration::from_secs(5));
+        assert_eq!(config.mqtt.broker.keep_alive.as_secs(), 5);
     }
 
     #[test]
@@ -297,18 +257,15 @@ mod tests {
             ("clutser = \"x\"", ["a.toml", "line 1", "clutser", "expected one of `cluster`"]),
             ("[mqtt]\nport = 70000", ["a.toml", "line 2", "port", "u16"]),
             ("\ncluster = \"A b\"", ["a.toml:2", "`cluster`", "A b", "a-z, 0-9"]),
-            ("[mqtt]\nport = 0", ["a.toml:2", "`mqtt.port`", "1 to 65535", "allowed"]),
-            ("mqtt.port = 0", ["a.toml:1", "`mqtt.port`", "1 to 65535", "allowed"]),
-            ("[mqtt]\nhost = \"mqtt://x\"", ["a.toml:2", "`mqtt.host`", "without port", "allowed"]),
+            ("[mqtt]\nport = 0", ["a.toml", "line 2", "port", "nonzero"]),
+            ("mqtt.pin = \"x\"", ["a.toml:1", "`mqtt.pin`", "tls = true", "nothing"]),
+            ("[mqtt]\nhost = \"http://x\"", ["a.toml:2", "`mqtt.host`", "a name", "mqtts"]),
             ("[mqtt]\nuser = \"u\"", ["a.toml:2", "`mqtt.user`", "password_file", "needs"]),
             (
                 "[mqtt]\nuser = \"u\"\npassword_file = \"/none\"",
                 ["a.toml:3", "`mqtt.password_file`", "/none", "cannot be read"],
             ),
-            (
-                "[mqtt]\nwill_delay_seconds = 9999",
-                ["a.toml:2", "`mqtt.will_delay_seconds`", "9999", "0 to 3600"],
-            ),
+            ("[mqtt]\nwill_delay = \"9999s\"", ["a.toml:2", "`mqtt.will_delay`", "9999s", "0ns to 300s"]),
             ("[web]\n\nlisten = \"8080\"", ["a.toml:3", "`web.listen`", "`8080`", "127.0.0.1:8080"]),
             ("[web]\nhosts = [\"a:80\"]", ["a.toml:2", "`web.hosts`", "a:80", "without port"]),
         ];

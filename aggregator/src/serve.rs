@@ -32,7 +32,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use wire::{
-    connection::{self, Bus, Event, Will},
+    connection::{self, Bus, Event},
     topic::{ClusterTopic, Topic},
 };
 
@@ -146,12 +146,7 @@ pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<As
     let pages = tokio::spawn(pages(listener, shared.clone(), async move {
         let _ = closing.wait_for(|closing| *closing).await;
     }));
-    tracing::info!(
-        "cluster {name}: broker {}:{}, page on http://{}/",
-        config.mqtt.host,
-        config.mqtt.port,
-        config.web.listen
-    );
+    tracing::info!("cluster {name}: broker {}, page on http://{}/", config.mqtt.broker, config.web.listen);
 
     service.ready(&shared.status());
     let mut ticks = interval(TICK);
@@ -164,7 +159,7 @@ pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<As
                 shared.cluster().tick(shared.clock.now())
             }
             event = events.recv() => match event {
-                Some(event) => take(&shared, &event),
+                Some(event) => take(&shared, &bus, &event),
                 None => anyhow::bail!("the MQTT connection's task has ended"),
             },
         };
@@ -180,24 +175,21 @@ pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<As
     Ok(asked)
 }
 
+#[expect(clippy::disallowed_methods, reason = "the aggregator has no Host; these are its certificates")]
 fn broker(config: &Config) -> connection::Settings {
     let mqtt = &config.mqtt;
     connection::Settings {
-        host: mqtt.host.clone(),
-        port: mqtt.port,
+        broker: mqtt.broker.clone(),
         client_id: format!("bramble-aggregator-{}", config.cluster),
         user: mqtt.user.clone(),
-        keep_alive: mqtt.keep_alive,
-        will: Will {
-            topic: Topic::Cluster(ClusterTopic::Availability).in_cluster(&config.cluster),
-            delay: mqtt.will_delay,
-        },
+        availability: Topic::Cluster(ClusterTopic::Availability).in_cluster(&config.cluster),
         filters: Topic::filters_of_the_aggregator(&config.cluster),
+        read: Arc::new(|file| std::fs::read(file).map_err(|e| format!("{file}: {e}"))),
     }
 }
 
 /// One event of the connection, with its line in the journal when it is news.
-fn take(shared: &Shared, event: &Event) -> Vec<Effect> {
+fn take(shared: &Shared, bus: &Bus, event: &Event) -> Vec<Effect> {
     let now = shared.clock.now();
     let mut cluster = shared.cluster();
     let message = match event {
@@ -214,13 +206,18 @@ fn take(shared: &Shared, event: &Event) -> Vec<Effect> {
             }
             Message::BrokerGone { why }
         }
-        Event::Refused { what, reason } => {
-            tracing::warn!("the broker refuses {what}: {reason}; check its access list");
+        Event::Complaints => {
+            for complaint in bus.complaints().told() {
+                tracing::warn!("{complaint}");
+            }
             return Vec::new();
         }
-        Event::Message { topic, payload, retained } => {
-            Message::Published { topic, payload, retained: *retained }
-        }
+        Event::Settled => return Vec::new(),
+        Event::Message(message) => Message::Published {
+            topic: &message.topic,
+            payload: &message.payload,
+            retained: message.retained,
+        },
     };
     cluster.absorb(message, now)
 }

@@ -1,51 +1,62 @@
-//! The MQTT v5 connection of both programs, over rumqttc: options, last will, outbox, back-off.
+//! The MQTT v5 connection of both programs: dialling, last will, subscriptions, dead links, back-off.
 //!
-//! rumqttc leaves several things to its user, and all of them are done here, once: it allocates a send table
-//! for 65,535 packets unless told otherwise; it retries at once and without end; it forgets queued messages
-//! when the broker kept no session; it only logs what the broker refuses. So this file keeps an [`Outbox`] with
-//! the newest value of every retained topic, says everything again at each connection, pairs each
-//! acknowledgement with its topic, and waits between attempts with full jitter.
-//!
-//! TLS belongs in [`options`]: the transport is chosen there and nowhere else.
+//! rumqttc's packets, and a loop of our own around them. rumqttc's own loop hides what is needed here: it dials for itself (so
+//! no TLS of ours), allocates for 65,535 packets, retries at once and without end, gives no packet's number away,
+//! forgets queued messages when the broker kept no session, only logs what the broker refuses, breaks the connection
+//! over one message that is too large, and waits without limit for a write into a dead link. With the packets alone
+//! each of these is a line: the [`crate::outbox`] numbers what is under way, and everything is said again at each
+//! connection.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
     fmt,
+    future::pending,
     hash::{BuildHasher, RandomState},
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use rumqttc::{
-    Outgoing,
+use bytes::{Bytes, BytesMut};
+use rumqttc::v5::mqttbytes::{
+    Error as Malformed, QoS,
     v5::{
-        AsyncClient, ConnectionError, EventLoop, MqttOptions, StateError,
-        mqttbytes::{
-            QoS,
-            v5::{
-                DisconnectReasonCode, Filter, LastWill, LastWillProperties, Packet, PubAckReason,
-                PublishProperties, RetainForwardRule, SubscribeReasonCode,
-            },
-        },
+        Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter, LastWill,
+        LastWillProperties, Login, Packet, PingReq, PubAck, RetainForwardRule, Subscribe,
+        SubscribeReasonCode,
     },
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{Notify, mpsc},
+    time::{sleep, sleep_until, timeout},
+};
 
-use crate::report::{MAX_PAYLOAD, OFFLINE, ONLINE};
+pub use crate::outbox::Complaints;
+use crate::{
+    broker::Broker,
+    outbox::{Outbox, Settled},
+    report::{MAX_PAYLOAD, OFFLINE, ONLINE},
+    tls::{self, Reader},
+};
 
-/// Packets under way to the broker at once; mosquitto grants 20.
-const INFLIGHT: u16 = 16;
 /// Largest packet that is taken from the broker, bytes: larger than any message of ours, so that a hostile one is
 /// seen and counted instead of ending the connection.
 const MAX_INCOMING: u32 = 4 * 1024 * 1024;
-/// Events kept while the broker is away.
-const EVENTS: usize = 256;
 /// First and longest bound of the random wait between two attempts.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// A connection that lasted this long was a good one: the next wait is short again.
 const GOOD_FOR: Duration = Duration::from_secs(60);
+/// How long one address may take to answer, and how long the broker may take to greet.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A link on which nothing sent is acknowledged for this long is dead, be it by the kernel, by a write that does not
+/// end, or by a ping without answer.
+pub const DEAD_AFTER: Duration = Duration::from_secs(20);
+/// How often it is looked whether the certificates' files changed.
+const RENEWAL: Duration = Duration::from_secs(60);
+/// How long it is remembered that somebody else uses our id.
+const REMEMBERED: Duration = Duration::from_secs(15 * 60);
 
 /// A text that is never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -65,31 +76,20 @@ impl fmt::Debug for Secret {
 }
 
 /// How to reach the broker and who we are there.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
-    /// Broker's name or address.
-    pub host: String,
-    /// Broker's TCP port.
-    pub port: u16,
+    /// Where it is, by which transport, and how long it may be silent.
+    pub broker: Broker,
     /// Unique on the broker; a second client of the same id throws the first one out.
     pub client_id: String,
     /// User and password, when the broker wants them.
     pub user: Option<(String, Secret)>,
-    /// Silence after which the link is tested; whole seconds, at least one.
-    pub keep_alive: Duration,
-    /// What the broker says for us when we are gone.
-    pub will: Will,
+    /// The availability topic: `online` at each connection, `offline` as last will; retained.
+    pub availability: String,
     /// Subscribed at every connection.
     pub filters: Vec<String>,
-}
-
-/// The availability topic: `online` at each connection, `offline` as last will.
-#[derive(Clone, Debug)]
-pub struct Will {
-    /// Retained topic.
-    pub topic: String,
-    /// How long the broker waits before it says `offline`; whole seconds.
-    pub delay: Duration,
+    /// Opens the files of certificates and keys.
+    pub read: Reader,
 }
 
 /// What the connection tells its owner.
@@ -105,205 +105,77 @@ pub enum Event {
         next_try: Duration,
     },
     /// A message arrived.
-    Message {
-        /// Its topic, as sent.
-        topic: String,
-        /// Its payload; empty when a retained topic was emptied.
-        payload: Bytes,
-        /// Whether it was stored by the broker before we subscribed.
-        retained: bool,
-    },
-    /// The broker refuses something for good: most often its access list.
-    Refused {
-        /// Topic or filter.
-        what: String,
-        /// The broker's reason.
-        reason: String,
-    },
+    Message(Message),
+    /// The broker took or refused events: see [`Bus::settled_before`].
+    Settled,
+    /// What the broker does not do for us changed: see [`Bus::complaints`].
+    Complaints,
+}
+
+/// A message that arrived.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// Its topic, as sent.
+    pub topic: String,
+    /// Its payload; empty when a retained topic was emptied.
+    pub payload: Bytes,
+    /// Whether it was stored by the broker before we subscribed.
+    pub retained: bool,
+    /// Where its sender waits for an answer.
+    pub response_topic: Option<String>,
+    /// What the answer has to repeat.
+    pub correlation: Option<Bytes>,
+    /// What is left of its time; `None` = it has no end.
+    pub expiry: Option<Duration>,
 }
 
 /// The sending half; clones share one outbox.
 #[derive(Clone, Debug)]
 pub struct Bus {
     shared: Arc<Shared>,
-    client: AsyncClient,
     availability: String,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
-    outbox: Mutex<Outbox>,
-    /// Something may be sent, or the connection changed.
+    inside: Mutex<Inside>,
+    /// Something may be sent.
     wake: Notify,
-    /// An acknowledgement arrived.
-    acknowledged: Notify,
+    /// An acknowledgement arrived, or the connection ended.
+    settled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    outbox: Outbox,
+    connected: bool,
+    leaving: bool,
+    taken_over: Option<Instant>,
+    /// Why the certificates' new files are not used.
+    renewal: Option<String>,
 }
 
 impl Shared {
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
-        // The outbox is valid after every statement, so a panic elsewhere does not spoil it.
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What is to be sent: newest value per retained topic, and a bounded queue of events.
-#[derive(Debug, Default)]
-struct Outbox {
-    latest: BTreeMap<String, Value>,
-    /// Topics of `latest` that wait, in order, each once.
-    waiting: VecDeque<String>,
-    events: VecDeque<(String, Value)>,
-    dropped: u64,
-    connected: bool,
-    subscribed: bool,
-    /// Handed to rumqttc, not yet numbered.
-    handed: VecDeque<String>,
-    /// Numbered, not yet acknowledged.
-    numbered: HashMap<u16, String>,
-}
-
-#[derive(Clone, Debug)]
-struct Value {
-    payload: Bytes,
-    expiry: Option<Duration>,
-    set: Instant,
-}
-
-/// One message that is due.
-#[derive(Debug, PartialEq, Eq)]
-struct Due {
-    topic: String,
-    payload: Bytes,
-    retain: bool,
-    expiry: Option<u32>,
-}
-
-impl Outbox {
-    fn set(&mut self, topic: String, payload: Bytes, expiry: Option<Duration>, now: Instant) {
-        self.latest.insert(topic.clone(), Value { payload, expiry, set: now });
-        if !self.waiting.contains(&topic) {
-            self.waiting.push_back(topic);
-        }
-    }
-
-    fn event(&mut self, topic: String, payload: Bytes, expiry: Duration, now: Instant) {
-        if self.events.len() == EVENTS {
-            self.events.pop_front();
-            self.dropped += 1;
-        }
-        self.events.push_back((topic, Value { payload, expiry: Some(expiry), set: now }));
-    }
-
-    /// A new connection: the broker may have forgotten everything, so everything is said again.
-    fn connected(&mut self, first: &str) {
-        self.connected = true;
-        self.subscribed = false;
-        self.handed.clear();
-        self.numbered.clear();
-        self.waiting = self.latest.keys().filter(|t| *t != first).cloned().collect();
-        if self.latest.contains_key(first) {
-            self.waiting.push_front(first.to_owned());
-        }
-    }
-
-    fn disconnected(&mut self) {
-        self.connected = false;
-    }
-
-    /// The next message; what has expired meanwhile is not sent as if it were fresh.
-    fn next(&mut self, now: Instant) -> Option<Due> {
-        while let Some(topic) = self.waiting.pop_front() {
-            let Some(value) = self.latest.get(&topic).cloned() else { continue };
-            if value.payload.is_empty() {
-                self.latest.remove(&topic);
-            }
-            if let Some(due) = value.due(topic, true, now) {
-                return Some(due);
-            }
-        }
-        while let Some((topic, value)) = self.events.pop_front() {
-            match value.due(topic, false, now) {
-                Some(due) => return Some(due),
-                None => self.dropped += 1,
-            }
-        }
-        None
-    }
-
-    fn idle(&self) -> bool {
-        self.waiting.is_empty()
-            && self.events.is_empty()
-            && self.handed.is_empty()
-            && self.numbered.is_empty()
-    }
-}
-
-impl Value {
-    fn due(self, topic: String, retain: bool, now: Instant) -> Option<Due> {
-        let expiry = match self.expiry {
-            None => None,
-            Some(expiry) => {
-                let left = expiry.checked_sub(now.duration_since(self.set))?;
-                Some(u32::try_from(left.as_secs().max(1)).unwrap_or(u32::MAX))
-            }
-        };
-        Some(Due { topic, payload: self.payload, retain, expiry })
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        // It is valid after every statement, so a panic elsewhere does not spoil it.
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Connects, and stays so until the receiver is dropped. Needs a tokio runtime.
 pub fn start(settings: Settings) -> (Bus, mpsc::Receiver<Event>) {
-    let (client, event_loop) = AsyncClient::new(options(&settings), 16);
-    let shared = Arc::new(Shared {
-        outbox: Mutex::new(Outbox::default()),
-        wake: Notify::new(),
-        acknowledged: Notify::new(),
-    });
+    let shared = Arc::new(Shared::default());
     let (events, receiver) = mpsc::channel(256);
-    let bus =
-        Bus { shared: shared.clone(), client: client.clone(), availability: settings.will.topic.clone() };
-    bus.publish_latest(settings.will.topic.clone(), ONLINE.into(), None);
-    let feeder = tokio::spawn(feed(client, shared.clone(), settings.filters.clone())).abort_handle();
+    let bus = Bus { shared: shared.clone(), availability: settings.availability.clone() };
+    bus.publish_latest(settings.availability.clone(), ONLINE.into(), None);
     tokio::spawn(async move {
-        poll(event_loop, &shared, &settings, events).await;
-        feeder.abort();
+        tokio::select! {
+            // Without a DISCONNECT: what the last will says, its delay decides.
+            () = events.closed() => {}
+            () = stay(&settings, &shared, &events) => {}
+        }
     });
     (bus, receiver)
-}
-
-/// Everything that the broker is told about us at connection.
-fn options(settings: &Settings) -> MqttOptions {
-    let mut options = MqttOptions::new(&settings.client_id, &settings.host, settings.port);
-    let delay = u32::try_from(settings.will.delay.as_secs()).unwrap_or(u32::MAX);
-    options
-        .set_keep_alive(settings.keep_alive.max(Duration::from_secs(1)))
-        .set_clean_start(true)
-        // The will fires at the earlier of its delay and the end of the session.
-        .set_session_expiry_interval(Some(delay.saturating_add(10)))
-        .set_max_packet_size(Some(MAX_INCOMING))
-        .set_outgoing_inflight_upper_limit(INFLIGHT)
-        .set_last_will(LastWill::new(
-            &settings.will.topic,
-            OFFLINE,
-            QoS::AtLeastOnce,
-            true,
-            Some(LastWillProperties {
-                delay_interval: Some(delay),
-                payload_format_indicator: None,
-                message_expiry_interval: None,
-                content_type: None,
-                response_topic: None,
-                correlation_data: None,
-                user_properties: Vec::new(),
-            }),
-        ));
-    if let Some((user, Secret(password))) = &settings.user {
-        options.set_credentials(user, password);
-    }
-    let mut network = options.network_options();
-    network.set_tcp_nodelay(true);
-    options.set_network_options(network);
-    options
 }
 
 impl Bus {
@@ -314,42 +186,81 @@ impl Bus {
         if !fits(&topic, &payload) {
             return;
         }
-        self.shared.outbox().set(topic, payload.into(), expiry, Instant::now());
+        self.shared.lock().outbox.set(topic, payload.into(), expiry, Instant::now());
         self.shared.wake.notify_one();
     }
 
-    /// Publishes something that happened, at least once, not retained. While the broker is away 256 are kept, then
-    /// the oldest goes and is counted.
-    pub fn publish_event(&self, topic: String, payload: Vec<u8>, expiry: Duration) {
-        if !fits(&topic, &payload) {
-            return;
+    /// Publishes something that is worth nothing after `expiry`, at least once, not retained; `correlation` goes with an
+    /// answer. What is given up is counted.
+    pub fn publish_event(
+        &self,
+        topic: String,
+        payload: Vec<u8>,
+        correlation: Option<Bytes>,
+        expiry: Duration,
+    ) {
+        if fits(&topic, &payload) {
+            self.shared.lock().outbox.event(topic, payload.into(), correlation, expiry, Instant::now());
+            self.shared.wake.notify_one();
         }
-        self.shared.outbox().event(topic, payload.into(), expiry, Instant::now());
+    }
+
+    /// Publishes something that happened, at least once, not retained: on `topic` within
+    /// [`crate::outbox::PRESENT`], later on `history`. Not `fresh` = it happened before this program's start. It is kept until
+    /// the broker has it, within the bounds of the outbox; returns its number, which only grows.
+    pub fn publish_record(&self, topic: String, history: String, payload: Vec<u8>, fresh: bool) -> u64 {
+        let number = self.shared.lock().outbox.record(topic, history, payload.into(), fresh, Instant::now());
         self.shared.wake.notify_one();
+        number
+    }
+
+    /// All events with a lower number are with the broker, or were given up and counted.
+    pub fn settled_before(&self) -> u64 {
+        self.shared.lock().outbox.settled_before()
     }
 
     /// Events that were given up since the start.
     pub fn dropped(&self) -> u64 {
-        self.shared.outbox().dropped
+        self.shared.lock().outbox.dropped()
+    }
+
+    /// What the broker does not do for us on this connection.
+    pub fn complaints(&self) -> Complaints {
+        self.shared.lock().outbox.complaints().clone()
+    }
+
+    /// How long ago another client used our id, if that was within a quarter of an hour.
+    pub fn taken_over(&self) -> Option<Duration> {
+        self.shared.lock().taken_over.map(|at| at.elapsed()).filter(|ago| *ago < REMEMBERED)
+    }
+
+    /// Why the new files of certificates are not used; the connection keeps the old ones.
+    pub fn renewal(&self) -> Option<String> {
+        self.shared.lock().renewal.clone()
     }
 
     /// Says `offline` ourselves, waits up to two seconds until the broker has everything, and disconnects, which
     /// takes the last will back. For a planned restart simply stop instead: the will's delay bridges it.
     pub async fn leave(self) {
         self.publish_latest(self.availability.clone(), OFFLINE.into(), None);
-        let drained = async {
+        let gone = async {
             loop {
-                let acknowledged = self.shared.acknowledged.notified();
-                if self.shared.outbox().idle() || !self.shared.outbox().connected {
-                    return;
+                let settled = self.shared.settled.notified();
+                {
+                    let mut inside = self.shared.lock();
+                    if !inside.connected {
+                        return;
+                    }
+                    if inside.outbox.idle() {
+                        inside.leaving = true;
+                        self.shared.wake.notify_one();
+                    }
                 }
-                acknowledged.await;
+                settled.await;
             }
         };
         // Past the limit there is nobody to tell, and the will speaks for us.
-        let _ = tokio::time::timeout(Duration::from_secs(2), drained).await;
-        let _ = self.client.try_disconnect();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let _ = timeout(Duration::from_secs(2), gone).await;
     }
 }
 
@@ -360,151 +271,489 @@ fn fits(topic: &str, payload: &[u8]) -> bool {
     payload.len() <= MAX_PAYLOAD
 }
 
-/// Hands the outbox to rumqttc, only while connected: what is queued there during an outage would be lost.
-async fn feed(client: AsyncClient, shared: Arc<Shared>, filters: Vec<String>) {
+/// Why a connection ended, or was none.
+#[derive(Debug)]
+enum Ended {
+    /// One cause and one next step.
+    Because(String),
+    /// Another client came with our id.
+    TakenOver,
+    /// The broker takes no will of this kind.
+    OtherWill(WillKind),
+    /// The certificates' files changed.
+    Renewed,
+    /// We left.
+    Left,
+}
+
+/// What the broker takes as a will: at first the best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct WillKind {
+    retain: bool,
+    acknowledge: bool,
+}
+
+/// Connects again and again.
+async fn stay(settings: &Settings, shared: &Shared, events: &mpsc::Sender<Event>) {
+    let mut wait = FIRST_WAIT;
+    let mut will = WillKind { retain: true, acknowledge: true };
     loop {
-        enum Step {
-            Subscribe,
-            Send(Due),
-            Wait,
+        let mut connected_at = None;
+        let ended = converse(settings, shared, events, will, &mut connected_at).await;
+        {
+            let mut inside = shared.lock();
+            inside.connected = false;
+            shared.settled.notify_waiters();
         }
-        let step = {
-            let mut outbox = shared.outbox();
-            if !outbox.connected {
-                Step::Wait
-            } else if !outbox.subscribed {
-                outbox.subscribed = true;
-                Step::Subscribe
-            } else if let Some(due) = outbox.next(Instant::now()) {
-                outbox.handed.push_back(due.topic.clone());
-                Step::Send(due)
-            } else {
-                Step::Wait
-            }
-        };
-        let sent = match step {
-            Step::Wait => {
-                shared.wake.notified().await;
+        if connected_at.is_some_and(|at: Instant| at.elapsed() >= GOOD_FOR) {
+            wait = FIRST_WAIT;
+        }
+        let why = match ended {
+            Ended::Left => return,
+            Ended::Renewed => {
+                tracing::info!("connecting to the broker again, with the new certificates");
                 continue;
             }
-            Step::Subscribe if filters.is_empty() => continue,
-            Step::Subscribe => {
-                client
-                    .subscribe_many(filters.iter().map(|f| Filter {
-                        path: f.clone(),
-                        qos: QoS::AtLeastOnce,
-                        nolocal: false,
-                        preserve_retain: false,
-                        retain_forward_rule: RetainForwardRule::OnEverySubscribe,
-                    }))
-                    .await
+            Ended::OtherWill(kind) if kind != will => {
+                will = kind;
+                continue;
             }
-            Step::Send(due) => {
-                let properties = PublishProperties {
-                    payload_format_indicator: Some(1),
-                    message_expiry_interval: due.expiry,
-                    ..PublishProperties::default()
+            Ended::OtherWill(_) => "the broker refuses every kind of last will".to_owned(),
+            Ended::TakenOver => {
+                shared.lock().taken_over = Some(Instant::now());
+                // Who comes back at once throws the other out, and so on for ever.
+                wait = LONGEST_WAIT;
+                "another client connected with our id; was this node's card cloned?".to_owned()
+            }
+            Ended::Because(why) => why,
+        };
+        let next_try = jitter(wait);
+        wait = (wait * 2).min(LONGEST_WAIT);
+        if events.send(Event::Disconnected { why, next_try }).await.is_err() {
+            return;
+        }
+        sleep(next_try).await;
+    }
+}
+
+/// A stream to the broker, with TLS or without.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// One connection: its bytes, and what they mean.
+struct Line<'a> {
+    stream: Box<dyn Stream>,
+    heard: BytesMut,
+    to_say: BytesMut,
+    settings: &'a Settings,
+}
+
+impl Line<'_> {
+    /// Brings everything out; a link that takes nothing is dead.
+    async fn say(&mut self) -> Result<(), Ended> {
+        if self.to_say.is_empty() {
+            return Ok(());
+        }
+        let write = async {
+            self.stream.write_all(&self.to_say).await?;
+            self.stream.flush().await
+        };
+        match timeout(DEAD_AFTER, write).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                // The broker may have said why before it closed: a refused client certificate is told after our handshake.
+                let read = timeout(Duration::from_millis(500), self.stream.read_buf(&mut self.heard)).await;
+                let error = match read {
+                    Ok(Err(told)) if tls::is_told(&told) => told,
+                    _ => error,
                 };
-                client
-                    .publish_with_properties(due.topic, QoS::AtLeastOnce, due.retain, due.payload, properties)
-                    .await
+                return Err(self.broken(&error));
+            }
+            Err(_) => return Err(self.dead()),
+        }
+        self.to_say.clear();
+        // One large message should not hold its room for ever.
+        if self.to_say.capacity() > 64 * 1024 {
+            self.to_say = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// The next whole packet of what was heard.
+    fn packet(&mut self) -> Result<Option<Packet>, Ended> {
+        match Packet::read(&mut self.heard, Some(MAX_INCOMING)) {
+            Ok(packet) => Ok(Some(packet)),
+            Err(Malformed::InsufficientBytes(_)) => {
+                if self.heard.is_empty() && self.heard.capacity() > 64 * 1024 {
+                    self.heard = BytesMut::new();
+                }
+                Ok(None)
+            }
+            Err(malformed) => Err(Ended::Because(format!(
+                "{} does not speak MQTT 5 ({malformed}); is this the broker's port?",
+                self.settings.broker
+            ))),
+        }
+    }
+
+    /// Waits for bytes. Cancel-safe.
+    async fn hear(&mut self) -> Result<(), Ended> {
+        self.heard.reserve(4096);
+        match self.stream.read_buf(&mut self.heard).await {
+            Ok(0) => Err(Ended::Because(format!("{} ended the connection", self.settings.broker))),
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.broken(&error)),
+        }
+    }
+
+    fn broken(&self, error: &io::Error) -> Ended {
+        let broker = &self.settings.broker;
+        Ended::Because(match &broker.tls {
+            Some(tls) => tls::explain(error, tls, broker),
+            None => format!("{broker}: {error}"),
+        })
+    }
+
+    fn dead(&self) -> Ended {
+        Ended::Because(format!(
+            "{} acknowledged nothing for {} s; the link is dead",
+            self.settings.broker,
+            DEAD_AFTER.as_secs()
+        ))
+    }
+
+    /// Says who we are, and takes the broker's answer.
+    async fn greet(&mut self, shared: &Shared, will: WillKind) -> Result<Duration, Ended> {
+        let write = connect(self.settings, will).write(&mut self.to_say, None);
+        write.map_err(|e| Ended::Because(format!("the greeting cannot be written: {e}")))?;
+        let broker = &self.settings.broker;
+        let silent = || {
+            Ended::Because(format!(
+                "{broker} accepts connections and does not answer; is this the broker's port?"
+            ))
+        };
+        let answer = async {
+            self.say().await?;
+            loop {
+                if let Some(packet) = self.packet()? {
+                    return Ok(packet);
+                }
+                match self.hear().await {
+                    Err(Ended::Because(why))
+                        if self.settings.broker.tls.is_none() && self.heard.is_empty() =>
+                    {
+                        return Err(Ended::Because(format!(
+                            "{why} before it answered; if it wants TLS there, set tls = true in [mqtt]"
+                        )));
+                    }
+                    heard => heard?,
+                }
             }
         };
-        if sent.is_err() {
-            // The event loop is gone, and with it the owner.
-            return;
+        let answer = timeout(PATIENCE, answer).await.map_err(|_| silent())??;
+        let Packet::ConnAck(answer) = answer else {
+            return Err(Ended::Because(format!(
+                "{broker} does not speak MQTT 5; is this the broker's port?"
+            )));
+        };
+        if answer.code != ConnectReturnCode::Success {
+            return Err(refusal(answer.code, will));
         }
+        let properties = answer.properties.as_ref();
+        let keep_alive = properties.and_then(|p| p.server_keep_alive).filter(|seconds| *seconds > 0);
+        let mut inside = shared.lock();
+        inside.connected = true;
+        inside.outbox.connected(&self.settings.availability, properties);
+        if !self.settings.filters.is_empty() {
+            let filters = self.settings.filters.iter().map(|filter| Filter {
+                path: filter.clone(),
+                qos: QoS::AtLeastOnce,
+                nolocal: false,
+                preserve_retain: false,
+                retain_forward_rule: RetainForwardRule::OnEverySubscribe,
+            });
+            let mut subscribe = Subscribe::new_many(filters, None);
+            subscribe.pkid = inside.outbox.id_for_filters();
+            let write = Packet::Subscribe(subscribe).write(&mut self.to_say, None);
+            write.map_err(|e| Ended::Because(format!("the subscriptions cannot be written: {e}")))?;
+        }
+        Ok(keep_alive.map_or(self.settings.broker.keep_alive, |s| Duration::from_secs(u64::from(s))))
     }
 }
 
-/// Drives rumqttc in a task of its own, because its `poll` is not cancel-safe.
-async fn poll(mut event_loop: EventLoop, shared: &Shared, settings: &Settings, events: mpsc::Sender<Event>) {
-    let mut wait = FIRST_WAIT;
-    let mut connected_at: Option<Instant> = None;
+/// One connection, from dialling to its end.
+async fn converse(
+    settings: &Settings,
+    shared: &Shared,
+    events: &mpsc::Sender<Event>,
+    will: WillKind,
+    connected_at: &mut Option<Instant>,
+) -> Ended {
+    match talk(settings, shared, events, will, connected_at).await {
+        Ok(never) => match never {},
+        Err(ended) => ended,
+    }
+}
+
+async fn talk(
+    settings: &Settings,
+    shared: &Shared,
+    events: &mpsc::Sender<Event>,
+    will: WillKind,
+    connected_at: &mut Option<Instant>,
+) -> Result<std::convert::Infallible, Ended> {
+    let (stream, files) = dial(settings).await?;
+    let mut line = Line { stream, heard: BytesMut::new(), to_say: BytesMut::new(), settings };
+    let keep_alive = line.greet(shared, will).await?;
+    *connected_at = Some(Instant::now());
+    let tell = async |event| events.send(event).await.map_err(|_| Ended::Left);
+    tell(Event::Connected).await?;
+    let (mut said_at, mut heard_at) = (Instant::now(), Instant::now());
+    let mut pinged_at: Option<Instant> = None;
+    let mut renewal = Instant::now() + RENEWAL;
     loop {
-        let event = match event_loop.poll().await {
-            Ok(rumqttc::v5::Event::Incoming(packet)) => incoming(packet, shared, settings, &mut connected_at),
-            Ok(rumqttc::v5::Event::Outgoing(Outgoing::Publish(number))) => {
-                let mut outbox = shared.outbox();
-                if let Some(topic) = outbox.handed.pop_front() {
-                    outbox.numbered.insert(number, topic);
-                }
-                None
+        while let Some(packet) = line.packet()? {
+            heard_at = Instant::now();
+            if let Packet::PingResp(_) = packet {
+                pinged_at = None;
+            } else if let Some(event) = take(packet, shared, settings, &mut line.to_say)? {
+                tell(event).await?;
             }
-            Ok(_) => None,
-            Err(error) => {
-                shared.outbox().disconnected();
-                shared.acknowledged.notify_waiters();
-                if connected_at.take().is_some_and(|at| at.elapsed() >= GOOD_FOR) {
-                    wait = FIRST_WAIT;
-                }
-                let next_try = jitter(wait);
-                wait = (wait * 2).min(LONGEST_WAIT);
-                let why = explain(&error, &settings.host, settings.port);
-                if events.send(Event::Disconnected { why, next_try }).await.is_err() {
-                    return;
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(next_try) => {}
-                    () = events.closed() => return,
-                }
-                None
-            }
-        };
-        if let Some(event) = event
-            && events.send(event).await.is_err()
-        {
-            return;
         }
-        if events.is_closed() {
-            return;
+        let (leaving, named, settled) = {
+            let mut inside = shared.lock();
+            let events_before = inside.outbox.settled_before();
+            // In pieces, so that a large outbox is not copied at once.
+            while line.to_say.len() < 64 * 1024 && inside.outbox.next(Instant::now(), &mut line.to_say) {}
+            let named = inside.outbox.complaints_changed();
+            // A broker that acknowledges nothing has what was written.
+            let settled = inside.outbox.settled_before() != events_before;
+            if line.to_say.len() >= 64 * 1024 {
+                shared.wake.notify_one();
+            }
+            (inside.leaving, named, settled)
+        };
+        if leaving {
+            let bye = Packet::Disconnect(Disconnect::new(DisconnectReasonCode::NormalDisconnection));
+            let _ = bye.write(&mut line.to_say, None);
+            line.say().await?;
+            // The other side sees the end of the stream after everything that was said.
+            let _ = timeout(Duration::from_millis(500), line.stream.shutdown()).await;
+            return Err(Ended::Left);
+        }
+        if !line.to_say.is_empty() {
+            line.say().await?;
+            said_at = Instant::now();
+        }
+        if named {
+            tell(Event::Complaints).await?;
+        }
+        if settled {
+            tell(Event::Settled).await?;
+        }
+        // Silence of either side is tested, and the test must be answered.
+        let test_at = match pinged_at {
+            Some(at) => at + DEAD_AFTER,
+            None => said_at.min(heard_at) + keep_alive,
+        };
+        tokio::select! {
+            heard = line.hear() => heard?,
+            () = shared.wake.notified() => {}
+            () = sleep_until(test_at.into()) => {
+                if pinged_at.is_some() {
+                    return Err(line.dead());
+                }
+                let _ = Packet::PingReq(PingReq).write(&mut line.to_say, None);
+                pinged_at = Some(Instant::now());
+            }
+            () = due(files.is_some().then_some(renewal)) => {
+                renewal = Instant::now() + RENEWAL;
+                renew(settings, shared, files.as_ref())?;
+            }
         }
     }
 }
 
-fn incoming(
+async fn due(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant.into()).await,
+        None => pending().await,
+    }
+}
+
+/// Ends the connection when the certificates' files changed and the new ones are good.
+fn renew(settings: &Settings, shared: &Shared, used: Option<&tls::Files>) -> Result<(), Ended> {
+    let Some(tls) = &settings.broker.tls else { return Ok(()) };
+    let why = match tls::load(tls, &settings.read) {
+        Ok(loaded) if Some(&loaded.files) != used => return Err(Ended::Renewed),
+        Ok(_) => None,
+        Err(why) => Some(why),
+    };
+    let mut inside = shared.lock();
+    if let Some(why) = why.as_ref().filter(|why| inside.renewal.as_ref() != Some(*why)) {
+        tracing::error!("the connection to the broker keeps its old certificates: {why}");
+    }
+    inside.renewal = why;
+    Ok(())
+}
+
+/// Reaches the broker: each of its addresses gets its time.
+async fn dial(settings: &Settings) -> Result<(Box<dyn Stream>, Option<tls::Files>), Ended> {
+    let broker = &settings.broker;
+    let loaded = match &broker.tls {
+        Some(tls) => Some(tls::load(tls, &settings.read).map_err(Ended::Because)?),
+        None => None,
+    };
+    let unknown = |why: &dyn fmt::Display| {
+        Ended::Because(format!(
+            "{} has no address: {why}; set host in [mqtt] right, or mend DNS",
+            broker.host
+        ))
+    };
+    let look_up = timeout(PATIENCE, tokio::net::lookup_host((broker.host.as_str(), broker.port))).await;
+    let addresses = look_up.map_err(|_| unknown(&"DNS does not answer"))?.map_err(|e| unknown(&e))?;
+    let mut why = "none was found".to_owned();
+    let mut found = None;
+    for address in addresses {
+        match timeout(PATIENCE, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                found = Some(stream);
+                break;
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                why = format!("nothing listens on {broker}; is the broker running there?");
+            }
+            Ok(Err(error)) => why = format!("{broker}: {error}"),
+            Err(_) => why = format!("{broker} did not answer within {} s", PATIENCE.as_secs()),
+        }
+    }
+    let stream = found.ok_or(Ended::Because(why))?;
+    let tuned = stream.set_nodelay(true).and_then(|()| {
+        let limit = u32::try_from(DEAD_AFTER.as_millis()).unwrap_or(u32::MAX);
+        nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::TcpUserTimeout, &limit)
+            .map_err(io::Error::from)
+    });
+    tuned.map_err(|e| Ended::Because(format!("{broker}: the connection cannot be tuned: {e}")))?;
+    let (Some(loaded), Some(tls)) = (loaded, &broker.tls) else {
+        return Ok((Box::new(stream), None));
+    };
+    let files = loaded.files.clone();
+    let shaken = timeout(PATIENCE, tls::shake(loaded, &broker.host, stream)).await;
+    match shaken {
+        Ok(Ok(stream)) => Ok((Box::new(stream), Some(files))),
+        Ok(Err(error)) => Err(Ended::Because(tls::explain(&error, tls, broker))),
+        Err(_) => Err(Ended::Because(format!(
+            "{broker} accepts connections and does not answer in TLS; is this the broker's TLS port?"
+        ))),
+    }
+}
+
+/// The greeting.
+fn connect(settings: &Settings, will: WillKind) -> Packet {
+    let broker = &settings.broker;
+    let delay = u32::try_from(broker.will_delay.as_secs()).unwrap_or(u32::MAX);
+    let connect = Connect {
+        keep_alive: u16::try_from(broker.keep_alive.as_secs().max(1)).unwrap_or(u16::MAX),
+        client_id: settings.client_id.clone(),
+        clean_start: true,
+        properties: Some(ConnectProperties {
+            // The will fires at the earlier of its delay and the end of the session.
+            session_expiry_interval: Some(delay.saturating_add(10)),
+            max_packet_size: Some(MAX_INCOMING),
+            ..ConnectProperties::new()
+        }),
+    };
+    let will = LastWill {
+        topic: settings.availability.clone().into(),
+        message: OFFLINE.into(),
+        qos: if will.acknowledge { QoS::AtLeastOnce } else { QoS::AtMostOnce },
+        retain: will.retain,
+        properties: Some(LastWillProperties {
+            delay_interval: Some(delay),
+            payload_format_indicator: None,
+            message_expiry_interval: None,
+            content_type: None,
+            response_topic: None,
+            correlation_data: None,
+            user_properties: Vec::new(),
+        }),
+    };
+    let login = settings.user.as_ref().map(|(user, Secret(password))| Login::new(user, password));
+    Packet::Connect(connect, Some(will), login)
+}
+
+/// What to make of a greeting that was refused.
+fn refusal(code: ConnectReturnCode, will: WillKind) -> Ended {
+    use ConnectReturnCode as Code;
+    match code {
+        Code::RetainNotSupported => Ended::OtherWill(WillKind { retain: false, ..will }),
+        Code::QoSNotSupported => Ended::OtherWill(WillKind { acknowledge: false, ..will }),
+        Code::BadUserNamePassword | Code::NotAuthorized => Ended::Because(
+            "the broker refuses user or password; check user and password_file in [mqtt]".to_owned(),
+        ),
+        Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => {
+            Ended::Because("the broker does not speak MQTT 5; mosquitto 2 does".to_owned())
+        }
+        code => Ended::Because(format!("the broker refuses the connection: {code:?}")),
+    }
+}
+
+/// One packet of the broker; answers go to `out`.
+fn take(
     packet: Packet,
     shared: &Shared,
     settings: &Settings,
-    connected_at: &mut Option<Instant>,
-) -> Option<Event> {
+    out: &mut BytesMut,
+) -> Result<Option<Event>, Ended> {
     match packet {
-        Packet::ConnAck(_) => {
-            *connected_at = Some(Instant::now());
-            shared.outbox().connected(&settings.will.topic);
-            shared.wake.notify_one();
-            Some(Event::Connected)
-        }
-        Packet::Publish(publish) => Some(Event::Message {
-            topic: String::from_utf8_lossy(&publish.topic).into_owned(),
-            payload: publish.payload,
-            retained: publish.retain,
-        }),
-        Packet::PubAck(ack) => {
-            let topic = shared.outbox().numbered.remove(&ack.pkid);
-            shared.acknowledged.notify_waiters();
-            match ack.reason {
-                PubAckReason::Success | PubAckReason::NoMatchingSubscribers => None,
-                reason => Some(Event::Refused {
-                    what: format!("publishing to {}", topic.as_deref().unwrap_or("an unknown topic")),
-                    reason: format!("{reason:?}"),
-                }),
+        Packet::Publish(publish) => {
+            match publish.qos {
+                QoS::AtMostOnce => {}
+                QoS::AtLeastOnce => drop(Packet::PubAck(PubAck::new(publish.pkid, None)).write(out, None)),
+                QoS::ExactlyOnce => {
+                    let why = "the broker sends with QoS 2, which was not subscribed to";
+                    return Err(Ended::Because(why.to_owned()));
+                }
             }
+            let properties = publish.properties.unwrap_or_default();
+            Ok(Some(Event::Message(Message {
+                topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+                payload: publish.payload,
+                retained: publish.retain,
+                response_topic: properties.response_topic,
+                correlation: properties.correlation_data,
+                expiry: properties.message_expiry_interval.map(|s| Duration::from_secs(u64::from(s))),
+            })))
+        }
+        Packet::PubAck(ack) => {
+            let mut inside = shared.lock();
+            let settled = inside.outbox.acknowledged(ack.pkid, ack.reason);
+            shared.settled.notify_waiters();
+            Ok((settled == Settled::Events).then_some(Event::Settled))
         }
         Packet::SubAck(ack) => {
-            let refused: Vec<&str> = ack
-                .return_codes
-                .iter()
-                .zip(&settings.filters)
-                .filter(|(code, _)| !matches!(code, SubscribeReasonCode::Success(_)))
-                .map(|(_, filter)| filter.as_str())
-                .collect();
-            (!refused.is_empty()).then(|| Event::Refused {
-                what: format!("subscribing to {}", refused.join(", ")),
-                reason: "check the broker's access list".to_owned(),
-            })
+            let mut inside = shared.lock();
+            if !inside.outbox.take_filters(ack.pkid) {
+                return Ok(None);
+            }
+            let answers = ack.return_codes.iter().zip(&settings.filters);
+            for (code, filter) in answers {
+                if !matches!(code, SubscribeReasonCode::Success(_)) {
+                    inside.outbox.refused(filter.clone(), format!("{code:?}"));
+                }
+            }
+            Ok(None)
         }
-        _ => None,
+        Packet::Disconnect(disconnect) => Err(match disconnect.reason_code {
+            DisconnectReasonCode::SessionTakenOver => Ended::TakenOver,
+            DisconnectReasonCode::ServerShuttingDown => Ended::Because("the broker shuts down".to_owned()),
+            code => Ended::Because(format!("the broker ended the connection: {code:?}")),
+        }),
+        // A second greeting, or what only clients say.
+        other => Err(Ended::Because(format!(
+            "{} does not speak MQTT 5 as a broker does ({other:?})",
+            settings.broker
+        ))),
     }
 }
 
@@ -515,86 +764,11 @@ fn jitter(bound: Duration) -> Duration {
     bound.mul_f64(0.1 + 0.9 * (random as f64 / u64::MAX as f64))
 }
 
-/// One cause and one next step.
-fn explain(error: &ConnectionError, host: &str, port: u16) -> String {
-    use rumqttc::v5::mqttbytes::v5::ConnectReturnCode as Code;
-    match error {
-        ConnectionError::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
-            format!("nothing listens on {host}:{port}; is the broker running there?")
-        }
-        ConnectionError::Io(io) => format!("{host}:{port}: {io}"),
-        ConnectionError::Timeout(_) => format!("{host}:{port} did not answer within 5 s"),
-        ConnectionError::ConnectionRefused(code)
-        | ConnectionError::MqttState(StateError::ConnFail { reason: code }) => match code {
-            Code::BadUserNamePassword | Code::NotAuthorized => {
-                "the broker refuses user or password; check [mqtt] user and password_file".to_owned()
-            }
-            Code::UnsupportedProtocolVersion => {
-                "the broker does not speak MQTT 5; mosquitto 2 does".to_owned()
-            }
-            code => format!("the broker refuses the connection: {code:?}"),
-        },
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => match reason_code {
-            DisconnectReasonCode::SessionTakenOver => {
-                "another client connected with our id; was this node's card cloned?".to_owned()
-            }
-            code => format!("the broker ended the connection: {code:?}"),
-        },
-        other => format!("{host}:{port}: {other}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-
-    fn topics(outbox: &mut Outbox, now: Instant) -> Vec<String> {
-        std::iter::from_fn(|| outbox.next(now)).map(|d| d.topic).collect()
-    }
-
-    #[test]
-    fn only_the_newest_value_of_a_topic_is_sent_and_all_again_after_a_reconnect() {
-        let (mut outbox, now) = (Outbox::default(), Instant::now());
-        for (topic, payload) in [("b", "1"), ("availability", "online"), ("b", "2")] {
-            outbox.set(topic.to_owned(), payload.into(), None, now);
-        }
-        let first = outbox.next(now).unwrap();
-        assert_eq!((first.topic.as_str(), &first.payload[..]), ("b", &b"2"[..]));
-        assert_eq!(topics(&mut outbox, now), ["availability"]);
-        outbox.connected("availability");
-        assert_eq!(topics(&mut outbox, now), ["availability", "b"]);
-    }
-
-    #[test]
-    fn a_removed_topic_is_emptied_once_and_then_forgotten() {
-        let (mut outbox, now) = (Outbox::default(), Instant::now());
-        outbox.set("a".to_owned(), "x".into(), None, now);
-        outbox.set("a".to_owned(), Bytes::new(), None, now);
-        assert!(outbox.next(now).unwrap().payload.is_empty());
-        outbox.connected("availability");
-        assert_eq!(outbox.next(now), None);
-    }
-
-    #[test]
-    fn what_expired_during_an_outage_is_not_said_as_if_it_were_fresh() {
-        let (mut outbox, then) = (Outbox::default(), Instant::now());
-        outbox.set("state".to_owned(), "x".into(), Some(Duration::from_secs(3)), then);
-        outbox.event("event".to_owned(), "x".into(), Duration::from_secs(3), then);
-        outbox.connected("availability");
-        assert_eq!(outbox.next(then + Duration::from_secs(1)).unwrap().expiry, Some(2));
-        outbox.connected("availability");
-        assert_eq!(outbox.next(then + Duration::from_secs(4)), None);
-        assert_eq!(outbox.dropped, 1);
-    }
-
-    #[test]
-    fn events_beyond_the_bound_are_counted() {
-        let (mut outbox, now) = (Outbox::default(), Instant::now());
-        for _ in 0..EVENTS + 3 {
-            outbox.event("e".to_owned(), "x".into(), Duration::from_secs(9), now);
-        }
-        assert_eq!((outbox.events.len(), outbox.dropped), (EVENTS, 3));
-    }
 
     #[test]
     fn waits_are_spread_below_their_bound() {
@@ -606,5 +780,33 @@ mod tests {
     #[test]
     fn a_secret_prints_nothing() {
         assert_eq!(format!("{:?}", Secret::new("hunter2".to_owned())), "Secret");
+    }
+
+    #[test]
+    fn a_will_that_the_broker_does_not_take_is_made_smaller_once_for_each_cause() {
+        let best = WillKind { retain: true, acknowledge: true };
+        let Ended::OtherWill(without) = refusal(ConnectReturnCode::RetainNotSupported, best) else {
+            panic!()
+        };
+        assert_eq!(without, WillKind { retain: false, acknowledge: true });
+        let Ended::OtherWill(least) = refusal(ConnectReturnCode::QoSNotSupported, without) else { panic!() };
+        assert_eq!(least, WillKind { retain: false, acknowledge: false });
+        let Ended::OtherWill(same) = refusal(ConnectReturnCode::QoSNotSupported, least) else { panic!() };
+        assert_eq!(same, least);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        /// Release builds end at a panic, so a broker's garbage must not raise one.
+        #[test]
+        fn any_bytes_are_a_packet_or_refused_without_a_panic(
+            kind in any::<u8>(),
+            body in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let mut bytes = BytesMut::from(&[kind, body.len() as u8][..]);
+            bytes.extend_from_slice(&body);
+            let _ = Packet::read(&mut bytes, Some(MAX_INCOMING));
+        }
     }
 }

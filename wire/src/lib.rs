@@ -13,5 +13,14 @@ pub mod cluster;
 /// Home Assistant's device discovery, derived from readings and conditions.
 pub mod discovery;
 
-/// MQTT v5: options, last will, outbox, back-off.
+/// Where the broker is: the section `[mqtt]` of both programs.
+pub mod broker;
+
+/// MQTT v5: dialling, last will, dead links, back-off.
 pub mod connection;
+
+/// What is to be said, and what is not acknowledged yet.
+pub mod outbox;
+
+/// TLS to the broker.
+pub mod tls;

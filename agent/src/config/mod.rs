@@ -4,10 +4,14 @@
 //! that stands here. The owner's settings are in `/etc/bramble/conf.d/*.toml`: of two files that set the same key, the later
 //! by name wins. A secret is never in them: only the path of the file that holds it.
 
-use std::{net::Ipv4Addr, num::NonZeroU16, path::PathBuf, time::Duration};
+use std::{num::NonZeroU16, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
-use wire::{connection::Secret, topic::Name};
+use wire::{
+    broker::{self, Broker},
+    connection::Secret,
+    topic::Name,
+};
 
 use crate::host::{Host, Unreadable};
 
@@ -24,6 +28,8 @@ pub const DEFAULT_PATH: &str = "/etc/bramble/bramble.toml";
 pub const DROP_INS: &str = "/etc/bramble/conf.d";
 /// Where the password for the broker is when no file is named.
 pub const PASSWORD: &str = "/etc/bramble/mqtt-password";
+/// Where the key of our certificate for the broker is when no file is named.
+pub const KEY: &str = "/etc/bramble/mqtt-key";
 
 /// What the owner decided, checked.
 #[derive(Debug, Clone)]
@@ -71,16 +77,10 @@ pub struct Node {
 /// How the broker is reached.
 #[derive(Debug, Clone)]
 pub struct Mqtt {
-    /// Name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
+    /// Where it is, by which transport, and how long it may be silent.
+    pub broker: Broker,
     /// User, and the password or why there is none: only the agent needs it, and not everybody may read it.
     pub user: Option<(String, Result<Secret, BadConfig>)>,
-    /// Silence after which the connection is tested.
-    pub keep_alive: Duration,
-    /// How long the broker waits before it says that we are gone.
-    pub will_delay: Duration,
 }
 
 /// How the mesh is probed.
@@ -163,7 +163,7 @@ pub enum BadConfig {
 #[derive(Default)]
 struct Raw {
     node: RawNode,
-    mqtt: RawMqtt,
+    mqtt: broker::Raw,
     probe: RawProbe,
     report: RawReport,
     guard: RawGuard,
@@ -179,17 +179,6 @@ struct RawNode {
     cluster: Option<String>,
     state_dir: Option<PathBuf>,
     runtime_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawMqtt {
-    host: Option<String>,
-    port: Option<NonZeroU16>,
-    user: Option<String>,
-    password_file: Option<String>,
-    keep_alive: Option<String>,
-    will_delay: Option<String>,
 }
 
 #[derive(Debug, Deserialize, Default)]
@@ -258,11 +247,11 @@ impl Mqtt {
     }
 }
 
-/// Where systemd put the password for this process, or where it takes it from.
-fn password_file() -> String {
+/// Where systemd put a secret for this process, or where it takes it from.
+fn credential(name: &str, source: &str) -> String {
     match std::env::var("CREDENTIALS_DIRECTORY") {
-        Ok(directory) => format!("{directory}/mqtt-password"),
-        Err(_) => PASSWORD.to_owned(),
+        Ok(directory) => format!("{directory}/{name}"),
+        Err(_) => source.to_owned(),
     }
 }
 
@@ -351,12 +340,7 @@ impl Raw {
         };
         let duration = |key, value: Option<String>, default: Duration, from: Duration, to: Duration| {
             let Some(text) = value else { return Ok(default) };
-            let wanted = || format!("a time from {from:?} to {to:?}, such as \"{default:?}\"");
-            let span: jiff::SignedDuration = text.parse().map_err(|_| bad(key, &text, wanted()))?;
-            Duration::try_from(span)
-                .ok()
-                .filter(|d| (from..=to).contains(d))
-                .ok_or_else(|| bad(key, &text, wanted()))
+            broker::time(&text, default, from..=to).map_err(|why| bad(key, &text, why))
         };
         let seconds = Duration::from_secs;
         let name = match &self.node.name {
@@ -366,10 +350,8 @@ impl Raw {
             })?,
         };
         let cluster = self.node.cluster.as_deref().unwrap_or("home");
-        let host = self.mqtt.host.unwrap_or_else(|| Ipv4Addr::LOCALHOST.to_string());
-        if host.is_empty() {
-            return Err(bad("mqtt.host", &host, "a name or an address".to_owned()));
-        }
+        let broker = self.mqtt.check(&credential("mqtt-key", KEY));
+        let broker = broker.map_err(|wrong| bad(wrong.key, &wrong.value, wrong.why))?;
         let user = match (self.mqtt.user, self.mqtt.password_file) {
             (None, None) => None,
             (None, Some(file)) => {
@@ -377,7 +359,8 @@ impl Raw {
             }
             (Some(user), file) => {
                 let lacks = |why| bad("mqtt.user", &user, format!("the password is missing: {why}"));
-                let read = read(&file.unwrap_or_else(password_file)).map_err(|e| lacks(e.to_string()));
+                let read = read(&file.unwrap_or_else(|| credential("mqtt-password", PASSWORD)))
+                    .map_err(|e| lacks(e.to_string()));
                 let password = read.and_then(|text| match text.trim_end_matches(['\r', '\n']) {
                     "" => Err(lacks(format!("write it into {PASSWORD}, for root alone (mode 0600)"))),
                     password => Ok(Secret::new(password.to_owned())),
@@ -398,25 +381,7 @@ impl Raw {
                 state_dir: directory("node.state_dir", self.node.state_dir, "/var/lib/bramble")?,
                 runtime_dir: directory("node.runtime_dir", self.node.runtime_dir, "/run/bramble")?,
             },
-            mqtt: Mqtt {
-                host,
-                port: self.mqtt.port.map_or(1883, NonZeroU16::get),
-                user,
-                keep_alive: duration(
-                    "mqtt.keep_alive",
-                    self.mqtt.keep_alive,
-                    seconds(30),
-                    seconds(1),
-                    seconds(3600),
-                )?,
-                will_delay: duration(
-                    "mqtt.will_delay",
-                    self.mqtt.will_delay,
-                    seconds(2),
-                    seconds(0),
-                    seconds(300),
-                )?,
-            },
+            mqtt: Mqtt { broker, user },
             probe: Probe {
                 uplink: self.probe.uplink.filter(|u| !u.is_empty()),
                 port: self.probe.port.map_or(ebpf_records::mesh::DEFAULT_PORT, NonZeroU16::get),
@@ -540,7 +505,7 @@ mod tests {
             ("b.toml", "[mqtt]\nhost = \"b\"\n[cluster]\naccept = []"),
         ];
         let config = check_all(&files).unwrap();
-        assert_eq!((config.mqtt.host.as_str(), config.mqtt.port), ("b", 1));
+        assert_eq!(config.mqtt.broker.to_string(), "b:1");
         assert_eq!((config.cluster.accept.len(), config.cluster.k3s), (0, false));
         let bad = [("a.toml", "[node]\ncluster = \"A B\""), ("b.toml", "[node]\nname = \"A B\"")];
         assert!(check_all(&bad).unwrap_err().starts_with("b.toml: line 2: node.name"));

@@ -1,0 +1,132 @@
+//! What the agent states of its own way to the broker: whether it is there, what it refuses, who else uses our id.
+
+use std::time::Duration;
+
+use wire::{
+    connection::Complaints,
+    report::{Severity, Status},
+};
+
+use crate::probe::Statement;
+
+/// What is known of the connection.
+#[derive(Debug)]
+pub struct Connection<'a> {
+    /// Why there is none.
+    pub away: Option<&'a str>,
+    /// What the broker does not do for us; it only counts while there is a connection.
+    pub complaints: Complaints,
+    /// How long ago somebody else connected with our id.
+    pub taken_over: Option<Duration>,
+    /// Why renewed certificates are not used.
+    pub renewal: Option<String>,
+    /// Why events are not kept on disk.
+    pub spool: Option<&'a str>,
+}
+
+impl Connection<'_> {
+    /// All statements, also the clear ones.
+    pub fn statements(&self) -> [Statement; 5] {
+        let told = self.complaints.told();
+        let complaints = match (self.away, told.as_slice()) {
+            (Some(_), _) => (Status::Unknown, "there is no connection to the broker".to_owned()),
+            (None, []) => (Status::Clear, "it takes all that is said".to_owned()),
+            (None, told) => (Status::Raised, told.join("; ")),
+        };
+        [
+            statement(
+                "broker",
+                "Broker cannot be used",
+                &["isolated"],
+                match self.away {
+                    Some(why) => (Status::Raised, why.to_owned()),
+                    None => (Status::Clear, "connected".to_owned()),
+                },
+            ),
+            statement("broker-refuses", "Broker does not take all that is said", &["broker"], complaints),
+            statement(
+                "identity-taken",
+                "Another client uses this node's identity",
+                &[],
+                match self.taken_over {
+                    Some(ago) => (
+                        Status::Raised,
+                        format!(
+                            "a cloned node? another client connected with our id {} min ago; give one of them a new one: stop bramble there, remove id from its state directory, start it",
+                            ago.as_secs() / 60
+                        ),
+                    ),
+                    None => (Status::Clear, "nobody else was seen with it".to_owned()),
+                },
+            ),
+            statement(
+                "certificate-renewal",
+                "Renewed certificates cannot be used",
+                &[],
+                match &self.renewal {
+                    Some(why) => {
+                        (Status::Raised, format!("{why}; the connection keeps the old ones until it breaks"))
+                    }
+                    None => (Status::Clear, "the files in use are the newest".to_owned()),
+                },
+            ),
+            statement(
+                "event-spool",
+                "Events are not kept on disk",
+                &["storage"],
+                match self.spool {
+                    Some(why) => (
+                        Status::Raised,
+                        format!("{why}; what the broker does not have yet is lost with the power"),
+                    ),
+                    None => {
+                        (Status::Clear, "what the broker does not have is on disk within seconds".to_owned())
+                    }
+                },
+            ),
+        ]
+    }
+}
+
+fn statement(
+    id: &'static str,
+    title: &'static str,
+    depends_on: &'static [&'static str],
+    (status, evidence): (Status, String),
+) -> Statement {
+    Statement { id, subject: None, title, status, severity: Severity::Warning, depends_on, evidence }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raised(connection: &Connection<'_>) -> Vec<&'static str> {
+        connection.statements().iter().filter(|s| s.status == Status::Raised).map(|s| s.id).collect()
+    }
+
+    #[test]
+    fn each_trouble_is_a_condition_of_its_own() {
+        let none = || Connection {
+            away: None,
+            complaints: Complaints::default(),
+            taken_over: None,
+            renewal: None,
+            spool: None,
+        };
+        let refuses = Complaints { retains_nothing: true, ..Complaints::default() };
+        assert!(raised(&none()).is_empty());
+        assert_eq!(raised(&Connection { away: Some("x"), ..none() }), ["broker"]);
+        assert_eq!(raised(&Connection { complaints: refuses, ..none() }), ["broker-refuses"]);
+        assert_eq!(raised(&Connection { taken_over: Some(Duration::ZERO), ..none() }), ["identity-taken"]);
+        assert_eq!(raised(&Connection { renewal: Some("x".to_owned()), ..none() }), ["certificate-renewal"]);
+        assert_eq!(raised(&Connection { spool: Some("x"), ..none() }), ["event-spool"]);
+    }
+
+    #[test]
+    fn what_the_broker_refuses_cannot_be_told_without_it() {
+        let complaints = Complaints { acknowledges_nothing: true, ..Complaints::default() };
+        let away = Connection { away: Some("x"), complaints, taken_over: None, renewal: None, spool: None };
+        assert_eq!(away.statements()[1].status, Status::Unknown);
+    }
+}

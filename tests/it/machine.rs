@@ -92,6 +92,11 @@ fn bramble(machine: &Blueprint) -> Result<PathBuf> {
     Ok(target()?.join(folder).join("bramble"))
 }
 
+/// Why tests on the machine of this name cannot run here and now.
+pub(crate) fn lacks(name: &str) -> Option<String> {
+    Blueprint::named(name).map_or_else(|error| Some(error.to_string()), missing)
+}
+
 /// Why the machine's tests cannot run here and now.
 fn missing(machine: &Blueprint) -> Option<String> {
     if !nix::unistd::geteuid().is_root() {

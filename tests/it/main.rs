@@ -9,6 +9,7 @@ mod demo;
 mod drift;
 mod fit;
 mod hostile;
+mod join;
 mod machine;
 mod mesh;
 mod node;
@@ -42,6 +43,8 @@ enum Needs {
     Browser,
     /// systemd's judge of units; none need run.
     Units,
+    /// Root and a booted Debian 13.
+    Container,
     /// Root, the Debian packages, and Debian roots to install them in.
     Packages,
 }
@@ -57,6 +60,7 @@ impl Needs {
             Self::RootAndTime => rootless().or_else(hasty),
             Self::Units => package::no_judge(),
             Self::Packages => rootless().or_else(hasty).or_else(package::missing),
+            Self::Container => machine::lacks("debian13"),
             Self::Browser => rootless().or_else(hasty).or_else(|| testbed::browser::available().err()),
         }
     }
@@ -152,6 +156,11 @@ const TESTS: &[&[Test]] = &[
         Root a_fault_in_the_demo_is_told_as_one_json_object,
         Root ctrl_c_ends_the_demo_in_order_and_leaves_nothing,
         Root a_killed_demo_leaves_nothing,
+    ],
+    tests![
+        join,
+        Container the_stand_in_is_to_a_unit_what_k3s_is,
+        Container the_stand_in_tells_troubles_as_k3s_does,
     ],
     tests![
         package,

@@ -10,6 +10,7 @@ mod cluster;
 mod configuration;
 pub mod program;
 mod server;
+pub mod site;
 
 pub use authority::{Authority, Pair, Validity};
 pub use client::{Answer, Client};

@@ -231,6 +231,16 @@ impl Blueprint {
         }
     }
 
+    /// As [`Blueprint::start`], for a test that works on the container itself.
+    ///
+    /// # Errors
+    /// Those of [`Blueprint::start`], and a machine that is none.
+    pub fn container(&self, store: &Store, gifts: &[Gift]) -> Result<Container> {
+        let Body::Container(suite) = self.body else { bail!("{} is no container", self.name) };
+        self.build(store)?;
+        Container::start(self.name, &root::native(store, suite)?, gifts)
+    }
+
     /// Builds what is missing and boots it, with `gifts` in it.
     ///
     /// # Errors

@@ -72,8 +72,9 @@ pub(super) fn leave_cilium(address: &str) -> Result<()> {
         {
             run("ip", &["link", "add", "cilium_vxlan", "type", "dummy"])?;
         }
-        for name in ["lxc_health", "lxc0a1b2c3d4e5f"] {
-            run("ip", &["link", "add", name, "type", "veth", "peer", "name", &format!("{}-p", &name[..9])])?;
+        for (name, far) in [("lxc_health", "eth1"), ("lxc0a1b2c3d4e5f", "eth0")] {
+            let pod = format!("cni-{POD}");
+            run("ip", &["link", "add", name, "type", "veth", "peer", "name", far, "netns", &pod])?;
         }
         for name in ["cilium_host", "cilium_net", "cilium_vxlan", "lxc_health", "lxc0a1b2c3d4e5f"] {
             run("ip", &["link", "set", name, "up"])?;

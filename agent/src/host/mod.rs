@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 
 pub mod bpf;
 pub mod bpf_offer;
@@ -314,6 +314,12 @@ impl Host {
     pub fn present(&self, path: &str) -> Result<bool, Unreadable> {
         let opened = self.open(path, OFlag::O_PATH).map(drop).map_err(|errno| self.unreadable(path, errno));
         self.known_absence(path, opened).map(|found| found.is_some())
+    }
+
+    /// The permissions of what is at `path`, the twelve bits; a link counts as what it points to.
+    pub fn mode(&self, path: &str) -> Result<u32, Unreadable> {
+        let status = self.open(path, OFlag::O_PATH).and_then(fstat);
+        Ok(status.map_err(|errno| self.unreadable(path, errno))?.st_mode & 0o7777)
     }
 
     /// Where the link at `path` points to; `None` when it is no link, or nothing is there.

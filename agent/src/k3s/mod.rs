@@ -10,6 +10,7 @@ use crate::config::k3s::Role;
 pub mod api;
 pub mod certificate;
 pub mod cilium;
+pub mod doctor;
 pub mod token;
 pub mod wait;
 

@@ -384,13 +384,18 @@ fn argument(text: &str) -> Result<(), &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::cluster::Cluster;
 
     fn check(text: &str) -> Result<K3s, (&'static str, String, String)> {
         let raw: RawK3s = toml::from_str(text).unwrap();
         raw.check(Duration::from_secs(30), Duration::from_secs(10))
+    }
+
+    /// What a section gives.
+    pub(crate) fn checked(text: &str) -> K3s {
+        check(text).unwrap()
     }
 
     #[test]

@@ -10,8 +10,10 @@ use crate::config::k3s::Role;
 pub mod api;
 pub mod certificate;
 pub mod cilium;
+pub mod configuration;
 pub mod doctor;
 pub mod token;
+pub mod unit;
 pub mod wait;
 
 /// Paths of K3s' own installer and program.

@@ -1,0 +1,534 @@
+//! What K3s and its kubelet are told: rendered from `[k3s]` and `[cluster]`, checked key by key against the settings that
+//! this version of K3s has, and merged with the owner's files by K3s' own rules, or refused.
+//!
+//! K3s reads `config.yaml`, then `config.yaml.d/*.yaml` by name; a later value replaces, `key+` appends; a key that it
+//! does not know is skipped with a warning in the log (k3s-io/k3s pkg/configfilearg). A file of the owner is never
+//! written: bramble's settings then stand in a file of their own, and what either would take from the other is refused.
+
+use std::sync::LazyLock;
+
+use serde_json::{Value, json};
+
+use super::path;
+use crate::config::Config;
+use crate::config::k3s::{Role, Setting, Version};
+use crate::facts::table;
+
+/// The first line of a file that bramble may replace.
+const MARK: &str = "# Written by bramble join";
+/// Where bramble's settings stand when `config.yaml` is the owner's.
+const DROP_IN: &str = "/etc/rancher/k3s/config.yaml.d/50-bramble.yaml";
+
+/// Keys in their order, each with its values; a switch has the value "true" or "false".
+pub type Settings = Vec<(String, Values)>;
+
+/// The value of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Values {
+    /// As texts.
+    pub texts: Vec<String>,
+    /// Whether it is written as a list.
+    pub is_list: bool,
+}
+
+/// A file of K3s' configuration, as it is on the host.
+#[derive(Debug, Clone)]
+pub struct Existing {
+    /// Where.
+    pub path: String,
+    /// What stands in it.
+    pub text: String,
+}
+
+/// A file to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// Where.
+    pub path: String,
+    /// All of it.
+    pub content: String,
+}
+
+/// Why nothing is written: a cause and a next step.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Refused {
+    /// The cause.
+    pub what: String,
+    /// The step.
+    pub next: String,
+}
+
+struct Flag {
+    name: &'static str,
+    role: &'static str,
+    since: (u32, u32),
+    alike: bool,
+}
+
+static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
+    table::rows(include_str!("../../data/k3s_flags.csv"), ["name", "role", "since", "alike"])
+        .map(|[name, role, since, alike]| {
+            let (major, minor) = since.split_once('.').expect("the table holds versions");
+            let number = |text: &str| text.parse().expect("the table holds numbers");
+            Flag { name, role, since: (number(major), number(minor)), alike: alike == "yes" }
+        })
+        .collect()
+});
+
+/// Versions whose settings the table knows.
+pub const KNOWN: std::ops::RangeInclusive<(u32, u32)> = (1, 30)..=(1, 35);
+
+/// Names of settings that must be alike on all servers.
+pub fn alike() -> impl Iterator<Item = &'static str> {
+    FLAGS.iter().filter(|flag| flag.alike).map(|flag| flag.name)
+}
+
+/// Whether a version of K3s takes a setting in this role; `Err` says why not.
+fn takes(name: &str, role: &Role, version: &Version) -> Result<(), String> {
+    let Some(flag) = FLAGS.iter().find(|flag| flag.name == name) else {
+        let like = |flag: &&Flag| (strsim::jaro_winkler(flag.name, name) * 1000.0) as u32;
+        let nearest = FLAGS.iter().max_by_key(like).filter(|flag| like(flag) > 850);
+        let hint = nearest.map_or(String::new(), |flag| format!("; there is {}", flag.name));
+        return Err(format!("K3s has no setting {}{hint}", name.escape_debug()));
+    };
+    let wanted = if role.is_server() { "server" } else { "agent" };
+    if flag.role != "both" && flag.role != wanted {
+        return Err(format!("{name} is a setting of {}s, and this node is to be {}", flag.role, role.name()));
+    }
+    if version.kubernetes < flag.since {
+        let (major, minor) = flag.since;
+        return Err(format!("K3s has {name} since v{major}.{minor}, and {version} is asked for"));
+    }
+    Ok(())
+}
+
+/// All that bramble tells K3s.
+///
+/// # Errors
+/// A key of `k3s.settings` that this version does not have, or a version whose settings are not known.
+pub fn settings(
+    config: &Config,
+    role: &Role,
+    version: &Version,
+    token_file: &str,
+) -> Result<Settings, Refused> {
+    let (cluster, k3s) = (&config.cluster, &config.k3s);
+    if !KNOWN.contains(&version.kubernetes) {
+        let ((a, b), (c, d)) = (KNOWN.start(), KNOWN.end());
+        return Err(Refused {
+            what: format!("the settings of K3s {version} are not known, only those of v{a}.{b} to v{c}.{d}"),
+            next: "ask for a version in between, or install a newer bramble".into(),
+        });
+    }
+    let mut settings = Settings::new();
+    let mut add = |key: &str, is_list, texts: Vec<String>| {
+        if !texts.is_empty() {
+            settings.push((key.to_owned(), Values { texts, is_list }));
+        }
+    };
+    let one = |text: &dyn ToString| vec![text.to_string()];
+    match role {
+        Role::First => add("cluster-init", false, one(&true)),
+        Role::Server(url) | Role::Agent(url) => add("server", false, one(&url.origin())),
+    }
+    add("token-file", false, one(&token_file));
+    if role.is_server() {
+        add("cluster-cidr", false, one(&cluster.pods));
+        add("service-cidr", false, one(&cluster.services));
+        if cluster.cilium {
+            add("flannel-backend", false, one(&"none"));
+            add("disable-network-policy", false, one(&true));
+            add("disable-kube-proxy", false, one(&true));
+            if cluster.l2_announcements {
+                add("disable", true, vec!["servicelb".into()]);
+            }
+        }
+        add("tls-san", true, k3s.tls_san.clone());
+    }
+    add("node-label", true, k3s.labels.clone());
+    add("node-taint", true, k3s.taints.clone());
+    let mut kubelet = k3s.kubelet_args.clone();
+    if !k3s.shutdown.is_zero() {
+        kubelet.insert(0, format!("config={}", path::KUBELET_CONFIG));
+    }
+    add("kubelet-arg", true, kubelet);
+    if cluster.protect_kernel_defaults {
+        add("protect-kernel-defaults", false, one(&true));
+    }
+    for (key, value) in &k3s.settings {
+        let (texts, is_list) = match value {
+            Setting::Switch(on) => (one(on), false),
+            Setting::Number(number) => (one(number), false),
+            Setting::Text(text) => (one(text), false),
+            Setting::List(list) => (list.clone(), true),
+        };
+        match settings.iter_mut().find(|(known, _)| known == key) {
+            // Both lists count: what bramble switches off stays off.
+            Some((_, values)) if values.is_list => {
+                let new: Vec<String> =
+                    texts.into_iter().filter(|text| !values.texts.contains(text)).collect();
+                values.texts.extend(new);
+            }
+            Some((_, values)) if values.texts != texts => {
+                return Err(Refused {
+                    what: format!(
+                        "k3s.settings has {key} = {}, and what stands in [cluster] asks for {}",
+                        texts.join(", "),
+                        values.texts.join(", ")
+                    ),
+                    next: format!("take {key} out of k3s.settings, or change [cluster]"),
+                });
+            }
+            Some(_) => {}
+            None => settings.push((key.clone(), Values { texts, is_list })),
+        }
+    }
+    for (key, _) in &settings {
+        takes(key, role, version).map_err(|what| Refused {
+            what,
+            next: "mend k3s.settings; k3s server --help and k3s agent --help list all".into(),
+        })?;
+    }
+    Ok(settings)
+}
+
+/// The files to write, given those that are there.
+///
+/// # Errors
+/// An owner's file that cannot be read whole, holds a key that K3s would skip, or says something else than bramble.
+pub fn files(
+    settings: &Settings,
+    existing: &[Existing],
+    config: &Config,
+    role: &Role,
+    version: &Version,
+) -> Result<Vec<File>, Refused> {
+    let is_ours = |file: &Existing| file.text.lines().next() == Some(MARK);
+    let owners = existing.iter().any(|file| file.path == path::CONFIG && !is_ours(file));
+    let target = if owners { DROP_IN } else { path::CONFIG };
+    let mut appended: Vec<&str> = Vec::new();
+    for file in existing.iter().filter(|file| !is_ours(file)) {
+        let read = read(&file.text).map_err(|(line, why)| Refused {
+            what: format!("{}: line {line}: {why}", file.path),
+            next: format!(
+                "write it as \"key: value\" or \"key:\" with \"- value\" below; or move {} away",
+                file.path
+            ),
+        })?;
+        for (key, appends, values) in read {
+            let place = |what: String| format!("{}: {what}", file.path);
+            takes(&key, role, version).map_err(|what| Refused {
+                what: place(format!("{what}; K3s would skip it without a word")),
+                next: format!("mend {key} in {}, or take it out", file.path),
+            })?;
+            let Some((name, ours)) = settings.iter().find(|(known, _)| *known == key) else { continue };
+            let is_before = owners && file.path.as_str() < DROP_IN;
+            match () {
+                // What comes later replaces: ours theirs, or theirs ours. Alike, nothing is lost.
+                () if ours.texts == values => {}
+                () if ours.is_list && is_before => appended.push(name),
+                () if ours.is_list && appends => {}
+                () => {
+                    return Err(Refused {
+                        what: place(format!(
+                            "{key} is {}, and bramble is to write {}",
+                            shown(&key, &values),
+                            ours.texts.join(", ")
+                        )),
+                        next: format!(
+                            "take {key} out of {}, or change it in bramble's configuration",
+                            file.path
+                        ),
+                    });
+                }
+            }
+        }
+    }
+    let mut files = vec![File { path: target.into(), content: render(settings, &appended) }];
+    if !config.k3s.shutdown.is_zero() {
+        let seconds = |time: std::time::Duration| format!("{}s", time.as_secs());
+        let kubelet = json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "shutdownGracePeriod": seconds(config.k3s.shutdown),
+            "shutdownGracePeriodCriticalPods": seconds(config.k3s.shutdown_critical),
+        });
+        let lines = kubelet.as_object().into_iter().flatten().map(|(key, value)| format!("{key}: {value}\n"));
+        let content =
+            format!("{MARK}: a shutdown of the machine waits for pods.\n{}", lines.collect::<String>());
+        files.push(File { path: path::KUBELET_CONFIG.into(), content });
+    }
+    Ok(files)
+}
+
+/// Values for an error; secrets are not repeated.
+fn shown(key: &str, values: &[String]) -> String {
+    match key.contains("token") && !key.ends_with("-file") || key.contains("secret") {
+        true => "something else".into(),
+        false => values.join(", "),
+    }
+}
+
+/// JSON's texts are YAML's; a switch or a number stands as itself.
+fn render(settings: &Settings, appended: &[&str]) -> String {
+    let mut text = format!("{MARK}\n# K3s' settings by their names on its command line.\n");
+    for (key, values) in settings {
+        match values.is_list {
+            true => {
+                let plus = if appended.contains(&key.as_str()) { "+" } else { "" };
+                text += &format!("{key}{plus}:\n");
+                text.extend(
+                    values.texts.iter().map(|value| format!("  - {}\n", Value::from(value.as_str()))),
+                );
+            }
+            false => text.extend(values.texts.iter().map(|value| {
+                let plain = matches!(value.as_str(), "true" | "false") || value.parse::<i64>().is_ok();
+                match plain {
+                    true => format!("{key}: {value}\n"),
+                    false => format!("{key}: {}\n", Value::from(value.as_str())),
+                }
+            })),
+        }
+    }
+    text
+}
+
+/// The part of YAML that K3s' files are written in: keys at the line's beginning, scalars in one line, lists in lines or
+/// in brackets. Anything else is an error with its line, so that nothing is read as less than it says.
+fn read(text: &str) -> Result<Vec<(String, bool, Vec<String>)>, (usize, &'static str)> {
+    let mut settings: Vec<(String, bool, Vec<String>)> = Vec::new();
+    // Whether the last key may still get a list in lines.
+    let mut open = false;
+    for (number, line) in text.lines().enumerate() {
+        let wrong = |why| (number + 1, why);
+        let content = line.trim();
+        if content.is_empty() || content.starts_with('#') || line == "---" && settings.is_empty() {
+            continue;
+        }
+        if content == "-" || content.starts_with("- ") {
+            let last = settings.last_mut().filter(|_| open).ok_or(wrong("a list without a key"))?;
+            last.2.push(scalar(content[1..].trim()).map_err(wrong)?);
+            continue;
+        }
+        if line.starts_with([' ', '\t']) {
+            return Err(wrong("a value within a value"));
+        }
+        let (key, value) = content.split_once(':').ok_or(wrong("no \"key: value\""))?;
+        if !(value.is_empty() || value.starts_with([' ', '\t'])) {
+            return Err(wrong("no blank behind the colon"));
+        }
+        let key = scalar(key.trim()).map_err(wrong)?;
+        let (key, appends) = key.strip_suffix('+').map_or((key.as_str(), false), |key| (key, true));
+        if !appends && settings.iter().any(|(known, ..)| known == key) {
+            return Err(wrong("a key that stands above already"));
+        }
+        let value = without_remark(value.trim());
+        let values = match value.strip_prefix('[') {
+            Some(list) => {
+                let list =
+                    list.strip_suffix(']').ok_or(wrong("a list that does not end in its line"))?.trim();
+                match list.is_empty() {
+                    true => vec![],
+                    false => list
+                        .split(',')
+                        .map(|item| scalar(item.trim()))
+                        .collect::<Result<_, _>>()
+                        .map_err(wrong)?,
+                }
+            }
+            None if value.is_empty() => vec![],
+            None => vec![scalar(value).map_err(wrong)?],
+        };
+        open = value.is_empty();
+        settings.push((key.to_owned(), appends, values));
+    }
+    Ok(settings)
+}
+
+fn without_remark(value: &str) -> &str {
+    match value.starts_with(['"', '\'']) {
+        true => value,
+        false if value.starts_with('#') => "",
+        false => value.split(" #").next().unwrap_or(value).trim_end(),
+    }
+}
+
+fn scalar(text: &str) -> Result<String, &'static str> {
+    let text = without_remark(text);
+    match text.chars().next() {
+        None => Ok(String::new()),
+        Some(quote @ ('"' | '\'')) => {
+            let (inside, behind) =
+                text[1..].split_once(quote).ok_or("a quote that does not end in its line")?;
+            let behind = behind.trim_start();
+            if inside.contains('\\') || !(behind.is_empty() || behind.starts_with('#')) {
+                return Err("a quoted value that is more than plain text");
+            }
+            Ok(inside.to_owned())
+        }
+        Some('{' | '}' | '[' | ']' | '&' | '*' | '!' | '|' | '>' | '%' | '@' | '`' | '?') => {
+            Err("a value that is more than plain text")
+        }
+        Some(_) if text.contains(": ") || text.ends_with(':') => Err("a value within a value"),
+        Some(_) => Ok(text.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::cluster;
+    use crate::host::http::Url;
+
+    fn version(text: &str) -> Version {
+        Version::parse(text).unwrap()
+    }
+
+    fn config(k3s: &str, server: bool) -> Config {
+        let mut config = Config::default();
+        config.k3s = crate::config::k3s::tests::checked(k3s);
+        if server {
+            config.cluster.role = cluster::Role::Server;
+        }
+        config
+    }
+
+    fn agent() -> Role {
+        Role::Agent(Url::parse("https://10.0.0.11:6443").unwrap())
+    }
+
+    fn written(config: &Config, role: &Role, existing: &[(&str, &str)]) -> Result<Vec<File>, String> {
+        let version = version("v1.35.2+k3s1");
+        let say = |refused: Refused| format!("{refused}; {}", refused.next);
+        let settings = settings(config, role, &version, "/etc/rancher/k3s/cluster-token").map_err(say)?;
+        let existing: Vec<Existing> = existing
+            .iter()
+            .map(|(path, text)| Existing { path: (*path).into(), text: (*text).into() })
+            .collect();
+        files(&settings, &existing, config, role, &version).map_err(say)
+    }
+
+    #[test]
+    fn an_agent_is_told_whom_it_joins_and_what_it_is_called() {
+        let config = config("labels = [\"node_type=worker\"]\nkubelet_args = [\"max-pods=50\"]", false);
+        let files = written(&config, &agent(), &[]).unwrap();
+        assert_eq!(files[0].path, path::CONFIG);
+        assert_eq!(
+            files[0].content,
+            "# Written by bramble join\n# K3s' settings by their names on its command line.\n\
+             server: \"https://10.0.0.11:6443\"\ntoken-file: \"/etc/rancher/k3s/cluster-token\"\n\
+             node-label:\n  - \"node_type=worker\"\n\
+             kubelet-arg:\n  - \"config=/etc/rancher/k3s/kubelet.config\"\n  - \"max-pods=50\"\n"
+        );
+        assert_eq!(
+            files[1].content.lines().skip(1).collect::<Vec<_>>(),
+            [
+                "apiVersion: \"kubelet.config.k8s.io/v1beta1\"",
+                "kind: \"KubeletConfiguration\"",
+                "shutdownGracePeriod: \"30s\"",
+                "shutdownGracePeriodCriticalPods: \"10s\""
+            ]
+        );
+    }
+
+    #[test]
+    fn a_server_leaves_the_network_to_cilium() {
+        let config = config(
+            "init = true\ntls_san = [\"10.0.0.11\"]\nsettings = { disable = [\"traefik\"], etcd-expose-metrics = true }",
+            true,
+        );
+        let text = written(&config, &Role::First, &[]).unwrap()[0].content.clone();
+        for line in [
+            "cluster-init: true\n",
+            "flannel-backend: \"none\"\n",
+            "disable-kube-proxy: true\n",
+            "disable-network-policy: true\n",
+            "disable:\n  - \"servicelb\"\n  - \"traefik\"\n",
+            "cluster-cidr: \"10.42.0.0/16\"\n",
+            "etcd-expose-metrics: true\n",
+            "tls-san:\n  - \"10.0.0.11\"\n",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in {text}");
+        }
+        assert!(!text.contains("server:"), "{text}");
+        // What is rendered is read as the same.
+        assert_eq!(read(&text).unwrap().len(), text.lines().filter(|l| !l.starts_with(['#', ' '])).count());
+    }
+
+    #[test]
+    fn each_key_is_one_that_this_version_and_this_role_has() {
+        let refused = |k3s: &str, server: bool, of: &str| {
+            let config = config(k3s, server);
+            let role = if server { Role::First } else { agent() };
+            settings(&config, &role, &version(of), "/t").unwrap_err().what
+        };
+        let misspelt = refused("settings = { flanel-iface = \"eth0\" }", false, "v1.35.2+k3s1");
+        assert!(misspelt.contains("no setting flanel-iface; there is flannel-iface"), "{misspelt}");
+        let role = refused("settings = { etcd-expose-metrics = true }", false, "v1.35.2+k3s1");
+        assert!(role.contains("setting of servers"), "{role}");
+        let old = refused("settings = { etcd-s3-retention = 5 }", true, "v1.30.2+k3s2");
+        assert!(old.contains("since v1.31"), "{old}");
+        let unknown = refused("", false, "v1.29.0+k3s1");
+        assert!(unknown.contains("v1.30 to v1.35"), "{unknown}");
+        let conflict = refused("settings = { flannel-backend = \"vxlan\" }", true, "v1.35.2+k3s1");
+        assert!(conflict.contains("vxlan") && conflict.contains("none"), "{conflict}");
+    }
+
+    #[test]
+    fn what_must_be_alike_on_all_servers_is_marked() {
+        let alike: Vec<&str> = alike().collect();
+        assert!(
+            alike.contains(&"cluster-cidr") && alike.contains(&"secrets-encryption") && alike.len() == 16
+        );
+    }
+
+    #[test]
+    fn an_owners_file_stays_and_both_count() {
+        let config = config("labels = [\"a=b\"]", false);
+        let owners =
+            "# mine\nnode-ip: 10.0.0.5   # the wired one\nnode-label: [\"c=d\"]\nkubelet-arg+:\n- \"v=2\"\n";
+        let files = written(&config, &agent(), &[(path::CONFIG, owners)]).unwrap();
+        assert_eq!(files[0].path, DROP_IN);
+        assert!(files[0].content.contains("node-label+:\n  - \"a=b\"\n"), "{}", files[0].content);
+        assert!(files[0].content.contains("kubelet-arg+:\n"), "{}", files[0].content);
+        // One that bramble wrote is written anew.
+        let ours = format!("{MARK}\nserver: \"https://old:6443\"\n");
+        assert_eq!(written(&config, &agent(), &[(path::CONFIG, &ours)]).unwrap()[0].path, path::CONFIG);
+        // Of several files the later replaces: an owner's list behind bramble's must append.
+        let late = "/etc/rancher/k3s/config.yaml.d/90.yaml";
+        assert!(written(&config, &agent(), &[(late, "node-label+: [c=d]\n")]).is_ok());
+        assert!(written(&config, &agent(), &[(late, "node-label: [c=d]\n")]).unwrap_err().contains(late));
+    }
+
+    #[test]
+    fn an_owners_file_that_contradicts_or_cannot_be_read_is_refused_with_its_place() {
+        let config = config("", false);
+        for (text, says) in [
+            ("server: https://other:6443\n", "server is https://other:6443"),
+            ("token-file: /x\n", "token-file"),
+            ("\nnode-ipp: 1\n", "no setting node-ipp; there is node-ip"),
+            ("a:\n  b: c\n", "line 2"),
+            ("- a\n", "line 1: a list without a key"),
+            ("node-ip: |\n", "line 1"),
+            ("node-ip: &a x\n", "line 1"),
+            ("node-ip: \"x\n", "line 1: a quote"),
+            ("node-ip:x\n", "line 1"),
+            ("node-label: [a=b,\n", "line 1: a list"),
+            ("node-ip: 1\nnode-ip: 2\n", "line 2: a key that stands above"),
+            ("nonsense\n", "line 1"),
+        ] {
+            let refused = written(&config, &agent(), &[(path::CONFIG, text)]).unwrap_err();
+            assert!(refused.contains(path::CONFIG) && refused.contains(says), "{text:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn an_owners_secret_is_not_repeated() {
+        let config = config("", false);
+        let refused =
+            written(&config, &agent(), &[(path::CONFIG, "token: hunter2\nserver: \"https://x:1\"\n")]);
+        assert!(!refused.unwrap_err().contains("hunter2"));
+        assert!(!shown("agent-token", &["hunter2".into()]).contains("hunter2"));
+    }
+}

@@ -128,7 +128,9 @@ fn told(act: &Act, outcome: &Outcome, receipt: &str) -> String {
     match outcome {
         Outcome::Restored => {
             let done = match act {
-                Act::File { before: Kept::Absent, .. } | Act::Directory { .. } => "removed",
+                Act::File { before: Kept::Absent, .. } | Act::Directory { .. } | Act::Large { .. } => {
+                    "removed"
+                }
                 _ => "restored",
             };
             format!("{good}✓{good:#} {done} {name}\n")

@@ -77,7 +77,7 @@ fn replace(host: &HostMut, receipt: &mut Writer<'_>, edit: &Edit) -> Result<(), 
     let after = match (&edit.after, &before) {
         (Content::Link(target), _) => Image::Link { target: target.clone() },
         (Content::Bytes(bytes), Some(before)) => before.with(bytes.clone()),
-        (Content::Bytes(bytes), None) => host.fresh(&path, bytes.clone()),
+        (Content::Bytes(bytes), None) => host.fresh(&path, bytes.clone(), edit.mode),
     };
     for directory in host.missing_directories(&path) {
         let act = Act::Directory { path: directory.clone() };

@@ -62,6 +62,8 @@ pub struct Edit {
     pub before: Option<Content>,
     /// What is there afterwards.
     pub after: Content,
+    /// The permissions of a file that is new; one that is there keeps its own.
+    pub mode: u32,
 }
 
 /// Whose file it is.
@@ -385,6 +387,7 @@ impl Group {
             owner,
             before,
             after: Content::Bytes(after),
+            mode: 0o644,
         };
         if let Change::MaskUnit { .. } = changes[0] {
             let after = Content::Link("/dev/null".into());
@@ -394,7 +397,7 @@ impl Group {
                     next: format!("move it away (ls -l {path}), then plan again"),
                 });
             }
-            return Ok(vec![Edit { path: path.into(), owner, before, after }]);
+            return Ok(vec![Edit { path: path.into(), owner, before, after, mode: 0o644 }]);
         }
         let bytes = match &before {
             None => None,
@@ -450,6 +453,7 @@ impl Group {
                         path: copy,
                         owner: Owner::Bramble,
                         after: Content::Bytes(present.to_vec()),
+                        mode: 0o644,
                     });
                 }
                 edits.push(edit(before.clone(), after));

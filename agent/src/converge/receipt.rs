@@ -57,6 +57,13 @@ pub enum Act {
         /// What is there afterwards.
         after: Kept,
     },
+    /// Puts a file where none was that is too large to be kept beside the journal.
+    Large {
+        /// Which.
+        path: String,
+        /// What it hashes to.
+        sha256: String,
+    },
     /// Changes the running machine.
     Live {
         /// What.
@@ -125,7 +132,7 @@ impl Act {
     /// What it changes.
     pub fn object(&self) -> String {
         match self {
-            Act::Directory { path } | Act::File { path, .. } => path.clone(),
+            Act::Directory { path } | Act::File { path, .. } | Act::Large { path, .. } => path.clone(),
             Act::Live { live, .. } => live.object(),
         }
     }

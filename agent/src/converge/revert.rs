@@ -113,6 +113,24 @@ fn undo(
             }
             Ok(Outcome::Restored)
         }
+        Act::Large { path, .. } if keep.contains(path) => Ok(Outcome::Stays("you keep it as it is")),
+        Act::Large { path, sha256 } => {
+            host.remove_partial(path)?;
+            match host.host().sha256(path) {
+                Err(unreadable) if unreadable.is_absence() => {}
+                Ok(now) if now == *sha256 => host.remove(path)?,
+                now => {
+                    let now = now.map_or_else(
+                        |unreadable| unreadable.why.to_string(),
+                        |hash| format!("hashes to {hash}"),
+                    );
+                    let versions =
+                        format!("{path} was not there, bramble's hashes to {sha256}, and now it {now}");
+                    return Ok(Outcome::Overwritten { versions });
+                }
+            }
+            Ok(Outcome::Restored)
+        }
         Act::Live { live, before } => {
             if !host.host().is_live() {
                 return Err(NotDone::new(

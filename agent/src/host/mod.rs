@@ -23,6 +23,7 @@ pub mod http;
 pub mod hwmon;
 mod journal;
 pub mod kmsg;
+pub mod large;
 pub mod netfilter;
 mod netlink;
 pub mod scratch;

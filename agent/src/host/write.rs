@@ -208,16 +208,12 @@ impl HostMut {
         Ok(Some(Image::File { bytes, meta }))
     }
 
-    /// A file that does not exist yet: readable by all, ours.
-    pub fn fresh(&self, path: &str, bytes: Vec<u8>) -> Image {
+    /// A file that does not exist yet: ours, with these permissions.
+    pub fn fresh(&self, path: &str, bytes: Vec<u8>, mode: u32) -> Image {
         // A directory that cannot be opened yet is about to be made, beside others of its file system.
         let fat = self.place(path).and_then(|(directory, _)| is_fat(&directory)).unwrap_or(false);
-        let meta = Meta {
-            mode: 0o644,
-            uid: geteuid().as_raw(),
-            gid: getegid().as_raw(),
-            attributes: BTreeMap::new(),
-        };
+        let meta =
+            Meta { mode, uid: geteuid().as_raw(), gid: getegid().as_raw(), attributes: BTreeMap::new() };
         Image::File { bytes, meta: (!fat).then_some(meta) }
     }
 
@@ -456,7 +452,7 @@ impl HostMut {
     }
 
     /// The directory that holds `path`, and the name in it.
-    fn place<'a>(&self, path: &'a str) -> Result<(OwnedFd, &'a str), Errno> {
+    pub(super) fn place<'a>(&self, path: &'a str) -> Result<(OwnedFd, &'a str), Errno> {
         let (parent, name) = path.rsplit_once('/').ok_or(Errno::EINVAL)?;
         if matches!(name, "" | "." | "..") {
             return Err(Errno::EINVAL);

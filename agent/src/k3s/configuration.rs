@@ -294,10 +294,13 @@ fn render(settings: &Settings, appended: &[&str]) -> String {
     text
 }
 
+/// A key, whether it appends, and its values.
+type Line = (String, bool, Vec<String>);
+
 /// The part of YAML that K3s' files are written in: keys at the line's beginning, scalars in one line, lists in lines or
 /// in brackets. Anything else is an error with its line, so that nothing is read as less than it says.
-fn read(text: &str) -> Result<Vec<(String, bool, Vec<String>)>, (usize, &'static str)> {
-    let mut settings: Vec<(String, bool, Vec<String>)> = Vec::new();
+fn read(text: &str) -> Result<Vec<Line>, (usize, &'static str)> {
+    let mut settings: Vec<Line> = Vec::new();
     // Whether the last key may still get a list in lines.
     let mut open = false;
     for (number, line) in text.lines().enumerate() {

@@ -8,6 +8,7 @@
 use crate::config::k3s::Role;
 
 pub mod api;
+pub mod binary;
 pub mod certificate;
 pub mod cilium;
 pub mod configuration;

@@ -11,12 +11,13 @@ use std::{
 
 use tokio::{io::AsyncWriteExt, sync::mpsc};
 use wire::{
+    cluster::ClusterInfo,
     connection::{self, Bus, Event, Message, Settings},
-    discovery::{self, Announced},
+    discovery::{Around, Device, Mode, Place},
     report::{
         self, Finding, FindingState, NodeInfo, NodeState, OFFLINE, ONLINE, Severity, Stamps, Status, Tier,
     },
-    topic::{Name, NodeTopic, Topic},
+    topic::{ClusterTopic, HomeTopic, Name, NodeTopic, Owner, Prefix, Topic, Verb},
 };
 
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
     config::{self, Config},
     facts::Facts,
     guard::Guard,
+    home::Home,
     host::{Host, clock, state::State},
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
@@ -44,6 +46,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const SILENT_PERIODS: u32 = 4;
 /// How long a retained presence is worth something; it is said again at each pass over the requirements.
 const INFO_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long something that happened is worth being told.
+const EVENT_EXPIRY: Duration = Duration::from_secs(3600);
 /// Peers that are listened to: more than the kernel's map holds are never probed.
 const MOST_PEERS: usize = ebpf_records::mesh::MAX_PEERS as usize;
 
@@ -62,7 +66,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         client_id: format!("bramble-{id}"),
         user: config.mqtt.login()?,
         availability: topic(NodeTopic::Availability),
-        filters: Topic::filters_of_the_agent(&cluster),
+        filters: filters(config),
         read: Arc::new(move |file| door.bytes(file).map_err(|e| e.to_string())),
     });
     let (samples, mut companion) = mpsc::channel(4);
@@ -184,6 +188,9 @@ fn identity(config: &Config) -> String {
 struct Peer {
     address: Option<Ipv4Addr>,
     online: Option<bool>,
+    version: Option<String>,
+    /// `server` or `agent`.
+    role: Option<String>,
 }
 
 struct Agent<'a> {
@@ -210,8 +217,9 @@ struct Agent<'a> {
     guard: Guard,
     broker: Result<jiff::Timestamp, String>,
     refused_messages: u64,
-    announced: Announced,
-    announced_as: Option<u64>,
+    home: Home,
+    /// Who speaks for the cluster.
+    aggregator: Option<ClusterInfo>,
     announce_at: Option<Instant>,
 }
 
@@ -224,6 +232,12 @@ impl<'a> Agent<'a> {
         wanted: tokio::sync::watch::Sender<Wanted>,
     ) -> Self {
         let (cluster, node) = (config.node.cluster.clone(), config.node.name.clone());
+        let place = Place {
+            mode: config.home_assistant.discovery,
+            prefix: config.home_assistant.prefix.clone(),
+            cluster: cluster.clone(),
+            owner: Owner::Node(node.clone()),
+        };
         Self {
             config,
             host,
@@ -246,8 +260,8 @@ impl<'a> Agent<'a> {
             guard: Guard::open(),
             broker: Err("not connected yet".to_owned()),
             refused_messages: 0,
-            announced: Announced::new(),
-            announced_as: None,
+            home: Home::open(State::new(&config.node.state_dir), place),
+            aggregator: None,
             announce_at: None,
         }
     }
@@ -255,6 +269,11 @@ impl<'a> Agent<'a> {
     fn publish<T: serde::Serialize>(&self, leaf: NodeTopic, message: &T, expiry: Option<Duration>) {
         let topic = Topic::Node(self.speaker.node.clone(), leaf).in_cluster(&self.speaker.cluster);
         self.bus.publish_latest(topic, serde_json::to_vec(message).expect("a message is JSON"), expiry);
+    }
+
+    fn say_once<T: serde::Serialize>(&self, leaf: NodeTopic, message: &T, expiry: Duration) {
+        let topic = Topic::Node(self.speaker.node.clone(), leaf).in_cluster(&self.speaker.cluster);
+        self.bus.publish_event(topic, serde_json::to_vec(message).expect("a message is JSON"), None, expiry);
     }
 
     /// Judges the requirements when something happened to the host.
@@ -283,6 +302,10 @@ impl<'a> Agent<'a> {
             kernel: facts.kernel.release.as_ref().ok().cloned(),
             os: facts.board.os.as_ref().ok().cloned(),
             about: std::mem::take(&mut self.machine.about),
+            serial: facts.board.serial.as_ref().ok().cloned().flatten(),
+            revision: facts.board.revision.as_ref().ok().cloned().flatten(),
+            role: self.config.cluster.k3s.then(|| self.config.cluster.role.as_str().to_owned()),
+            newest: self.newest(),
         };
         let findings: Vec<Finding> = require::judge(require::REQUIREMENTS, &facts, self.config)
             .map(|judged| Finding {
@@ -360,9 +383,14 @@ impl<'a> Agent<'a> {
         statements.extend(self.connection().statements());
         statements.extend(self.guard.statements());
         statements.extend(self.healths.iter().flat_map(|h| h.statements.iter().cloned()));
-        let (conditions, changed) = self.history.date(statements, clock::now());
-        self.conditions = conditions;
-        changed
+        let now = clock::now();
+        let dated = self.history.date(statements, now);
+        self.conditions = dated.conditions;
+        for (event_type, condition) in dated.events {
+            let event = self.speaker.event(now, event_type, condition);
+            self.say_once(NodeTopic::Event, &event, EVENT_EXPIRY);
+        }
+        dated.changed
     }
 
     fn companion(&self) -> Statement {
@@ -449,13 +477,12 @@ impl<'a> Agent<'a> {
     }
 
     fn state(&self) -> NodeState {
-        let counts = count(&self.findings);
         self.speaker.state(
             clock::now(),
             self.tier(),
             &self.healths,
             self.conditions.clone(),
-            counts,
+            &self.findings,
             self.refused_messages,
         )
     }
@@ -514,32 +541,30 @@ impl<'a> Agent<'a> {
         }
         let expiry = Some(self.config.report.interval * 3);
         let state = self.state();
+        // First what there is, then its values: a value that is gone must not be looked for.
+        self.discover(&state);
         self.publish(NodeTopic::State, &state, expiry);
         self.publish(NodeTopic::Mesh, &self.mesh(), expiry);
-        if self.config.report.home_assistant {
-            self.discover(&state);
-        }
     }
 
     /// Tells Home Assistant what there is, when that changed: the numbers themselves are not in it.
     fn discover(&mut self, state: &NodeState) {
-        let shape = discovery::shape(state);
-        if self.announced_as == Some(shape) {
-            return;
+        let around = Around {
+            interval: self.config.report.interval,
+            verbs: Verb::ALL.into_iter().filter(|verb| self.config.commands.allows(*verb)).collect(),
+            hub: self.aggregator.as_ref().and_then(|aggregator| aggregator.device.clone()),
+            page: self.aggregator.as_ref().and_then(|aggregator| aggregator.page.clone()),
+        };
+        let device = Device::of_node(&self.info(), state, &around);
+        for (topic, payload) in self.home.announce(&device, Instant::now()) {
+            self.bus.publish_latest(topic, payload, None);
         }
-        let (payload, announced) =
-            discovery::device(&self.info(), state, self.config.report.interval, &self.announced);
-        // What vanished is taken back now and left out the next time.
-        self.announced_as = (self.announced.keys().all(|k| announced.contains_key(k))).then_some(shape);
-        self.announced = announced;
-        let topic = Topic::Discovery(self.speaker.node.clone()).in_cluster(&self.speaker.cluster);
-        self.bus.publish_latest(topic, payload.to_string().into_bytes(), None);
     }
 
     /// Home Assistant has started: everything once more.
     fn announce(&mut self) {
         self.announce_at = None;
-        self.announced_as = None;
+        self.home.begin_anew(Instant::now());
         self.introduce();
         self.say();
     }
@@ -549,6 +574,7 @@ impl<'a> Agent<'a> {
             Event::Connected => {
                 tracing::info!("connected to the broker at {}", self.config.mqtt.broker);
                 self.broker = Ok(clock::now());
+                self.home.begin_anew(Instant::now());
                 self.introduce();
                 self.judge(Pace::Sample);
                 self.say();
@@ -583,6 +609,12 @@ impl<'a> Agent<'a> {
     }
 
     fn take_message(&mut self, topic: &str, payload: &[u8], retained: bool) -> Result<(), String> {
+        if births(&self.config.home_assistant.prefix, &self.speaker.cluster).any(|birth| birth == topic) {
+            if payload == ONLINE.as_bytes() && !retained {
+                self.announce_soon();
+            }
+            return Ok(());
+        }
         match Topic::parse(topic, &self.speaker.cluster).map_err(|e| e.to_string())? {
             Topic::Node(node, leaf) if node == self.speaker.node => self.take_own(leaf, payload, retained),
             Topic::Node(node, NodeTopic::Info) if payload.is_empty() => {
@@ -593,7 +625,10 @@ impl<'a> Agent<'a> {
             Topic::Node(node, NodeTopic::Info) => {
                 let info: NodeInfo =
                     report::read(payload, &self.speaker.cluster, &node).map_err(|e| e.to_string())?;
-                self.peer(node)?.address = info.address.filter(probeable);
+                let peer = self.peer(node)?;
+                peer.address = info.address.filter(probeable);
+                peer.version = Some(info.version);
+                peer.role = info.role;
                 self.want();
                 Ok(())
             }
@@ -607,12 +642,13 @@ impl<'a> Agent<'a> {
                 self.peer(node)?.online = online;
                 Ok(())
             }
-            Topic::HomeAssistantStatus => {
-                if payload == ONLINE.as_bytes() && !retained && self.config.report.home_assistant {
-                    // All nodes hear it at once; Home Assistant should not hear them all at once.
-                    let wait = Duration::from_millis(1000 + u64::from(random::u32() % 9000));
-                    self.announce_at = Some(Instant::now() + wait);
-                }
+            Topic::Cluster(ClusterTopic::Info) => {
+                self.aggregator = match payload {
+                    b"" => None,
+                    payload => Some(self.read_cluster_info(payload)?),
+                };
+                // All nodes hear it at once.
+                self.announce_soon();
                 Ok(())
             }
             _ => Err("not a topic that was subscribed to".to_owned()),
@@ -642,6 +678,26 @@ impl<'a> Agent<'a> {
         Ok(())
     }
 
+    fn read_cluster_info(&self, payload: &[u8]) -> Result<ClusterInfo, String> {
+        let info: ClusterInfo = report::read_versioned(payload).map_err(|e| e.to_string())?;
+        match info.cluster == self.speaker.cluster {
+            true => Ok(info),
+            false => Err(format!("the message says it is from {}, the topic says otherwise", info.cluster)),
+        }
+    }
+
+    /// Announces everything again in a while: all nodes hear the reason at once, and Home Assistant should not hear them so.
+    fn announce_soon(&mut self) {
+        let wait = Duration::from_millis(1000 + u64::from(random::u32() % 9000));
+        self.announce_at.get_or_insert(Instant::now() + wait);
+    }
+
+    /// The newest version among us and our peers.
+    fn newest(&self) -> Option<String> {
+        let own = env!("CARGO_PKG_VERSION").to_owned();
+        self.peers.values().filter_map(|peer| peer.version.clone()).chain([own]).max_by_key(|v| numbers(v))
+    }
+
     fn peer(&mut self, node: Name) -> Result<&mut Peer, String> {
         if self.peers.len() >= MOST_PEERS && !self.peers.contains_key(&node) {
             return Err(format!("more than {MOST_PEERS} nodes; this one is not listened to"));
@@ -659,6 +715,28 @@ impl<'a> Agent<'a> {
             changed
         });
     }
+}
+
+/// Where Home Assistant says that it has started: below its prefix, or where it does so unless told otherwise.
+fn births(prefix: &Prefix, cluster: &Name) -> impl Iterator<Item = String> {
+    let own = HomeTopic::Status.below(prefix, cluster);
+    let usual = HomeTopic::Status.below(&Prefix::default(), cluster);
+    let other = (usual != own).then_some(usual);
+    std::iter::once(own).chain(other)
+}
+
+fn filters(config: &Config) -> Vec<String> {
+    let (cluster, home) = (&config.node.cluster, &config.home_assistant);
+    let mut filters = Topic::filters_of_the_agent(cluster, &config.node.name);
+    if home.discovery != Mode::Off {
+        filters.extend(births(&home.prefix, cluster));
+    }
+    filters
+}
+
+/// A version's numbers, by which it is compared.
+fn numbers(version: &str) -> Vec<u64> {
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
 /// Addresses that a node can have on a network; anything else would make us send to where no node is.

@@ -35,6 +35,8 @@ pub mod probe;
 pub mod cli;
 /// The agent.
 pub mod daemon;
+/// What Home Assistant was told.
+pub mod home;
 /// Findings and health become messages.
 pub mod report;
 

@@ -8,7 +8,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{Interval, MissedTickBehavior, interval},
 };
-use wire::report::{Condition, FindingCounts, Severity, Status};
+use wire::report::{Condition, FindingCounts, Status};
 
 use crate::{config::Config, host::Host, shutdown::Shutdown};
 
@@ -122,11 +122,9 @@ fn shortened(status: &str) -> String {
 
 /// The agent's status line: the worst condition in words, and how many requirements ask for something.
 pub fn worst(conditions: &[Condition], findings: &FindingCounts) -> String {
-    let is_raised = |id: &str| conditions.iter().any(|c| c.id == id && c.status == Status::Raised);
     let raised = conditions.iter().filter(|c| c.status == Status::Raised);
     // What another raised condition explains is not the news.
-    let root = raised.clone().filter(|c| !c.depends_on.iter().any(|id| is_raised(id)));
-    let bad = root.max_by_key(|c| (c.severity == Severity::Critical, std::cmp::Reverse(&c.since)));
+    let bad = wire::report::root(conditions);
     let unseen = || conditions.iter().find(|c| c.status == Status::Unknown);
     let mut line = match (bad, unseen()) {
         (Some(c), _) => {
@@ -147,6 +145,8 @@ pub fn worst(conditions: &[Condition], findings: &FindingCounts) -> String {
 
 #[cfg(test)]
 mod tests {
+    use wire::report::Severity;
+
     use super::*;
 
     fn condition(title: &str, status: Status, severity: Severity, depends_on: &[&str]) -> Condition {

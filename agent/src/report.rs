@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use wire::{
     report::{
-        Condition, Finding, FindingCounts, FindingState, Header, MeshRow, NodeFindings, NodeInfo, NodeState,
-        Status, Tier, VERSION,
+        self, Condition, EventType, Finding, FindingCounts, FindingState, Header, MeshRow, NodeEvent,
+        NodeFindings, NodeInfo, NodeState, Phase, Status, Tier, VERSION,
     },
     topic::Name,
 };
@@ -22,12 +22,15 @@ use crate::probe::{Health, Statement};
 #[derive(Debug, Default)]
 pub struct History {
     known: BTreeMap<(&'static str, Option<String>), (Status, Timestamp)>,
+    /// What was raised and is not over: what cannot be seen meanwhile does not end it.
+    raised: BTreeMap<(&'static str, Option<String>), Condition>,
 }
 
 impl History {
-    /// Dates the statements; says whether one of them changed its status, appeared or went.
-    pub fn date(&mut self, statements: Vec<Statement>, now: Timestamp) -> (Vec<Condition>, bool) {
+    /// Dates the statements; says what was raised and what is over since the last time.
+    pub fn date(&mut self, statements: Vec<Statement>, now: Timestamp) -> Dated {
         let mut changed = false;
+        let mut events = Vec::new();
         let mut seen = BTreeSet::new();
         let conditions = statements
             .into_iter()
@@ -42,8 +45,8 @@ impl History {
                     changed = true;
                 }
                 let since = entry.1;
-                seen.insert(key);
-                Condition {
+                seen.insert(key.clone());
+                let condition = Condition {
                     id: s.id.to_owned(),
                     subject: s.subject,
                     title: s.title.to_owned(),
@@ -52,13 +55,43 @@ impl History {
                     since,
                     depends_on: s.depends_on.iter().map(|d| (*d).to_owned()).collect(),
                     evidence: s.evidence,
-                }
+                };
+                events.extend(self.follow(key, &condition).map(|event| (event, condition.clone())));
+                condition
             })
             .collect();
+        // What is no longer looked at, such as a link to a node that left, is over as well.
+        let gone = self.raised.extract_if(.., |key, _| !seen.contains(key));
+        events.extend(gone.map(|(_, mut condition)| {
+            condition.status = Status::Unknown;
+            (EventType::Cleared, condition)
+        }));
         let before = self.known.len();
         self.known.retain(|key, _| seen.contains(key));
-        (conditions, changed || self.known.len() != before)
+        Dated { conditions, events, changed: changed || self.known.len() != before }
     }
+
+    /// Whether this is news.
+    fn follow(&mut self, key: (&'static str, Option<String>), condition: &Condition) -> Option<EventType> {
+        match condition.status {
+            Status::Raised => {
+                self.raised.insert(key, condition.clone()).is_none().then_some(EventType::Raised)
+            }
+            Status::Clear => self.raised.remove(&key).map(|_| EventType::Cleared),
+            Status::Unknown => None,
+        }
+    }
+}
+
+/// What [`History::date`] says.
+#[derive(Debug)]
+pub struct Dated {
+    /// All conditions.
+    pub conditions: Vec<Condition>,
+    /// What was raised, and what is over.
+    pub events: Vec<(EventType, Condition)>,
+    /// Whether a condition changed its status, appeared or went.
+    pub changed: bool,
 }
 
 /// Who speaks.
@@ -95,6 +128,10 @@ impl Speaker {
             model: machine.model.clone(),
             kernel: machine.kernel.clone(),
             os: machine.os.clone(),
+            serial: machine.serial.clone(),
+            revision: machine.revision.clone(),
+            role: machine.role.clone(),
+            newest: machine.newest.clone(),
             about: machine.about.iter().map(|(&id, text)| (id.to_owned(), text.clone())).collect(),
         }
     }
@@ -106,11 +143,25 @@ impl Speaker {
         tier: Tier,
         healths: &[Health],
         conditions: Vec<Condition>,
-        findings: FindingCounts,
+        findings: &[Finding],
         refused_messages: u64,
     ) -> NodeState {
-        let readings = healths.iter().flat_map(|h| h.readings.iter().cloned()).collect();
-        NodeState { header: self.header(now), tier, readings, conditions, findings, refused_messages }
+        NodeState {
+            header: self.header(now),
+            phase: phase(findings, &conditions),
+            restart_needed: restart_needed(findings),
+            tier,
+            readings: healths.iter().flat_map(|h| h.readings.iter().cloned()).collect(),
+            reason: report::root(&conditions).map(|c| format!("{}: {}", c.title, c.evidence)),
+            conditions,
+            findings: count(findings),
+            refused_messages,
+        }
+    }
+
+    /// Something happened.
+    pub fn event(&self, now: Timestamp, event_type: EventType, condition: Condition) -> NodeEvent {
+        NodeEvent { header: self.header(now), event_type, condition }
     }
 
     /// This node's row of the mesh: probes every `period`, said again after `interval`.
@@ -141,6 +192,14 @@ pub struct Machine {
     pub kernel: Option<String>,
     /// Distribution.
     pub os: Option<String>,
+    /// Serial number of the board.
+    pub serial: Option<String>,
+    /// Revision code of the board.
+    pub revision: Option<String>,
+    /// What it is in its cluster.
+    pub role: Option<String>,
+    /// The newest bramble that is known of.
+    pub newest: Option<String>,
     /// What probes tell in words.
     pub about: BTreeMap<&'static str, String>,
 }
@@ -160,6 +219,35 @@ pub struct Snapshot {
     pub broker_since: Option<Timestamp>,
     /// Why not connected.
     pub broker_why: Option<String>,
+}
+
+/// Whether a restart is pending; `None` = could not tell.
+fn restart_needed(findings: &[Finding]) -> Option<bool> {
+    match findings.iter().find(|finding| finding.id == "reboot")?.state {
+        FindingState::Waiting => Some(true),
+        FindingState::Met | FindingState::NotNeeded => Some(false),
+        FindingState::Unmet | FindingState::Blocked | FindingState::Unknown => None,
+    }
+}
+
+/// Where the node stands, by what was judged of it.
+fn phase(findings: &[Finding], conditions: &[Condition]) -> Phase {
+    let any = |state| findings.iter().any(|finding| finding.state == state);
+    if findings.is_empty() {
+        Phase::Unknown
+    } else if restart_needed(findings) == Some(true) {
+        Phase::RestartNeeded
+    } else if any(FindingState::Unmet) || any(FindingState::Blocked) {
+        Phase::Preparing
+    } else if conditions.iter().any(|c| c.status == Status::Raised) {
+        Phase::Degraded
+    } else if any(FindingState::Unknown) {
+        Phase::Unknown
+    } else if any(FindingState::Waiting) {
+        Phase::Preparing
+    } else {
+        Phase::Ready
+    }
 }
 
 /// How many findings are in which state.
@@ -191,6 +279,70 @@ mod tests {
         probe::{PROBES, Seen, mesh::PeerSample},
     };
 
+    fn finding(id: &str, state: FindingState) -> Finding {
+        Finding { id: id.to_owned(), title: String::new(), state, detail: String::new() }
+    }
+
+    fn statement(status: Status) -> Statement {
+        Statement {
+            id: "a",
+            subject: None,
+            title: "A",
+            status,
+            severity: wire::report::Severity::Warning,
+            depends_on: &[],
+            evidence: "seen".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_is_raised_is_told_once_and_its_end_once_and_not_seeing_is_neither() {
+        use Status::{Clear, Raised, Unknown};
+        let mut history = History::default();
+        let mut events = |statuses: &[Status]| -> Vec<EventType> {
+            let said = statuses.iter().map(|status| statement(*status)).collect();
+            history.date(said, Timestamp::UNIX_EPOCH).events.into_iter().map(|(event, _)| event).collect()
+        };
+        for (now, told) in [
+            (&[Clear][..], &[][..]),
+            (&[Unknown], &[]),
+            (&[Raised], &[EventType::Raised]),
+            (&[Raised], &[]),
+            (&[Unknown], &[]),
+            (&[Raised], &[]),
+            (&[Clear], &[EventType::Cleared]),
+            (&[Clear], &[]),
+            (&[Raised], &[EventType::Raised]),
+            (&[], &[EventType::Cleared]),
+            (&[], &[]),
+        ] {
+            assert_eq!(events(now), told, "{now:?}");
+        }
+    }
+
+    #[test]
+    fn the_phase_is_what_stands_in_the_way() {
+        use FindingState::{Blocked, Met, NotNeeded, Unknown, Unmet, Waiting};
+        let raised =
+            History::default().date(vec![statement(Status::Raised)], Timestamp::UNIX_EPOCH).conditions;
+        for (findings, conditions, expected) in [
+            (&[][..], &[][..], Phase::Unknown),
+            (&[("btf", Met), ("reboot", NotNeeded)], &[], Phase::Ready),
+            (&[("btf", Unmet), ("reboot", Waiting)], &[], Phase::RestartNeeded),
+            (&[("btf", Unmet), ("reboot", Met)], &raised, Phase::Preparing),
+            (&[("btf", Blocked), ("reboot", Unknown)], &[], Phase::Preparing),
+            (&[("btf", Met)], &raised, Phase::Degraded),
+            (&[("btf", Unknown)], &raised, Phase::Degraded),
+            (&[("btf", Unknown), ("clock", Waiting)], &[], Phase::Unknown),
+            (&[("btf", Met), ("clock", Waiting)], &[], Phase::Preparing),
+        ] {
+            let judged: Vec<_> = findings.iter().map(|(id, state)| finding(id, *state)).collect();
+            assert_eq!(phase(&judged, conditions), expected, "{findings:?}");
+        }
+        assert_eq!(restart_needed(&[]), None);
+        assert_eq!(restart_needed(&[finding("reboot", Unknown)]), None);
+    }
+
     /// All peers that the kernel's map holds, with names as long as they can be, and every way cut.
     #[test]
     fn the_largest_mesh_in_its_worst_hour_fits_into_its_messages() {
@@ -219,11 +371,11 @@ mod tests {
         });
         let speaker = Speaker { cluster: name(0), node: name(0), id: "00000000".to_owned() };
         let now = Timestamp::UNIX_EPOCH;
-        let (conditions, _) = History::default().date(health.statements.clone(), now);
+        let conditions = History::default().date(health.statements.clone(), now).conditions;
         assert!(conditions.iter().any(|c| c.evidence.ends_with(" and 1016 more")), "{conditions:?}");
         let healths = [health];
         let row = speaker.mesh(now, tier.clone(), [1, 10].map(Duration::from_secs), &healths);
-        let state = speaker.state(now, tier, &healths, conditions, FindingCounts::default(), 0);
+        let state = speaker.state(now, tier, &healths, conditions, &[], 0);
         assert_eq!((row.peers.len(), row.period_ms, row.interval_ms), (1024, 1000, 10_000));
         // Twice: what a way that is not cut has to tell is longer.
         let sizes = [serde_json::to_vec(&row).unwrap().len() * 2, serde_json::to_vec(&state).unwrap().len()];

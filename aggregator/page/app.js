@@ -117,6 +117,7 @@ function amount({ value, unit }) {
     return `${digits(value / 1024 ** n, n ? 1 : 0)} ${step[n]}`
   }
   if (unit === 'ms') return micros(value * 1000)
+  if (unit === 'unix') return new Date(value * 1000).toLocaleString()
   const whole = Number.isInteger(value)
   return `${digits(value, whole ? 0 : Math.abs(value) < 10 ? 2 : 1)}${unit === '1' ? '' : unit === '1/s' ? ' per s' : ` ${unit}`}`
 }

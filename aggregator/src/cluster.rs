@@ -301,10 +301,11 @@ impl Node {
         self.heard().max(connected).is_none_or(|last| now.duration_since(last) >= after.max(own))
     }
 
-    /// The slowest median of its row, microseconds.
-    pub fn worst_round_trip_us(&self, now: Timestamp) -> Option<f64> {
-        let row = self.fresh_row(now)?;
-        row.peers.values().filter_map(|p| p.round_trip).map(|t| t.median_us).max_by(f64::total_cmp)
+    /// The slowest median of its row, microseconds, and the peer.
+    pub fn worst_round_trip(&self, now: Timestamp) -> Option<(&Name, f64)> {
+        let peers = self.fresh_row(now)?.peers.iter();
+        let medians = peers.filter_map(|(name, peer)| Some((name, peer.round_trip?.median_us)));
+        medians.max_by(|(_, a), (_, b)| a.total_cmp(b))
     }
 
     /// Takes up what it said; on an error nothing has changed.
@@ -323,6 +324,7 @@ impl Node {
             NodeTopic::State => heard.read_into(&mut self.state, |m| &m.header, plausible_state),
             NodeTopic::Findings => heard.read_into(&mut self.findings, |m| &m.header, plausible_findings),
             NodeTopic::Mesh => heard.read_into(&mut self.row, |m| &m.header, plausible_row),
+            NodeTopic::Event | NodeTopic::Request(_) | NodeTopic::Response(_) => return Ok(()),
         }?;
         // Who speaks is there, whatever the last will of an older connection says.
         if live {
@@ -346,6 +348,7 @@ impl Node {
             NodeTopic::State => self.state = None,
             NodeTopic::Findings => self.findings = None,
             NodeTopic::Mesh => self.row = None,
+            NodeTopic::Event | NodeTopic::Request(_) | NodeTopic::Response(_) => {}
         }
     }
 
@@ -544,6 +547,8 @@ impl Cluster {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         match Topic::parse(topic, &self.name)? {
+            // Events are for others; what nodes are asked and answer is not subscribed to.
+            Topic::Node(_, NodeTopic::Event | NodeTopic::Request(_) | NodeTopic::Response(_)) => {}
             Topic::Node(name, leaf) => {
                 if payload.len() > MAX_PAYLOAD {
                     return Err(Refusal::TooLarge);
@@ -559,9 +564,7 @@ impl Cluster {
                 effects.push(Effect::PageChanged);
             }
             Topic::Cluster(ClusterTopic::Alert(id)) => self.alerts.stored(id, payload, now)?,
-            Topic::Cluster(ClusterTopic::Availability | ClusterTopic::State)
-            | Topic::Discovery(_)
-            | Topic::HomeAssistantStatus => {}
+            Topic::Cluster(_) => {}
         }
         Ok(())
     }
@@ -643,7 +646,11 @@ impl Cluster {
         let ready = |(name, node): &(&Name, &Node)| {
             node.presence == Presence::Online && self.alerts.node_trouble(name).is_none()
         };
-        let worst = self.nodes.values().filter_map(|n| n.worst_round_trip_us(now)).max_by(f64::total_cmp);
+        let trips = self.nodes.iter().filter_map(|(name, node)| {
+            let (peer, us) = node.worst_round_trip(now)?;
+            Some((name, peer, us))
+        });
+        let worst = trips.max_by(|(.., a), (.., b)| a.total_cmp(b));
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         ClusterState {
             v: VERSION,
@@ -652,7 +659,8 @@ impl Cluster {
             nodes: count(self.nodes.len()),
             nodes_ready: count(self.nodes.iter().filter(ready).count()),
             alerts: self.alerts.raised().take(STATE_ALERTS).map(|a| (a.id, shortened(&a.title))).collect(),
-            worst_round_trip_ms: worst.map(|us| us / 1000.0),
+            worst_round_trip_ms: worst.map(|(.., us)| us / 1000.0),
+            worst_pair: worst.map(|(from, to, _)| format!("{from} -> {to}")),
         }
     }
 }

@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{report::Severity, topic::Name};
+use crate::{
+    report::{EventType, Severity},
+    topic::Name,
+};
 
 /// The cluster in a few numbers. Retained; expires after three intervals.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClusterState {
     /// Version of the message's layout: [`crate::report::VERSION`].
     pub v: u32,
@@ -24,10 +28,14 @@ pub struct ClusterState {
     pub alerts: BTreeMap<Name, String>,
     /// The slowest pair's median round trip, ms.
     pub worst_round_trip_ms: Option<f64>,
+    /// The pair: `n2 -> n3`.
+    #[serde(default)]
+    pub worst_pair: Option<String>,
 }
 
 /// One problem with its evidence. Retained while raised; the topic is emptied when it is over.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Alert {
     /// Version of the message's layout: [`crate::report::VERSION`].
     pub v: u32,
@@ -45,4 +53,37 @@ pub struct Alert {
     pub since: Timestamp,
     /// What was seen, by whom.
     pub evidence: Vec<String>,
+}
+
+/// An alert was raised, or is over. Not retained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct AlertEvent {
+    /// What happened.
+    pub event_type: EventType,
+    /// When, by the aggregator's clock.
+    pub ts: Timestamp,
+    /// The cluster.
+    pub cluster: Name,
+    /// The alert as it is now, or was last.
+    #[serde(flatten)]
+    pub alert: Alert,
+}
+
+/// Who speaks for the cluster. Retained, said at every connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ClusterInfo {
+    /// Version of the message's layout: [`crate::report::VERSION`].
+    pub v: u32,
+    /// When it was true.
+    pub ts: Timestamp,
+    /// The cluster.
+    pub cluster: Name,
+    /// The aggregator's version.
+    pub version: String,
+    /// Identifier of the cluster's device in Home Assistant; `null` when none is announced.
+    pub device: Option<String>,
+    /// Address of the page, when others than the aggregator's host can read it.
+    pub page: Option<String>,
 }

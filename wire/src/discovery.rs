@@ -1,10 +1,10 @@
-//! Home Assistant's MQTT discovery: one device per node, derived from what the node says, so that a new probe
-//! needs no edit here.
+//! Home Assistant's MQTT discovery: one device per node and one for the cluster, derived from what they say, so that a
+//! new probe needs no edit here.
 //!
 //! Rules that this file keeps, because breaking one loses the whole device or leaves ghosts: every component has a
-//! `unique_id` that hangs on the node's random id and on nothing else; no `object_id` and no `default_entity_id`;
-//! units only in pairs that Home Assistant knows; a component that goes is first announced with its platform alone.
-//! Needs Home Assistant 2024.11. Source: home-assistant.io, "MQTT discovery", device discovery payload.
+//! `unique_id` that hangs on the node's random id and on nothing else; no `object_id`, no `default_entity_id` and no
+//! `connections`; units only in pairs that Home Assistant knows; a component that goes is first announced with its platform
+//! alone. Needs Home Assistant 2024.11. Source: home-assistant.io, "MQTT discovery", device discovery payload.
 
 use std::{
     collections::BTreeMap,
@@ -12,84 +12,149 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    report::{Kind, NodeInfo, NodeState, OFFLINE, ONLINE, Reading, Unit},
-    topic::{ClusterTopic, NodeTopic, Topic},
+    report::{EventType, Kind, NodeInfo, NodeState, OFFLINE, ONLINE, Phase, Rank, Reading, Unit},
+    topic::{ClusterTopic, HomeTopic, Key, Name, NodeTopic, Owner, Platform, Prefix, Topic, Verb},
 };
 
-/// Platform of each component that was announced, by its key; kept so that vanished ones can be taken back.
-pub type Announced = BTreeMap<String, &'static str>;
+/// How devices are announced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// One message with all components: what Home Assistant prefers.
+    #[default]
+    Device,
+    /// One message per component: what openHAB and Domoticz read.
+    Component,
+    /// Not at all.
+    Off,
+}
 
-/// The retained payload of [`Topic::Discovery`], and what it announces.
-///
-/// `interval` is the time between two state messages. Components of `before` that are no longer there are
-/// announced with their platform alone, which removes them; the next call, with the returned value as `before`, leaves
-/// them out.
-pub fn device(
-    info: &NodeInfo,
-    state: &NodeState,
-    interval: Duration,
-    before: &Announced,
-) -> (Value, Announced) {
-    let cluster = &info.header.cluster;
-    let topic = |leaf| Topic::Node(info.header.node.clone(), leaf).in_cluster(cluster);
-    let state_topic = topic(NodeTopic::State);
-    let expire_after = interval.as_secs() * 3;
-    let unique = |key: &str| json!(format!("bramble_{}_{}", info.id, key));
+/// Where a device is announced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// In one message or in several.
+    pub mode: Mode,
+    /// First levels of the topics.
+    pub prefix: Prefix,
+    /// Who announces.
+    pub cluster: Name,
+    /// Whose device it is.
+    pub owner: Owner,
+}
 
-    let mut components = Map::new();
-    let mut announced = Announced::new();
-    let mut add = |key: String, platform: &'static str, mut component: Value| {
-        component["p"] = json!(platform);
-        component["unique_id"] = unique(&key);
-        components.insert(key.clone(), component);
-        announced.insert(key, platform);
-    };
+/// What was announced, kept so that it can be taken back, also by a later version of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announced {
+    /// Where.
+    pub place: Place,
+    /// What is there now.
+    pub components: BTreeMap<Key, Platform>,
+    /// What is announced as gone, and left out the next time.
+    pub gone: BTreeMap<Key, Platform>,
+}
 
-    for (id, reading) in &state.readings {
-        let mut sensor = sensor(reading);
-        sensor["state_topic"] = json!(state_topic);
-        sensor["value_template"] = json!(format!("{{{{ value_json.readings['{id}'].value }}}}"));
-        sensor["expire_after"] = json!(expire_after);
-        add(key(id), "sensor", sensor);
-    }
-    for condition in state.conditions.iter().filter(|c| c.subject.is_none()) {
-        let id = &condition.id;
-        add(
-            key(id),
-            "binary_sensor",
+/// A retained message: its topic, and its payload, which is empty where the topic is taken back.
+pub type Publication = (String, Vec<u8>);
+
+/// A device with all that Home Assistant is told of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Device {
+    device: Value,
+    origin: Value,
+    availability: String,
+    components: BTreeMap<Key, Component>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Component {
+    platform: Platform,
+    settings: Value,
+}
+
+/// What a node's device depends on beside what the node says.
+#[derive(Clone, Debug, Default)]
+pub struct Around {
+    /// Time between two state messages.
+    pub interval: Duration,
+    /// What the node may be asked for.
+    pub verbs: Vec<Verb>,
+    /// Identifier of the cluster's device, once it was announced: one that does not exist would become a ghost.
+    pub hub: Option<String>,
+    /// Address of the page.
+    pub page: Option<String>,
+}
+
+impl Device {
+    /// A node's device.
+    pub fn of_node(info: &NodeInfo, state: &NodeState, around: &Around) -> Self {
+        let (cluster, node) = (&info.header.cluster, &info.header.node);
+        let topic = |leaf| Topic::Node(node.clone(), leaf).in_cluster(cluster);
+        let state_topic = topic(NodeTopic::State);
+        // A value that nobody renews is no longer shown, whatever the broker has stored.
+        let measured = |settings: Value| {
+            let base =
+                json!({"state_topic": state_topic, "expire_after": around.interval.as_secs().max(1) * 3});
+            merged(base, settings)
+        };
+        let mut device = Self::new(
             json!({
-                "name": condition.title,
-                "device_class": "problem",
-                "entity_category": "diagnostic",
-                "state_topic": state_topic,
-                "value_template": format!(
-                    "{{% set c = value_json.conditions | selectattr('id', 'eq', '{id}') | selectattr('subject', 'none') \
-                     | first %}}{{{{ {{'clear': 'OFF', 'raised': 'ON'}}.get(c.status, 'None') }}}}"
-                ),
-                "expire_after": expire_after,
+                "identifiers": [format!("bramble_{}", info.id)],
+                "name": node.as_str(),
+                "sw_version": info.version,
             }),
+            &info.version,
+            topic(NodeTopic::Availability),
         );
-    }
-    add(
-        "problem".to_owned(),
-        "binary_sensor",
-        json!({
+        let maker = info.model.as_deref().filter(|m| m.starts_with("Raspberry Pi")).map(|_| "Raspberry Pi");
+        device.is("manufacturer", maker);
+        device.is("model", info.model.as_deref());
+        device.is("hw_version", info.revision.as_deref());
+        device.is("serial_number", info.serial.as_deref());
+        device.is("via_device", around.hub.as_deref());
+        device.is("configuration_url", around.page.as_deref());
+
+        let mut add = |id: &str, platform, settings| device.add(&info.id, id, platform, settings);
+        for (id, reading) in &state.readings {
+            add(&format!("reading-{id}"), Platform::Sensor, measured(sensor(id, reading)));
+        }
+        for condition in state.conditions.iter().filter(|c| c.subject.is_none()) {
+            let (id, title) = (&condition.id, &condition.title);
+            add(
+                &format!("condition-{id}"),
+                Platform::BinarySensor,
+                measured(problem(id, title, &state_topic)),
+            );
+        }
+        let overall = json!({
             "name": "Problem",
             "device_class": "problem",
-            "state_topic": state_topic,
             // Raised beats unknown, and unknown is never "no problem".
-            "value_template": "{% set s = value_json.conditions | map(attribute='status') | list %}{{ 'ON' if 'raised' in s else 'None' if 'unknown' in s else 'OFF' }}",
-            "expire_after": expire_after,
-        }),
-    );
-    // Off instead of unavailable when the node goes: the aggregator vouches for the topic.
-    add(
-        "connectivity".to_owned(),
-        "binary_sensor",
-        json!({
+            "value_template": "{% set s = value_json.conditions | map(attribute='status') | list %}\
+                               {{ 'ON' if 'raised' in s else 'None' if 'unknown' in s else 'OFF' }}",
+            "json_attributes_topic": state_topic,
+            "json_attributes_template": "{{ {'reason': value_json.reason} | to_json }}",
+        });
+        add("problem", Platform::BinarySensor, measured(overall));
+        let phases = json!({
+            "name": "Phase",
+            "device_class": "enum",
+            "options": Phase::ALL,
+            "value_template": "{{ value_json.phase }}",
+        });
+        add("phase", Platform::Sensor, measured(phases));
+        let restart = json!({
+            "name": "Restart needed",
+            "device_class": "update",
+            "entity_category": "diagnostic",
+            "value_template": "{{ {true: 'ON', false: 'OFF'}.get(value_json.restart_needed, 'None') }}",
+        });
+        add("restart-needed", Platform::BinarySensor, measured(restart));
+        // Off instead of unavailable when the node goes: the aggregator vouches for the topic.
+        let agent = json!({
             "name": "Agent",
             "device_class": "connectivity",
             "entity_category": "diagnostic",
@@ -97,163 +162,602 @@ pub fn device(
             "payload_on": ONLINE,
             "payload_off": OFFLINE,
             "availability": [{"topic": Topic::Cluster(ClusterTopic::Availability).in_cluster(cluster)}],
-        }),
-    );
-    // The device's own availability is for the entities that have none.
-    let availability = json!([{"topic": topic(NodeTopic::Availability)}]);
-    for (key, component) in &mut components {
-        if key != "connectivity" {
-            component["availability"] = availability.clone();
+        });
+        add("agent", Platform::BinarySensor, agent);
+        let version = json!({
+            "name": "bramble",
+            "entity_category": "diagnostic",
+            "state_topic": topic(NodeTopic::Info),
+            "value_template":
+                "{{ {'installed_version': value_json.version, 'latest_version': value_json.newest or value_json.version} \
+                 | to_json }}",
+        });
+        add("update", Platform::Update, version);
+        let alert = json!({
+            "name": "Alert",
+            "state_topic": topic(NodeTopic::Event),
+            "event_types": EventType::ALL,
+        });
+        add("alert", Platform::Event, alert);
+        for verb in &around.verbs {
+            let mut button = json!({
+                "name": match verb {
+                    Verb::Check => "Run checks now",
+                    Verb::Refresh => "Report now",
+                    Verb::Identify => "Identify",
+                    Verb::Reboot => "Restart",
+                    Verb::Apply => "Apply plan",
+                },
+                "entity_category": if verb.acts() { "config" } else { "diagnostic" },
+                "command_topic": topic(NodeTopic::Request(*verb)),
+                // A request of its own each time it is pressed, and of this moment.
+                "command_template": "{% set t = utcnow().isoformat() %}{{ {'transaction': t, 'ts': t} | to_json }}",
+                "retain": false,
+            });
+            match verb {
+                Verb::Identify => button["device_class"] = json!("identify"),
+                Verb::Reboot => button["device_class"] = json!("restart"),
+                Verb::Refresh => button["enabled_by_default"] = json!(false),
+                Verb::Check | Verb::Apply => {}
+            }
+            add(&format!("button-{verb}"), Platform::Button, button);
+        }
+        device
+    }
+
+    /// The cluster's device. `interval` is the time between two state messages, `page` where the page is.
+    pub fn of_cluster(cluster: &Name, version: &str, interval: Duration, page: Option<&str>) -> Self {
+        let topic = |leaf| Topic::Cluster(leaf).in_cluster(cluster);
+        let (state_topic, id) = (topic(ClusterTopic::State), cluster_id(cluster));
+        let mut device = Self::new(
+            json!({
+                "identifiers": [cluster_device(cluster)],
+                "name": format!("{cluster} cluster"),
+                "manufacturer": "bramble",
+                "model": "Cluster",
+                "sw_version": version,
+            }),
+            version,
+            topic(ClusterTopic::Availability),
+        );
+        device.is("configuration_url", page);
+        let mut add = |key: &str, platform, settings| device.add(&id, key, platform, settings);
+        let measured = |settings: Value| {
+            let base = json!({"state_topic": state_topic, "expire_after": interval.as_secs().max(1) * 3});
+            merged(base, settings)
+        };
+        let nodes = |name, field| {
+            measured(json!({
+                "name": name,
+                "state_class": "measurement",
+                "value_template": format!("{{{{ value_json.{field} }}}}"),
+            }))
+        };
+        add("nodes-ready", Platform::Sensor, nodes("Nodes ready", "nodes_ready"));
+        add(
+            "nodes",
+            Platform::Sensor,
+            merged(nodes("Nodes", "nodes"), json!({"entity_category": "diagnostic"})),
+        );
+        let worst = json!({
+            "name": "Worst pair",
+            "device_class": "duration",
+            "unit_of_measurement": "ms",
+            "state_class": "measurement",
+            "suggested_display_precision": 3,
+            "value_template": "{{ value_json.worst_round_trip_ms }}",
+            "json_attributes_topic": state_topic,
+            "json_attributes_template": "{{ {'pair': value_json.worst_pair} | to_json }}",
+        });
+        add("worst-pair", Platform::Sensor, measured(worst));
+        let problem = json!({
+            "name": null,
+            "device_class": "problem",
+            "value_template": "{{ 'ON' if value_json.alerts else 'OFF' }}",
+            "json_attributes_topic": state_topic,
+            "json_attributes_template": "{{ {'alerts': value_json.alerts.values() | list} | to_json }}",
+        });
+        add("problem", Platform::BinarySensor, measured(problem));
+        let alert = json!({
+            "name": "Alert",
+            "state_topic": topic(ClusterTopic::Event),
+            "event_types": EventType::ALL,
+        });
+        add("alert", Platform::Event, alert);
+        device
+    }
+
+    fn new(device: Value, version: &str, availability: String) -> Self {
+        let origin = json!({"name": "bramble", "sw_version": version});
+        Self { device, origin, availability, components: BTreeMap::new() }
+    }
+
+    fn is(&mut self, what: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.device[what] = json!(value);
         }
     }
-    for (key, platform) in before {
-        if !announced.contains_key(key) {
-            components.insert(key.clone(), json!({"p": platform}));
-        }
+
+    fn add(&mut self, owner: &str, id: &str, platform: Platform, mut settings: Value) {
+        let key = Key::of(id);
+        settings["unique_id"] = json!(format!("bramble_{owner}_{key}"));
+        // Home Assistant takes it from the device only since 2026.
+        settings["qos"] = json!(1);
+        self.components.insert(key, Component { platform, settings });
     }
 
-    let mut device = json!({
-        "identifiers": [format!("bramble_{}", info.id)],
-        "name": info.header.node.as_str(),
-        "sw_version": info.version,
-    });
-    if let Some(model) = &info.model {
-        device["model"] = json!(model);
-    }
-    let payload = json!({
-        "device": device,
-        "origin": {"name": "bramble", "sw_version": info.version},
-        "qos": 1,
-        "components": components,
-    });
-    (payload, announced)
-}
-
-/// A number that changes when [`device`] would announce something else for a node that stays the same.
-pub fn shape(state: &NodeState) -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    for (id, reading) in &state.readings {
-        (id, &reading.title, reading.unit as u8, reading.kind as u8).hash(&mut hasher);
-    }
-    for condition in state.conditions.iter().filter(|c| c.subject.is_none()) {
-        (&condition.id, &condition.title).hash(&mut hasher);
-    }
-    hasher.finish()
-}
-
-/// Component keys and unique ids have no `-`, so that the two never differ in what Home Assistant makes of them.
-fn key(id: &str) -> String {
-    id.replace('-', "_")
-}
-
-fn sensor(reading: &Reading) -> Value {
-    let mut sensor = json!({"name": reading.title});
-    // Home Assistant has no class for latency; `duration` takes ms.
-    let (class, unit) = match reading.unit {
-        Unit::Celsius => (Some("temperature"), Some("°C")),
-        Unit::Millisecond => (Some("duration"), Some("ms")),
-        Unit::Byte => (Some("data_size"), Some("B")),
-        Unit::Percent => (None, Some("%")),
-        Unit::PerSecond => (None, Some("1/s")),
-        Unit::BytePerSecond => (Some("data_rate"), Some("B/s")),
-        Unit::Second => (Some("duration"), Some("s")),
-        Unit::Volt => (Some("voltage"), Some("V")),
-        Unit::Ampere => (Some("current"), Some("A")),
-        Unit::Watt => (Some("power"), Some("W")),
-        Unit::Megahertz => (Some("frequency"), Some("MHz")),
-        Unit::PerMinute => (None, Some("rpm")),
-        Unit::DecibelMilliwatt => (Some("signal_strength"), Some("dBm")),
-        Unit::Count => (None, None),
-    };
-    if let Some(class) = class {
-        sensor["device_class"] = json!(class);
-    }
-    if let Some(unit) = unit {
-        sensor["unit_of_measurement"] = json!(unit);
-    }
-    match reading.kind {
-        Kind::Gauge => {
-            sensor["state_class"] = json!("measurement");
-            let digits = if reading.unit == Unit::Millisecond { 3 } else { 1 };
-            if !matches!(reading.unit, Unit::Count | Unit::Byte) {
-                sensor["suggested_display_precision"] = json!(digits);
+    /// Says what is to be published, and what is announced then.
+    ///
+    /// What stood elsewhere `before` is taken back. A component of `before` that is no longer there is announced with its
+    /// platform alone, which removes it; the next call, with the returned value as `before`, leaves it out.
+    pub fn announce(&self, place: &Place, before: Option<&Announced>) -> (Vec<Publication>, Announced) {
+        let same = before.filter(|before| before.place == *place);
+        let mut publications = match before {
+            Some(before) if same.is_none() => before.take_back(),
+            _ => Vec::new(),
+        };
+        let components: BTreeMap<Key, Platform> = match place.mode {
+            Mode::Off => BTreeMap::new(),
+            _ => self.components.iter().map(|(key, component)| (key.clone(), component.platform)).collect(),
+        };
+        let mut gone = same.map(|before| before.components.clone()).unwrap_or_default();
+        gone.retain(|key, platform| components.get(key) != Some(platform));
+        let announced = Announced { place: place.clone(), components, gone };
+        match place.mode {
+            Mode::Off => {}
+            Mode::Device => publications.push((announced.device_topic(), self.payload(&announced))),
+            Mode::Component => {
+                let empty = announced
+                    .gone
+                    .iter()
+                    .map(|(key, platform)| (announced.topic(key, *platform), Vec::new()));
+                publications.extend(empty);
+                publications.extend(self.components.iter().map(|(key, component)| {
+                    let alone = json!({
+                        "device": self.device,
+                        "origin": self.origin,
+                        "availability": [{"topic": self.availability}],
+                    });
+                    let payload = merged(alone, component.settings.clone());
+                    (announced.topic(key, component.platform), payload.to_string().into_bytes())
+                }));
             }
         }
-        Kind::Total => {
-            sensor["state_class"] = json!("total_increasing");
-            sensor["enabled_by_default"] = json!(false);
-            sensor["entity_category"] = json!("diagnostic");
+        (publications, announced)
+    }
+
+    fn payload(&self, announced: &Announced) -> Vec<u8> {
+        let mut components: Map<String, Value> = self
+            .components
+            .iter()
+            .map(|(key, c)| (key.to_string(), merged(json!({"p": c.platform}), c.settings.clone())))
+            .collect();
+        for (key, platform) in &announced.gone {
+            // A key that came back as something else is there already, and Home Assistant takes the new for the old.
+            components.entry(key.as_str()).or_insert_with(|| json!({"p": platform}));
         }
+        let payload = json!({
+            "device": self.device,
+            "origin": self.origin,
+            // For the components that have none of their own.
+            "availability": [{"topic": self.availability}],
+            "components": components,
+        });
+        payload.to_string().into_bytes()
+    }
+
+    /// A number that changes when something else would be announced.
+    pub fn shape(&self) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        (self.device.to_string(), &self.availability).hash(&mut hasher);
+        for (key, component) in &self.components {
+            (key, component.platform, component.settings.to_string()).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+}
+
+impl Announced {
+    /// Empties every topic of the announcement.
+    pub fn take_back(&self) -> Vec<Publication> {
+        let topics: Vec<String> = match self.place.mode {
+            Mode::Off => Vec::new(),
+            Mode::Device => vec![self.device_topic()],
+            Mode::Component => {
+                let all = self.components.iter().chain(&self.gone);
+                all.map(|(key, platform)| self.topic(key, *platform)).collect()
+            }
+        };
+        topics.into_iter().map(|topic| (topic, Vec::new())).collect()
+    }
+
+    fn device_topic(&self) -> String {
+        HomeTopic::Device(self.place.owner.clone()).below(&self.place.prefix, &self.place.cluster)
+    }
+
+    fn topic(&self, key: &Key, platform: Platform) -> String {
+        let topic = HomeTopic::Component(self.place.owner.clone(), platform, key.clone());
+        topic.below(&self.place.prefix, &self.place.cluster)
+    }
+}
+
+fn cluster_id(cluster: &Name) -> String {
+    format!("cluster_{cluster}")
+}
+
+/// Identifier of the cluster's device. It hangs on the name that the owner chose: several aggregators are one cluster.
+pub fn cluster_device(cluster: &Name) -> String {
+    format!("bramble_{}", cluster_id(cluster))
+}
+
+fn merged(mut base: Value, more: Value) -> Value {
+    if let (Value::Object(base), Value::Object(more)) = (&mut base, more) {
+        base.extend(more);
+    }
+    base
+}
+
+/// A condition as "is there a problem?", with its reason.
+fn problem(id: &str, title: &str, state_topic: &str) -> Value {
+    let of_this = format!("value_json.conditions | selectattr('id', 'eq', '{id}')");
+    let whole = format!("{{% set c = {of_this} | selectattr('subject', 'none') | first | default({{}}) %}}");
+    json!({
+        "name": title,
+        "device_class": "problem",
+        "entity_category": "diagnostic",
+        "value_template": format!("{whole}{{{{ {{'clear': 'OFF', 'raised': 'ON'}}.get(c.status, 'None') }}}}"),
+        "json_attributes_topic": state_topic,
+        // What is clear has no reason: its evidence has numbers that would fill Home Assistant's history.
+        "json_attributes_template": format!(
+            "{whole}{{{{ {{'reason': c.evidence if c.status != 'clear' else none, 'severity': c.severity, 'since': c.since, \
+             'of': {of_this} | selectattr('status', 'eq', 'raised') | map(attribute='subject') | reject('none') | list}} \
+             | to_json }}}}"
+        ),
+    })
+}
+
+fn sensor(id: &str, reading: &Reading) -> Value {
+    let value = format!("value_json.readings['{id}'].value");
+    let template = match reading.unit {
+        Unit::Moment => format!("{{% set v = {value} %}}{{{{ none if v is none else v | as_datetime }}}}"),
+        // People know what their line can do in bits.
+        Unit::BytePerSecond => {
+            format!("{{% set v = {value} %}}{{{{ none if v is none else v * 8 / 1000000 }}}}")
+        }
+        _ => format!("{{{{ {value} }}}}"),
+    };
+    let mut sensor = json!({"name": reading.title, "value_template": template});
+    // Home Assistant has no class for latency; `duration` takes ms. `uptime` is too new.
+    let (class, unit, digits) = match reading.unit {
+        Unit::Celsius => (Some("temperature"), Some("°C"), Some(1)),
+        Unit::Millisecond => (Some("duration"), Some("ms"), Some(3)),
+        Unit::Second => (Some("duration"), Some("s"), Some(1)),
+        Unit::Moment => (Some("timestamp"), None, None),
+        Unit::Byte => (Some("data_size"), Some("B"), None),
+        Unit::BytePerSecond => (Some("data_rate"), Some("Mbit/s"), Some(2)),
+        Unit::Volt => (Some("voltage"), Some("V"), Some(2)),
+        Unit::Ampere => (Some("current"), Some("A"), Some(2)),
+        Unit::Watt => (Some("power"), Some("W"), Some(1)),
+        Unit::Megahertz => (Some("frequency"), Some("MHz"), Some(0)),
+        Unit::DecibelMilliwatt => (Some("signal_strength"), Some("dBm"), Some(0)),
+        Unit::Percent => (None, Some("%"), Some(1)),
+        Unit::PerSecond => (None, Some("1/s"), Some(1)),
+        Unit::PerMinute => (None, Some("rpm"), Some(0)),
+        Unit::Count => (None, None, None),
+    };
+    for (what, text) in [("device_class", class), ("unit_of_measurement", unit)] {
+        if let Some(text) = text {
+            sensor[what] = json!(text);
+        }
+    }
+    // Statistics need to know what the number does; a moment has none, and of these classes only some are ever totals.
+    let may_grow = matches!(class, None | Some("duration" | "data_size"));
+    match reading.kind {
+        _ if reading.unit == Unit::Moment => {}
+        Kind::Total if may_grow => sensor["state_class"] = json!("total_increasing"),
+        Kind::Gauge | Kind::Total => sensor["state_class"] = json!("measurement"),
+    }
+    if let (Some(digits), Kind::Gauge) = (digits, reading.kind) {
+        sensor["suggested_display_precision"] = json!(digits);
+    }
+    if reading.rank != Rank::Main {
+        sensor["entity_category"] = json!("diagnostic");
+    }
+    if reading.rank == Rank::Hidden {
+        sensor["enabled_by_default"] = json!(false);
     }
     sensor
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::report::{NodeState, read};
+    use crate::report::read;
 
     use super::*;
 
+    const CLASSES: &str = include_str!("../../tests/data/home_assistant_classes.csv");
+    const OPTIONS: &str = include_str!("../../tests/data/home_assistant_options.csv");
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
     fn golden<T: serde::de::DeserializeOwned>(file: &str) -> T {
-        let node = crate::topic::Name::new("n1").unwrap();
-        let cluster = crate::topic::Name::new("home").unwrap();
-        read(file.as_bytes(), &cluster, &node).unwrap()
+        read(file.as_bytes(), &name("home"), &name("n1")).unwrap()
     }
 
     fn example() -> (NodeInfo, NodeState) {
         (golden(include_str!("../golden/v1/info.json")), golden(include_str!("../golden/v1/state.json")))
     }
 
-    #[test]
-    fn the_device_is_announced_as_it_always_was() {
-        let (info, state) = example();
-        let (payload, _) = device(&info, &state, Duration::from_secs(10), &Announced::new());
-        let golden: Value = serde_json::from_str(include_str!("../golden/v1/discovery.json")).unwrap();
-        assert_eq!(payload, golden, "announced now: {payload:#}");
+    fn around() -> Around {
+        Around {
+            interval: Duration::from_secs(10),
+            verbs: vec![Verb::Check, Verb::Identify],
+            hub: Some(cluster_device(&name("home"))),
+            page: None,
+        }
+    }
+
+    fn place(mode: Mode) -> Place {
+        let owner = Owner::Node(name("n1"));
+        Place { mode, prefix: Prefix::default(), cluster: name("home"), owner }
+    }
+
+    fn cluster() -> Device {
+        Device::of_cluster(&name("home"), "0.1.0", Duration::from_secs(5), Some("http://pi5-1:8080/"))
+    }
+
+    fn json(publications: &[Publication]) -> BTreeMap<&str, Value> {
+        let parsed = |payload: &[u8]| match payload {
+            [] => Value::Null,
+            payload => serde_json::from_slice(payload).unwrap(),
+        };
+        publications.iter().map(|(topic, payload)| (topic.as_str(), parsed(payload))).collect()
+    }
+
+    fn announced(device: &Device, mode: Mode) -> Value {
+        let (publications, _) = device.announce(&place(mode), None);
+        serde_json::from_slice(&publications[0].1).unwrap()
     }
 
     #[test]
-    fn the_shape_changes_with_what_is_announced_and_not_with_the_numbers() {
-        let (_, mut state) = example();
+    fn devices_are_announced_as_they_always_were() {
+        let (info, state) = example();
+        let node = announced(&Device::of_node(&info, &state, &around()), Mode::Device);
+        for (payload, golden) in [
+            (node, include_str!("../golden/v1/discovery.json")),
+            (announced(&cluster(), Mode::Device), include_str!("../golden/v1/discovery-cluster.json")),
+        ] {
+            assert_eq!(payload, serde_json::from_str::<Value>(golden).unwrap(), "announced now: {payload:#}");
+        }
+    }
+
+    /// Rows of a table of ours: columns parted by commas, values of a column by blanks, `-` for none.
+    fn rows(table: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
+        table.lines().filter(|line| !line.starts_with('#')).skip(1).map(|line| line.split(',').collect())
+    }
+
+    /// What is wrong with a component, by Home Assistant's own tables.
+    fn fault(platform: &str, component: &Value) -> Option<String> {
+        let options = rows(OPTIONS).find(|row| row[0] == platform)?[1];
+        let settings = component.as_object()?;
+        let unknown = |key: &&String| *key != "p" && !options.split(' ').any(|option| option == key.as_str());
+        if let Some(key) = settings.keys().find(unknown) {
+            return Some(format!("there is no option {key}"));
+        }
+        let text = |key: &str| component.get(key).map_or("-", |v| v.as_str().unwrap_or("?"));
+        let [class, unit, state_class] = ["device_class", "unit_of_measurement", "state_class"].map(text);
+        if class == "-" {
+            // Without a class any unit goes, and with a number statistics.
+            return (!["-", "measurement", "total", "total_increasing"].contains(&state_class))
+                .then(|| format!("no state class {state_class}"));
+        }
+        let Some(row) = rows(CLASSES).find(|row| row[0] == platform && row[1] == class) else {
+            return Some(format!("there is no class {class}"));
+        };
+        let has = |column: &str, value: &str| column.split(' ').any(|allowed| allowed == value);
+        if !has(row[2], unit) {
+            return Some(format!("{class} has no unit {unit}"));
+        }
+        (state_class != "-" && !has(row[3], state_class)).then(|| format!("{class} is no {state_class}"))
+    }
+
+    fn known(table: &str, platform: &str, key: &str) -> bool {
+        table.lines().any(|line| line.starts_with(&format!("{platform},")) && line.contains(key))
+    }
+
+    #[test]
+    fn the_tables_find_what_home_assistant_would_refuse() {
+        assert!(known(CLASSES, "sensor", "temperature") && known(OPTIONS, "button", "command_template"));
+        for (platform, component, finds) in [
+            ("sensor", json!({"device_class": "data_rate", "unit_of_measurement": "Mbps"}), "Mbps"),
+            ("sensor", json!({"device_class": "latency"}), "no class latency"),
+            (
+                "sensor",
+                json!({"device_class": "enum", "state_class": "measurement"}),
+                "enum is no measurement",
+            ),
+            (
+                "sensor",
+                json!({"device_class": "voltage", "unit_of_measurement": "V", "state_class": "total_increasing"}),
+                "voltage is no",
+            ),
+            ("sensor", json!({"state_class": "gauge"}), "no state class gauge"),
+            ("sensor", json!({"device_class": "temperature"}), "no unit -"),
+            ("button", json!({"device_class": "reboot"}), "no class reboot"),
+            ("event", json!({"expire_after": 3}), "no option expire_after"),
+            ("sensor", json!({"object_id": "x"}), "no option object_id"),
+        ] {
+            let fault = fault(platform, &component).unwrap_or_default();
+            assert!(fault.contains(finds), "{component}: {fault:?}");
+        }
+    }
+
+    /// A node with every unit, kind and rank there is: more than any probe makes.
+    fn everything() -> (NodeInfo, NodeState) {
+        let (mut info, mut state) = example();
+        info.serial = Some("10000000abcdef01".to_owned());
+        info.revision = Some("d04170".to_owned());
+        for unit in Unit::ALL {
+            for kind in [Kind::Gauge, Kind::Total] {
+                for rank in [Rank::Main, Rank::Diagnostic, Rank::Hidden] {
+                    let reading = Reading { title: "x".to_owned(), value: Some(1.0), unit, kind, rank };
+                    state.readings.insert(format!("{unit:?}-{kind:?}-{rank:?}").to_lowercase(), reading);
+                }
+            }
+        }
+        (info, state)
+    }
+
+    #[test]
+    fn home_assistant_knows_every_option_class_unit_and_state_class() {
+        let (info, state) = everything();
+        let node = Device::of_node(&info, &state, &Around { verbs: Verb::ALL.to_vec(), ..around() });
+        let (mut ids, mut seen) = (std::collections::BTreeSet::new(), 0);
+        for device in [node, cluster()] {
+            let whole = announced(&device, Mode::Device);
+            let about = whole["device"].as_object().unwrap();
+            let options = rows(OPTIONS).find(|row| row[0] == "device").unwrap()[1];
+            assert!(about.keys().all(|key| options.split(' ').any(|option| option == key)), "{about:?}");
+            assert!(!about.contains_key("connections"), "two devices with one address would become one");
+            for (key, component) in whole["components"].as_object().unwrap() {
+                let platform = component["p"].as_str().unwrap();
+                assert_eq!(fault(platform, component), None, "{key}: {component:#}");
+                assert!(ids.insert(component["unique_id"].as_str().unwrap().to_owned()), "{key}");
+                assert!(component.get("name").is_some(), "{key} has no name");
+                // A measured value does not outlive its measurement, and no event is said twice.
+                let has_state =
+                    component["state_topic"].as_str().is_some_and(|topic| topic.ends_with("/state"));
+                assert_eq!(component.get("expire_after").is_some(), has_state, "{key}");
+                seen += 1;
+            }
+            let (publications, _) = device.announce(&place(Mode::Component), None);
+            assert_eq!(publications.len(), whole["components"].as_object().unwrap().len());
+            for (topic, component) in json(&publications) {
+                let platform = topic.split('/').nth(1).unwrap();
+                assert_eq!(fault(platform, &component), None, "{topic}: {component:#}");
+                assert_eq!(component["device"], whole["device"]);
+                assert!(component["availability"][0]["topic"].is_string(), "{topic}");
+            }
+        }
+        assert!(seen > Unit::ALL.len() * 6, "{seen} components");
+    }
+
+    #[test]
+    fn what_a_person_sees_first_is_not_what_only_a_search_for_causes_needs() {
+        let (info, mut state) = everything();
+        let reading = |rank| Reading { rank, ..state.readings["drops"].clone() };
+        let [main, diagnostic, hidden] = [Rank::Main, Rank::Diagnostic, Rank::Hidden].map(reading);
+        state.readings =
+            [("a", main), ("b", diagnostic), ("c", hidden)].map(|(id, r)| (id.to_owned(), r)).into();
+        let components =
+            announced(&Device::of_node(&info, &state, &around()), Mode::Device)["components"].clone();
+        for (key, category, enabled) in [
+            ("reading_a", None, true),
+            ("reading_b", Some("diagnostic"), true),
+            ("reading_c", Some("diagnostic"), false),
+            ("problem", None, true),
+            ("phase", None, true),
+            ("alert", None, true),
+            ("condition_path_loss", Some("diagnostic"), true),
+            ("update", Some("diagnostic"), true),
+            ("button_check", Some("diagnostic"), true),
+        ] {
+            let component = &components[key];
+            assert_eq!(component.get("entity_category").and_then(Value::as_str), category, "{key}");
+            assert_eq!(component.get("enabled_by_default") != Some(&json!(false)), enabled, "{key}");
+        }
+    }
+
+    #[test]
+    fn only_the_agents_own_entity_outlives_the_agent() {
+        let (info, state) = example();
+        let whole = announced(&Device::of_node(&info, &state, &around()), Mode::Device);
+        assert_eq!(whole["availability"], json!([{"topic": "bramble/home/node/n1/availability"}]));
+        for (key, component) in whole["components"].as_object().unwrap() {
+            let own = component.get("availability").map(|a| a[0]["topic"].as_str().unwrap());
+            assert_eq!(own, (key == "agent").then_some("bramble/home/cluster/availability"), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_device_changes_with_what_is_announced_and_not_with_the_numbers() {
+        let (info, mut state) = example();
+        let shape = |state: &NodeState| Device::of_node(&info, state, &around()).shape();
         let before = shape(&state);
         for reading in state.readings.values_mut() {
             reading.value = Some(1.5);
         }
+        state.conditions[0].evidence.push('x');
         assert_eq!(shape(&state), before);
         state.readings.pop_first();
         assert_ne!(shape(&state), before);
     }
 
     #[test]
-    fn every_component_has_a_unique_id_that_hangs_on_the_random_id_alone() {
+    fn unique_ids_hang_on_the_random_id_alone() {
         let (mut info, state) = example();
-        let ids = |info: &NodeInfo| -> Vec<String> {
-            let (payload, _) = device(info, &state, Duration::from_secs(10), &Announced::new());
-            payload["components"]
-                .as_object()
-                .unwrap()
-                .values()
-                .map(|c| c["unique_id"].as_str().unwrap().to_owned())
-                .collect()
+        let ids = |info: &NodeInfo| -> Vec<Value> {
+            let whole = announced(&Device::of_node(info, &state, &around()), Mode::Device);
+            whole["components"].as_object().unwrap().values().map(|c| c["unique_id"].clone()).collect()
         };
         let before = ids(&info);
-        info.header.node = crate::topic::Name::new("renamed").unwrap();
-        info.model = None;
+        info.header.node = name("renamed");
+        (info.model, info.serial) = (None, Some("1".to_owned()));
         assert_eq!(ids(&info), before);
-        let mut unique = before.clone();
-        unique.sort();
-        unique.dedup();
-        assert_eq!(unique.len(), before.len());
+        info.id = "00000000".to_owned();
+        assert!(ids(&info).iter().all(|id| !before.contains(id)));
     }
 
     #[test]
     fn a_vanished_component_is_taken_back_once() {
         let (info, mut state) = example();
-        let (_, before) = device(&info, &state, Duration::from_secs(10), &Announced::new());
-        let gone = state.readings.pop_first().unwrap().0;
-        let (payload, now) = device(&info, &state, Duration::from_secs(10), &before);
-        assert_eq!(payload["components"][key(&gone)], json!({"p": "sensor"}));
-        let (payload, _) = device(&info, &state, Duration::from_secs(10), &now);
-        assert_eq!(payload["components"].get(key(&gone)), None);
+        let device = |state: &NodeState| Device::of_node(&info, state, &around());
+        for mode in [Mode::Device, Mode::Component] {
+            let (_, before) = device(&state).announce(&place(mode), None);
+            let gone = state.readings.pop_first().unwrap().0;
+            let key = Key::of(&format!("reading-{gone}")).to_string();
+            let (publications, now) = device(&state).announce(&place(mode), Some(&before));
+            let said = json(&publications);
+            let (publications, _) = device(&state).announce(&place(mode), Some(&now));
+            let later = json(&publications);
+            if mode == Mode::Device {
+                let topic = "homeassistant/device/n1/bramble-home/config";
+                assert_eq!(said[topic]["components"][&key], json!({"p": "sensor"}));
+                assert_eq!(later[topic]["components"].get(&key), None);
+            } else {
+                let topic = format!("homeassistant/sensor/n1/bramble-home-{key}/config");
+                assert_eq!(said[topic.as_str()], Value::Null);
+                assert!(!later.contains_key(topic.as_str()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_moves_is_first_taken_back_where_it_was() {
+        let (info, state) = example();
+        let device = Device::of_node(&info, &state, &around());
+        let all = [Mode::Device, Mode::Component, Mode::Off].map(place);
+        let elsewhere = [
+            Place { prefix: Prefix::new("haus").unwrap(), ..all[0].clone() },
+            Place { owner: Owner::Node(name("n2")), ..all[1].clone() },
+            Place { cluster: name("away"), ..all[0].clone() },
+        ];
+        for from in all.iter().chain(&elsewhere) {
+            let (first, before) = device.announce(from, None);
+            let (then, after) = device.announce(&all[0], Some(&before));
+            let (first, then) = (json(&first), json(&then));
+            for topic in first.keys() {
+                let left = then.get(topic).is_none_or(|payload| payload.is_null());
+                assert_eq!(left, *from != all[0], "{topic}");
+                assert!(*from == all[0] || then[topic].is_null(), "{topic} stays");
+            }
+            let (off, _) = device.announce(&all[2], Some(&after));
+            assert_eq!(
+                json(&off),
+                BTreeMap::from([("homeassistant/device/n1/bramble-home/config", Value::Null)])
+            );
+        }
     }
 }

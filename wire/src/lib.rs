@@ -10,6 +10,9 @@ pub mod report;
 /// What the aggregator says: alerts and the cluster's state.
 pub mod cluster;
 
+/// What a node is asked, and what it answers.
+pub mod command;
+
 /// Home Assistant's device discovery, derived from readings and conditions.
 pub mod discovery;
 

@@ -28,6 +28,7 @@ pub const OFFLINE: &str = "offline";
 
 /// What every JSON message begins with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Header {
     /// Version of the message's layout.
     pub v: u32,
@@ -61,6 +62,18 @@ pub enum BadMessage {
 /// # Errors
 /// See [`BadMessage`]; nothing of a refused message is used.
 pub fn read<T: DeserializeOwned>(payload: &[u8], cluster: &Name, node: &Name) -> Result<T, BadMessage> {
+    let header: Header = read_versioned(payload)?;
+    if header.cluster != *cluster || header.node != *node {
+        return Err(BadMessage::Misplaced(format!("{}/{}", header.cluster, header.node)));
+    }
+    Ok(serde_json::from_slice(payload)?)
+}
+
+/// Reads a JSON message and checks its size and version.
+///
+/// # Errors
+/// See [`BadMessage`]; nothing of a refused message is used.
+pub fn read_versioned<T: DeserializeOwned>(payload: &[u8]) -> Result<T, BadMessage> {
     #[derive(Deserialize)]
     struct Versioned {
         v: u32,
@@ -72,15 +85,12 @@ pub fn read<T: DeserializeOwned>(payload: &[u8], cluster: &Name, node: &Name) ->
     if !(OLDEST..=VERSION).contains(&v) {
         return Err(BadMessage::Version(v));
     }
-    let header: Header = serde_json::from_slice(payload)?;
-    if header.cluster != *cluster || header.node != *node {
-        return Err(BadMessage::Misplaced(format!("{}/{}", header.cluster, header.node)));
-    }
     Ok(serde_json::from_slice(payload)?)
 }
 
 /// Who a node is and where its peers reach it: its presence. Retained, said at every connection and on change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeInfo {
     /// Version, time, origin.
     #[serde(flatten)]
@@ -99,6 +109,18 @@ pub struct NodeInfo {
     pub kernel: Option<String>,
     /// Distribution, as os-release names it.
     pub os: Option<String>,
+    /// Serial number of the board, as the device tree names it.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// Revision code of the board, six hexadecimal digits.
+    #[serde(default)]
+    pub revision: Option<String>,
+    /// What it is in its cluster: `server` or `agent`, as its configuration says; `null` without K3s.
+    #[serde(default)]
+    pub role: Option<String>,
+    /// The newest bramble that this node knows of: its own, or one that a peer runs.
+    #[serde(default)]
+    pub newest: Option<String>,
     /// What probes tell of the machine in words: `eeprom`, `firmware`, `time-source`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub about: BTreeMap<String, String>,
@@ -106,24 +128,73 @@ pub struct NodeInfo {
 
 /// Numbers and health of one node. Retained; expires after three intervals.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeState {
     /// Version, time, origin.
     #[serde(flatten)]
     pub header: Header,
+    /// Where the node stands on its way into the cluster.
+    #[serde(default)]
+    pub phase: Phase,
+    /// Whether a restart of the machine is pending; `null` = could not tell.
+    #[serde(default)]
+    pub restart_needed: Option<bool>,
     /// How the node measures its mesh, and why not better.
     pub tier: Tier,
     /// By reading id.
     pub readings: BTreeMap<String, Reading>,
     /// All conditions that were judged, also the clear ones.
     pub conditions: Vec<Condition>,
+    /// The worst of the raised conditions that no other one explains, in one sentence; `null` when none is raised.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// How many findings are in which state.
     pub findings: FindingCounts,
     /// What this agent counted and dropped: payloads from the broker that were not taken, since its start.
     pub refused_messages: u64,
 }
 
+/// Where a node stands on its way into the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Something that must hold does not hold yet.
+    Preparing,
+    /// What was changed is in force after a restart.
+    RestartNeeded,
+    /// It is being taken into the cluster.
+    Joining,
+    /// All that must hold does, and nothing is wrong.
+    Ready,
+    /// It works, and something is wrong.
+    Degraded,
+    /// It does not work.
+    Failed,
+    /// It is being taken out of the cluster.
+    Leaving,
+    /// Could not tell.
+    #[default]
+    Unknown,
+}
+
+impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Preparing,
+        Self::RestartNeeded,
+        Self::Joining,
+        Self::Ready,
+        Self::Degraded,
+        Self::Failed,
+        Self::Leaving,
+        Self::Unknown,
+    ];
+}
+
 /// One number that describes itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Reading {
     /// For people, without the node's name: "CPU temperature".
     pub title: String,
@@ -133,10 +204,14 @@ pub struct Reading {
     pub unit: Unit,
     /// How the number behaves over time.
     pub kind: Kind,
+    /// How much of a person's attention it deserves.
+    #[serde(default)]
+    pub rank: Rank,
 }
 
 /// Units, named as Home Assistant names them where it knows the unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Unit {
     /// Degrees Celsius.
     #[serde(rename = "°C")]
@@ -180,10 +255,49 @@ pub enum Unit {
     /// Decibels above one milliwatt: how strong a radio is heard.
     #[serde(rename = "dBm")]
     DecibelMilliwatt,
+    /// A moment, as seconds since 1970 in UTC.
+    #[serde(rename = "unix")]
+    Moment,
+}
+
+impl Unit {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::Celsius,
+        Self::Percent,
+        Self::Millisecond,
+        Self::Byte,
+        Self::Count,
+        Self::PerSecond,
+        Self::BytePerSecond,
+        Self::Second,
+        Self::Volt,
+        Self::Ampere,
+        Self::Watt,
+        Self::Megahertz,
+        Self::PerMinute,
+        Self::DecibelMilliwatt,
+        Self::Moment,
+    ];
+}
+
+/// How much of a person's attention a reading deserves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Rank {
+    /// Worth a look each day.
+    #[default]
+    Main,
+    /// Worth a look when something is wrong.
+    Diagnostic,
+    /// For those who ask for it: switched off in Home Assistant until somebody switches it on.
+    Hidden,
 }
 
 /// How a number behaves over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Goes up and down.
@@ -194,6 +308,7 @@ pub enum Kind {
 
 /// One named health statement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Condition {
     /// What is stated: kebab-case, the same on every node.
     pub id: String,
@@ -213,8 +328,39 @@ pub struct Condition {
     pub evidence: String,
 }
 
+/// A condition was raised, or is over. Not retained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct NodeEvent {
+    /// Version, time, origin.
+    #[serde(flatten)]
+    pub header: Header,
+    /// What happened.
+    pub event_type: EventType,
+    /// The condition as it is now.
+    #[serde(flatten)]
+    pub condition: Condition,
+}
+
+/// What happened, in Home Assistant's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum EventType {
+    /// It is seen now.
+    Raised,
+    /// It was raised, and is no longer seen.
+    Cleared,
+}
+
+impl EventType {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Raised, Self::Cleared];
+}
+
 /// Status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Seen, and fine.
@@ -227,6 +373,7 @@ pub enum Status {
 
 /// How bad a raised condition is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Look at it today.
@@ -237,6 +384,7 @@ pub enum Severity {
 
 /// How the mesh is measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Tier {
     /// Who reads the clock.
     pub stamps: Stamps,
@@ -248,6 +396,7 @@ pub struct Tier {
 
 /// Who reads the clock for a round trip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Stamps {
     /// Nobody: there is no probe running.
@@ -262,6 +411,7 @@ pub enum Stamps {
 
 /// How many findings are in which state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FindingCounts {
     /// Holds.
     pub met: u32,
@@ -279,6 +429,7 @@ pub struct FindingCounts {
 
 /// All findings of a node. Retained; said when one changes and at every connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeFindings {
     /// Version, time, origin.
     #[serde(flatten)]
@@ -289,6 +440,7 @@ pub struct NodeFindings {
 
 /// The verdict on one requirement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
     /// Requirement, kebab-case.
     pub id: String,
@@ -302,6 +454,7 @@ pub struct Finding {
 
 /// Verdict on a requirement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FindingState {
     /// Holds.
@@ -320,6 +473,7 @@ pub enum FindingState {
 
 /// One node's row of the mesh matrix. Retained; expires after three intervals.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MeshRow {
     /// Version, time, origin.
     #[serde(flatten)]
@@ -336,6 +490,7 @@ pub struct MeshRow {
 
 /// What a node knows of its two links with one peer: to the peer (`out`) and from it (`in`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PeerReport {
     /// Requests sent to the peer since this probe's start.
     pub sent: u64,
@@ -354,6 +509,7 @@ pub struct PeerReport {
 
 /// One direction between two nodes, over the last few seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Way {
     /// Verdict.
     pub state: WayState,
@@ -365,6 +521,7 @@ pub struct Way {
 
 /// Verdict on one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WayState {
     /// Seen, and fine.
@@ -381,6 +538,7 @@ pub enum WayState {
 
 /// Round trips of the last few seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RoundTrip {
     /// Median, microseconds.
     pub median_us: f64,
@@ -399,6 +557,15 @@ impl Condition {
     pub fn needs_attention(&self) -> bool {
         self.status != Status::Clear
     }
+}
+
+/// The worst of the raised conditions that no other raised one explains.
+pub fn root(conditions: &[Condition]) -> Option<&Condition> {
+    let raised = || conditions.iter().filter(|c| c.status == Status::Raised);
+    let explained = |c: &Condition| c.depends_on.iter().any(|id| raised().any(|other| other.id == *id));
+    raised()
+        .filter(|c| !explained(c))
+        .max_by_key(|c| (c.severity == Severity::Critical, std::cmp::Reverse(c.since)))
 }
 
 #[cfg(test)]
@@ -441,10 +608,38 @@ mod golden {
     use super::*;
     use crate::cluster::{Alert, ClusterState};
 
+    /// Whether all that `golden` says is said by `now`, which may have more fields.
+    fn is_within(golden: &Value, now: &Value) -> bool {
+        match (golden, now) {
+            (Value::Object(golden), Value::Object(now)) => {
+                golden.iter().all(|(key, value)| now.get(key).is_some_and(|now| is_within(value, now)))
+            }
+            (Value::Array(golden), Value::Array(now)) => {
+                golden.len() == now.len()
+                    && golden.iter().zip(now).all(|(golden, now)| is_within(golden, now))
+            }
+            _ => golden == now,
+        }
+    }
+
     fn same<T: DeserializeOwned + Serialize>(text: &str) {
         let parsed: T = serde_json::from_str(text).unwrap();
         let written = serde_json::to_value(&parsed).unwrap();
-        assert_eq!(written, serde_json::from_str::<Value>(text).unwrap());
+        let golden = serde_json::from_str::<Value>(text).unwrap();
+        assert!(is_within(&golden, &written), "{golden}\nis written as\n{written}");
+    }
+
+    #[test]
+    fn a_field_may_be_added_and_none_may_change_or_go() {
+        let golden = serde_json::json!({"a": 1, "b": [{"c": 2}]});
+        for (now, within) in [
+            (serde_json::json!({"a": 1, "b": [{"c": 2, "d": 3}], "e": 4}), true),
+            (serde_json::json!({"a": 1, "b": [{"d": 3}]}), false),
+            (serde_json::json!({"a": 1, "b": [{"c": 2}, {"c": 2}]}), false),
+            (serde_json::json!({"a": "1", "b": [{"c": 2}]}), false),
+        ] {
+            assert_eq!(is_within(&golden, &now), within, "{now}");
+        }
     }
 
     #[test]

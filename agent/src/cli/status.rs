@@ -118,7 +118,11 @@ fn page(snapshot: &Snapshot) -> String {
     }
     lines.push(String::new());
     for reading in state.readings.values() {
+        let moment = |v: f64| jiff::Timestamp::from_second(v as i64).ok().map(|moment| moment.to_string());
         let value = reading.value.map_or("could not tell".to_owned(), |v| {
+            if let (wire::report::Unit::Moment, Some(moment)) = (reading.unit, moment(v)) {
+                return moment;
+            }
             // Round trips in a home are a few thousandths of a millisecond.
             let digits = match v {
                 v if v.fract() == 0.0 => 0,
@@ -187,6 +191,7 @@ fn unit(unit: wire::report::Unit) -> &'static str {
         U::Megahertz => "MHz",
         U::PerMinute => "rpm",
         U::DecibelMilliwatt => "dBm",
+        U::Moment => "s since 1970",
     }
 }
 

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use wire::{
     broker::{self, Broker},
     connection::Secret,
-    topic::Name,
+    discovery::Mode,
+    topic::{Name, Prefix, Verb},
 };
 
 use crate::host::{Host, Unreadable};
@@ -42,6 +43,10 @@ pub struct Config {
     pub probe: Probe,
     /// How often numbers are reported.
     pub report: Report,
+    /// How Home Assistant is told about this node.
+    pub home_assistant: HomeAssistant,
+    /// What may be asked over MQTT.
+    pub commands: Commands,
     /// What happens when something that held does not any more.
     pub guard: Guard,
     /// What the node is prepared for.
@@ -125,8 +130,29 @@ pub enum Attach {
 pub struct Report {
     /// Time between two state messages; a change of health is said at once.
     pub interval: Duration,
-    /// Whether Home Assistant is told about this node.
-    pub home_assistant: bool,
+}
+
+/// How Home Assistant is told about this node.
+#[derive(Debug, Clone)]
+pub struct HomeAssistant {
+    /// In one message, in one for each entity, or not at all.
+    pub discovery: Mode,
+    /// First levels of its topics.
+    pub prefix: Prefix,
+}
+
+/// What may be asked over MQTT.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    /// Verbs that change the machine and that the owner allows; the others are always allowed.
+    pub allow: Vec<Verb>,
+}
+
+impl Commands {
+    /// Whether it may be asked for.
+    pub fn allows(&self, verb: Verb) -> bool {
+        !verb.acts() || self.allow.contains(&verb)
+    }
 }
 
 /// Why a configuration is not taken: one cause, with its place.
@@ -166,6 +192,8 @@ struct Raw {
     mqtt: broker::Raw,
     probe: RawProbe,
     report: RawReport,
+    home_assistant: RawHomeAssistant,
+    commands: RawCommands,
     guard: RawGuard,
     cluster: cluster::Cluster,
     cilium: cilium::Cilium,
@@ -202,7 +230,19 @@ struct RawGuard {
 #[serde(deny_unknown_fields, default)]
 struct RawReport {
     interval: Option<String>,
-    home_assistant: Option<bool>,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawHomeAssistant {
+    discovery: Option<Mode>,
+    prefix: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawCommands {
+    allow: Vec<String>,
 }
 
 impl Config {
@@ -374,6 +414,12 @@ impl Raw {
             }
             written => Ok(written.unwrap_or_else(|| default.into())),
         };
+        let mut allow = Vec::new();
+        for word in &self.commands.allow {
+            let verb = Verb::ALL.into_iter().find(|verb| verb.acts() && verb.as_str() == word);
+            let why = || "\"reboot\" and \"apply\" are; whatever changes nothing always is".to_owned();
+            allow.push(verb.ok_or_else(|| bad("commands.allow", word, why()))?);
+        }
         Ok(Config {
             node: Node {
                 name,
@@ -403,8 +449,16 @@ impl Raw {
                     seconds(1),
                     seconds(3600),
                 )?,
-                home_assistant: self.report.home_assistant.unwrap_or(true),
             },
+            home_assistant: HomeAssistant {
+                discovery: self.home_assistant.discovery.unwrap_or_default(),
+                prefix: match self.home_assistant.prefix {
+                    None => Prefix::default(),
+                    Some(prefix) => Prefix::new(&prefix)
+                        .map_err(|e| bad("home_assistant.prefix", &prefix, e.to_string()))?,
+                },
+            },
+            commands: Commands { allow },
             guard: Guard {
                 restore: self.guard.restore.unwrap_or(false),
                 restore_per_hour: self.guard.restore_per_hour.unwrap_or(3),
@@ -528,13 +582,24 @@ mod tests {
         let default = format!("{:?}", check("").unwrap());
         assert_eq!(format!("{:?}", check(SHIPPED).unwrap()), default);
         assert_eq!(format!("{:?}", check(&settings).unwrap()), default);
-        for section in ["node", "mqtt", "probe", "report", "guard", "cluster", "cilium", "k3s"] {
+        for section in [
+            "node",
+            "mqtt",
+            "probe",
+            "report",
+            "home_assistant",
+            "commands",
+            "guard",
+            "cluster",
+            "cilium",
+            "k3s",
+        ] {
             let (_, keys) = SHIPPED.split_once(&format!("\n[{section}]\n")).expect("each section is there");
             let keys = keys.split("\n[").next().unwrap();
             // The parser lists all keys when it meets one that it does not know.
             let known = check(&format!("[{section}]\nx = 1")).unwrap_err();
             let known: Vec<&str> = known.split('`').skip(3).step_by(2).collect();
-            assert!(known.len() >= 2, "{section}: {known:?}");
+            assert!(!known.is_empty(), "{section}: {known:?}");
             for key in known {
                 let stands =
                     |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} = "));

@@ -8,6 +8,10 @@ use crate::host::Host;
 pub struct Board {
     /// The device tree's model, for instance "Raspberry Pi 5 Model B Rev 1.0"; `None` without a device tree.
     pub model: Fact<Option<String>>,
+    /// Serial number; `None` without one in the device tree.
+    pub serial: Fact<Option<String>>,
+    /// Revision code, as `/proc/cpuinfo` spells it: "d04170"; `None` on what is no Raspberry Pi.
+    pub revision: Fact<Option<String>>,
     /// `PRETTY_NAME` of os-release.
     pub os: Fact<String>,
 }
@@ -20,14 +24,31 @@ impl Board {
 }
 
 pub(super) fn read(host: &Host) -> Board {
-    // The device tree ends its strings with a NUL, so this is bytes and not text.
-    let model = match host.present(MODEL) {
+    Board {
+        model: string(host, MODEL),
+        serial: string(host, "/proc/device-tree/serial-number"),
+        revision: cell(host, "/proc/device-tree/system/linux,revision"),
+        os: host.text("/etc/os-release").map(|text| pretty_name(&text)),
+    }
+}
+
+fn property(host: &Host, path: &str) -> Fact<Option<Vec<u8>>> {
+    match host.present(path) {
         Ok(false) => Ok(None),
-        _ => host
-            .bytes(MODEL)
-            .map(|bytes| Some(String::from_utf8_lossy(&bytes).trim_end_matches(['\0', '\n']).to_string())),
-    };
-    Board { model, os: host.text("/etc/os-release").map(|text| pretty_name(&text)) }
+        _ => host.bytes(path).map(Some),
+    }
+}
+
+/// The device tree ends its strings with a NUL, so they are bytes and not text.
+fn string(host: &Host, path: &str) -> Fact<Option<String>> {
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end_matches(['\0', '\n']).to_string();
+    Ok(property(host, path)?.map(text).filter(|text| !text.is_empty()))
+}
+
+/// Its numbers are 32 bits, highest byte first.
+fn cell(host: &Host, path: &str) -> Fact<Option<String>> {
+    let number = |bytes: Vec<u8>| Some(u32::from_be_bytes(bytes.try_into().ok()?));
+    Ok(property(host, path)?.and_then(number).map(|number| format!("{number:x}")))
 }
 
 const MODEL: &str = "/proc/device-tree/model";

@@ -44,6 +44,17 @@ impl State {
         fs::rename(&new, &path)?;
         fs::File::open(&self.directory)?.sync_all()
     }
+
+    /// Removes the file, if it is there.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.directory.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -60,6 +71,10 @@ mod tests {
             assert_eq!(state.read("id").unwrap().as_deref(), Some(text));
         }
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        for _ in 0..2 {
+            state.remove("id").unwrap();
+            assert_eq!(state.read("id").unwrap(), None);
+        }
         fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use wire::{
-    report::{Kind, PeerReport, Reading, Severity, Status, Unit},
+    report::{Kind, PeerReport, Rank, Reading, Severity, Status, Unit},
     topic::Name,
 };
 
@@ -147,8 +147,17 @@ pub struct Health {
 
 impl Health {
     /// Adds a reading; `None` = could not be read this time.
+    ///
+    /// A total is for those who ask for it; [`Health::rank`] says otherwise.
     pub fn reading(&mut self, id: &str, title: &str, value: Option<f64>, unit: Unit, kind: Kind) {
-        self.readings.push((id.to_owned(), Reading { title: title.to_owned(), value, unit, kind }));
+        let rank = if kind == Kind::Total { Rank::Hidden } else { Rank::Main };
+        self.readings.push((id.to_owned(), Reading { title: title.to_owned(), value, unit, kind, rank }));
+    }
+
+    /// Says how much of a person's attention readings deserve, by id.
+    pub fn rank(&mut self, rank: Rank, ids: &[&str]) {
+        let named = self.readings.iter_mut().filter(|(id, _)| ids.contains(&id.as_str()));
+        named.for_each(|(_, reading)| reading.rank = rank);
     }
 
     /// Adds what a sensor gives: nothing where there is none, and of nonsense that it is nonsense.

@@ -107,6 +107,7 @@ fn name_of(id: &str, reading: &Reading) -> (String, f64) {
         Unit::Megahertz => ("_hertz", 1e6),
         Unit::PerMinute => ("_per_minute", 1.0),
         Unit::DecibelMilliwatt => ("_dbm", 1.0),
+        Unit::Moment => ("_timestamp_seconds", 1.0),
     };
     let id = id.replace('-', "_");
     let id = id.trim_end_matches("_total");

@@ -327,7 +327,7 @@ impl<'a> Agent<'a> {
                 None,
             );
         }
-        self.judge(Pace::Check);
+        self.look(Pace::Check);
     }
 
     fn take_sample(&mut self, sample: Result<Sample, String>) {
@@ -349,6 +349,12 @@ impl<'a> Agent<'a> {
 
     /// Lets the probes of this pace judge, and dates what they say; whether a status changed.
     fn judge(&mut self, pace: Pace) -> bool {
+        let ways_changed = self.look(pace);
+        self.conclude() || ways_changed
+    }
+
+    /// Lets the probes of this pace judge; whether a way of the mesh changed.
+    fn look(&mut self, pace: Pace) -> bool {
         let online =
             self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.online?))).collect();
         let seen = Seen {
@@ -369,7 +375,7 @@ impl<'a> Agent<'a> {
                 ways_changed |= ways(&before) != ways(health);
             }
         }
-        self.conclude() || ways_changed
+        ways_changed
     }
 
     /// Dates what there is to be said; whether it is another thing than before.

@@ -53,7 +53,7 @@ impl Mounts {
     }
 }
 
-pub(super) fn read(host: &Host) -> Fact<Mounts> {
+pub(crate) fn read(host: &Host) -> Fact<Mounts> {
     // A service may live in a mount namespace of its own; process 1 has the machine's, but only root may
     // see it. Our own table still tells: a copy of a shared mount has that mount as its master.
     let (path, text) = match host.text("/proc/1/mountinfo") {
@@ -70,7 +70,7 @@ pub(super) fn read(host: &Host) -> Fact<Mounts> {
 }
 
 /// Errors that ext4 has counted, by device; it keeps the count over reboots.
-pub(super) fn read_errors(host: &Host) -> Fact<Vec<(String, u64)>> {
+pub(crate) fn read_errors(host: &Host) -> Fact<Vec<(String, u64)>> {
     let mut errors = Vec::new();
     for device in host.list_if_present("/sys/fs/ext4")? {
         // Beside the devices stands the directory "features".

@@ -27,7 +27,7 @@ impl Reboot {
     }
 }
 
-pub(super) fn read(host: &Host) -> Reboot {
+pub(crate) fn read(host: &Host) -> Reboot {
     let installed = host.list("/lib/modules").or_else(|unreadable| {
         // A kernel without modules has no such directory; the running release is then all there is.
         match host.list_if_present("/lib/modules")?.is_empty() {

@@ -83,6 +83,17 @@ impl Host {
     }
 }
 
+impl Host {
+    /// The number of the file system that holds `path`; the same number is the same file system. A captured tree cannot tell.
+    pub fn file_system(&self, path: &str) -> Result<u64, Unreadable> {
+        let query = format!("stat({path})");
+        if !self.is_live() {
+            return Err(Unreadable::not_live(query));
+        }
+        Ok(nix::sys::stat::stat(path).map_err(|errno| failed(&query, errno))?.st_dev)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,10 +5,11 @@ use std::{
     fs, io,
     io::Write,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// A directory that belongs to bramble alone.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct State {
     directory: PathBuf,
 }
@@ -17,6 +18,33 @@ impl State {
     /// Uses `directory`; it is made when the first file is written.
     pub fn new(directory: &Path) -> Self {
         Self { directory: directory.to_owned() }
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// How long the file system that holds the directory takes to make one block of 4 KiB last: the block is written over in
+    /// place and synchronised as a database's log is. Blocks for as long.
+    ///
+    /// # Errors
+    /// The directory cannot be written, or the drive fails.
+    pub fn sync_time(&self) -> io::Result<Duration> {
+        const BLOCK: [u8; 4096] = [0x5a; 4096];
+        let path = self.directory.join("sync");
+        if fs::metadata(&path).map_or(0, |known| known.len()) != BLOCK.len() as u64 {
+            // Room that lasts, so that what is measured is the block alone and not the making of a file.
+            fs::create_dir_all(&self.directory)?;
+            let mut file = fs::File::create(&path)?;
+            file.write_all(&BLOCK)?;
+            file.sync_all()?;
+        }
+        let mut file = fs::OpenOptions::new().write(true).open(&path)?;
+        let start = Instant::now();
+        file.write_all(&BLOCK)?;
+        file.sync_data()?;
+        Ok(start.elapsed())
     }
 
     /// The file's text; `None` when there is no such file.
@@ -75,6 +103,10 @@ mod tests {
             state.remove("id").unwrap();
             assert_eq!(state.read("id").unwrap(), None);
         }
+        for _ in 0..2 {
+            assert!(state.sync_time().unwrap() > Duration::ZERO);
+        }
+        assert_eq!(fs::metadata(directory.join("sync")).unwrap().len(), 4096);
         fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! How busy the processors are, from `/proc/stat`.
+//! How busy the processors are, from `/proc/stat`, and how much waits for them.
 
 use wire::report::{Kind, Unit};
 
@@ -33,6 +33,11 @@ impl Judge for Load {
         let busy = now.zip(self.before).and_then(|(now, before)| busy(before, now));
         self.before = now;
         health.reading("cpu-usage", "CPU usage", busy, Unit::Percent, Kind::Gauge);
+        // A captured tree has no load of its own.
+        let load = seen.host.is_live().then(sysinfo::System::load_average).and_then(Result::ok);
+        if let Some(load) = load {
+            health.reading("load-average", "Load, one minute", Some(load.one), Unit::Count, Kind::Gauge);
+        }
         health
     }
 }

@@ -23,16 +23,25 @@ use crate::{
 
 mod drop;
 mod fan;
+mod filesystem;
 mod firmware;
 mod frequency;
+mod k3s;
 mod load;
 mod memory;
 pub mod mesh;
 mod power;
 mod pressure;
+mod rate;
+mod reset;
 mod rtc;
+mod storage;
 mod temperature;
 mod throttling;
+mod time;
+mod upkeep;
+mod wear;
+mod wifi;
 
 /// All probes, in the order of the report.
 pub const PROBES: &[Probe] = &[
@@ -48,6 +57,15 @@ pub const PROBES: &[Probe] = &[
     load::PROBE,
     memory::PROBE,
     pressure::PROBE,
+    rate::PROBE,
+    wifi::PROBE,
+    filesystem::PROBE,
+    wear::PROBE,
+    reset::PROBE,
+    storage::PROBE,
+    time::PROBE,
+    upkeep::PROBE,
+    k3s::PROBE,
 ];
 
 /// One source of readings.
@@ -238,6 +256,8 @@ pub(crate) mod scene {
                 format!("bramble-scene-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
             let directory = std::env::temp_dir().join(name);
             std::fs::create_dir_all(directory.join("proc")).unwrap();
+            // What a test does not write, its machine does not have.
+            std::fs::write(directory.join("absent"), "/proc/\n/sys/\n/run/\n/var/\n/lib/\n/etc/\n").unwrap();
             Self {
                 host: Host::tree(&directory).unwrap(),
                 state: State::new(&directory.join("state")),
@@ -286,7 +306,11 @@ pub(crate) mod scene {
         }
 
         pub(crate) fn judge(&self, judge: &mut Box<dyn Judge>) -> Health {
-            judge.judge(&Seen {
+            self.look(|seen| judge.judge(seen))
+        }
+
+        pub(crate) fn look<T>(&self, look: impl FnOnce(&Seen<'_>) -> T) -> T {
+            look(&Seen {
                 host: &self.host,
                 companion: self.companion.as_ref().map_err(String::as_str),
                 sources: &self.sources,
@@ -326,7 +350,8 @@ mod tests {
     #[test]
     fn ids_are_unique_and_every_probe_says_why() {
         for (i, probe) in PROBES.iter().enumerate() {
-            assert!(probe.id.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'), "{}", probe.id);
+            let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            assert!(probe.id.bytes().all(is_plain), "{}", probe.id);
             assert!(!probe.title.is_empty() && !probe.why.is_empty(), "{}", probe.id);
             assert!(PROBES[..i].iter().all(|p| p.id != probe.id), "{} stands twice", probe.id);
         }

@@ -1,0 +1,213 @@
+//! Drives that had to be reset, and reads and writes that failed, from the kernel's log, which the companion follows.
+//!
+//! UAS enclosures that stop to answer, NVMe controllers that fall off their bus, cards that no longer answer their host: each
+//! is told by the driver in a line of its own, and only there.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use wire::report::{Kind, Severity, Status, Unit};
+
+use super::{Health, Judge, Pace, Probe, Seen, Source, Statement};
+use crate::host::{Host, kmsg::Log};
+
+/// The table's row.
+pub(super) const PROBE: Probe = Probe {
+    id: "reset",
+    title: "Resets of drives",
+    why: "A drive that is reset holds every write up for half a minute, and K3s gives up long before.",
+    pace: Pace::Report,
+    judge: || Box::new(Resets),
+    kernel: Some(|host| Ok(Box::new(Follow::open(host)))),
+};
+
+/// What counts as fresh.
+const FRESH: Duration = Duration::from_secs(3600);
+/// Drives that are told apart; a log can name any number.
+const MOST: usize = 16;
+
+/// What the log says of one drive.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Trouble {
+    count: u64,
+    /// Microseconds since boot.
+    last_us: u64,
+    line: String,
+}
+
+/// By drive, or why the log is not read.
+type Counts = Result<BTreeMap<String, Trouble>, String>;
+
+struct Follow {
+    log: Result<Log, String>,
+    counts: BTreeMap<String, Trouble>,
+}
+
+impl Follow {
+    fn open(host: &Host) -> Self {
+        Self { log: host.kernel_log().map_err(|why| why.to_string()), counts: BTreeMap::new() }
+    }
+
+    fn take(counts: &mut BTreeMap<String, Trouble>, at_us: u64, text: &str) {
+        let Some(drive) = drive(text) else { return };
+        if counts.len() >= MOST && !counts.contains_key(drive) {
+            return;
+        }
+        let trouble =
+            counts.entry(drive.to_owned()).or_insert(Trouble { count: 0, last_us: 0, line: String::new() });
+        trouble.count += 1;
+        trouble.last_us = at_us;
+        trouble.line = text.chars().take(120).collect();
+    }
+}
+
+impl Source for Follow {
+    fn read(&mut self) -> serde_json::Value {
+        let counts: Counts = match &mut self.log {
+            Ok(log) => {
+                log.follow(|line| Self::take(&mut self.counts, line.at_us, &line.text));
+                Ok(self.counts.clone())
+            }
+            Err(why) => Err(why.clone()),
+        };
+        serde_json::to_value(counts).expect("text and numbers are JSON")
+    }
+}
+
+/// The drive of which a line tells trouble.
+fn drive(line: &str) -> Option<&str> {
+    let word =
+        |text: &str| -> usize { text.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(text.len()) };
+    // "scsi host0: uas_eh_device_reset_handler start"
+    if let Some((host, "uas_eh_device_reset_handler start")) =
+        line.strip_prefix("scsi ").and_then(|rest| rest.split_once(": "))
+    {
+        return Some(host);
+    }
+    // "nvme nvme0: controller is down; will reset: CSTS=...", "nvme nvme0: I/O 5 QID 1 timeout, reset controller"
+    if let Some((drive, what)) = line.strip_prefix("nvme ").and_then(|rest| rest.split_once(": "))
+        && (what.starts_with("controller is down")
+            || what.ends_with("reset controller")
+            || what.starts_with("Disabling device after reset failure"))
+    {
+        return Some(drive);
+    }
+    // "mmc0: Timeout waiting for hardware interrupt.", "mmc0: error -110 whilst ..."
+    if let Some((host, what)) = line.split_once(": ")
+        && host.strip_prefix("mmc").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        && (what.starts_with("Timeout waiting for") || what.starts_with("error -"))
+    {
+        return Some(host);
+    }
+    // "I/O error, dev sda, sector 2048 op 0x0:(READ) ...", with another word before it on older kernels
+    let (_, rest) = line.split_once("I/O error, dev ")?;
+    let device = &rest[..word(rest)];
+    // A loop device repeats the error of what lies below it, and a drive without a medium has none.
+    (!device.is_empty() && !device.starts_with("loop") && !device.starts_with("sr")).then_some(device)
+}
+
+struct Resets;
+
+impl Judge for Resets {
+    fn judge(&mut self, seen: &Seen<'_>) -> Health {
+        let mut health = Health::default();
+        let counts: Counts = seen.kernel("reset").and_then(|counts: Counts| counts);
+        let total = counts.as_ref().ok().map(|counts| counts.values().map(|t| t.count).sum::<u64>() as f64);
+        health.reading("storage-resets", "Resets and errors of drives", total, Unit::Count, Kind::Total);
+        let (status, evidence) = match &counts {
+            Err(why) => (Status::Unknown, why.clone()),
+            Ok(counts) => told(counts, seen.uptime),
+        };
+        health.statements.push(Statement {
+            id: "storage-resets",
+            subject: None,
+            title: "Drive does not answer well",
+            status,
+            severity: Severity::Critical,
+            depends_on: &["companion", "under-voltage"],
+            evidence,
+        });
+        health
+    }
+}
+
+fn told(counts: &BTreeMap<String, Trouble>, uptime: Duration) -> (Status, String) {
+    let newest = counts.iter().max_by_key(|(_, trouble)| trouble.last_us);
+    let Some((drive, Trouble { count, last_us, line })) = newest else {
+        return (Status::Clear, "the kernel's log tells of none".to_owned());
+    };
+    let ago = uptime.saturating_sub(Duration::from_micros(*last_us));
+    let others = match counts.len() {
+        1 => String::new(),
+        more => format!("; {} other drives had trouble too", more - 1),
+    };
+    let evidence =
+        format!("{drive}: {count} since boot, last {} min ago: {line}{others}", ago.as_secs() / 60);
+    (if ago <= FRESH { Status::Raised } else { Status::Clear }, evidence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::scene::Scene;
+
+    #[test]
+    fn drivers_words_name_the_drive_and_other_lines_none() {
+        for (line, named) in [
+            ("scsi host0: uas_eh_device_reset_handler start", Some("host0")),
+            ("scsi host0: uas_eh_device_reset_handler success", None),
+            ("nvme nvme0: controller is down; will reset: CSTS=0xffffffff, PCI_STATUS=0x10", Some("nvme0")),
+            ("nvme nvme1: I/O 5 QID 1 timeout, reset controller", Some("nvme1")),
+            ("nvme nvme0: Disabling device after reset failure: -19", Some("nvme0")),
+            ("nvme nvme0: 4/0/0 default/read/poll queues", None),
+            ("mmc0: Timeout waiting for hardware interrupt.", Some("mmc0")),
+            ("mmc1: error -110 whilst initialising SD card", Some("mmc1")),
+            ("mmc0: new high speed SDHC card at address aaaa", None),
+            ("I/O error, dev sda, sector 0 op 0x0:(READ) flags 0x80700 phys_seg 4 prio class 3", Some("sda")),
+            ("blk_update_request: I/O error, dev mmcblk0, sector 1 op 0x1:(WRITE)", Some("mmcblk0")),
+            ("I/O error, dev loop3, sector 1", None),
+            ("usb 1-1.2: reset high-speed USB device number 4 using xhci_hcd", None),
+            ("I/O error, dev ", None),
+            ("", None),
+        ] {
+            assert_eq!(drive(line), named, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_reset_is_raised_for_an_hour_and_counted_until_the_next_boot() {
+        let mut counts = BTreeMap::new();
+        Follow::take(&mut counts, 900_000_000, "scsi host0: uas_eh_device_reset_handler start");
+        Follow::take(&mut counts, 960_000_000, "scsi host0: uas_eh_device_reset_handler start");
+        let mut scene = Scene::with_companion();
+        let mut judge = (PROBE.judge)();
+        assert_eq!(scene.judge(&mut judge).said("storage-resets").unwrap().0, Status::Unknown);
+        let counts: Counts = Ok(counts);
+        scene.sources.insert("reset".to_owned(), Ok(serde_json::to_value(counts).unwrap()));
+        scene.uptime = Duration::from_secs(1260);
+        let health = scene.judge(&mut judge);
+        assert_eq!(health.value("storage-resets"), Some(Some(2.0)));
+        let (status, evidence) = health.said("storage-resets").unwrap();
+        assert_eq!(status, Status::Raised);
+        assert!(evidence.starts_with("host0: 2 since boot, last 5 min ago: scsi host0: uas"), "{evidence}");
+        scene.wait(3600);
+        assert_eq!(scene.judge(&mut judge).said("storage-resets").unwrap().0, Status::Clear);
+        let denied: Counts = Err("/dev/kmsg: permission denied".to_owned());
+        scene.sources.insert("reset".to_owned(), Ok(serde_json::to_value(denied).unwrap()));
+        let health = scene.judge(&mut judge);
+        assert_eq!(health.said("storage-resets"), Some((Status::Unknown, "/dev/kmsg: permission denied")));
+    }
+
+    #[test]
+    fn a_log_that_names_any_number_of_drives_is_bounded() {
+        let mut counts = BTreeMap::new();
+        for number in 0..1000 {
+            Follow::take(
+                &mut counts,
+                1,
+                &format!("nvme nvme{number}: controller is down; will reset: CSTS=0x0"),
+            );
+        }
+        assert_eq!(counts.len(), MOST);
+    }
+}

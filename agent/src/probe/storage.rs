@@ -1,0 +1,309 @@
+//! How long the disk below K3s takes to make a write last: one block of 4 KiB, written over and synchronised as etcd and SQLite
+//! do with their logs.
+//!
+//! The agent may not write below K3s' directory, and need not: what is measured is the file system and its drive, in the
+//! agent's own directory, where that lies on the same file system; where it does not, nothing is written and that is said. One
+//! write every ten minutes, and one a minute for five minutes after K3s was started anew, at most 200 a day: 0.8 MiB.
+
+use std::{
+    collections::VecDeque,
+    sync::mpsc::{Receiver, TryRecvError, channel},
+    time::{Duration, Instant},
+};
+
+use wire::report::{Kind, Severity, Status, Unit};
+
+use super::{Health, Judge, Pace, Probe, Seen, Statement, k3s};
+use crate::host::{Host, state::State};
+
+/// The table's row.
+pub(super) const PROBE: Probe = Probe {
+    id: "storage",
+    title: "Storage",
+    why: "K3s ends itself when its database waits too long for the disk, and its log does not say that it did.",
+    pace: Pace::Report,
+    judge: || Box::new(Storage::default()),
+    kernel: None,
+};
+
+/// K3s' data.
+const DATA: &str = "/var/lib/rancher/k3s";
+
+const USUAL: Duration = Duration::from_secs(600);
+const CLOSE: Duration = Duration::from_secs(60);
+/// Writes at the closer pace after K3s was started anew.
+const CLOSELY: u32 = 5;
+/// Writes within [`DAY`], at most.
+const MOST: usize = 200;
+const DAY: Duration = Duration::from_secs(86_400);
+/// etcd's election timeout: a member that waits longer for its disk has lost the lead.
+const TOO_LONG: Duration = Duration::from_secs(1);
+/// A median that no healthy card has.
+const SLOW: Duration = Duration::from_millis(100);
+/// How long one write that took too long is told.
+const TOLD: Duration = Duration::from_secs(3600);
+
+#[derive(Default)]
+struct Storage {
+    /// Since when a write is on its way, and where its time will arrive.
+    running: Option<(Instant, Receiver<std::io::Result<Duration>>)>,
+    /// Of the last day, the oldest first.
+    writes: VecDeque<(Instant, Duration)>,
+    /// When the last write began.
+    begun: Option<Instant>,
+    /// Why the last attempt was none.
+    failed: Option<String>,
+    /// Writes that are still wanted at the closer pace.
+    closely: u32,
+    /// K3s' run, and when it was seen to be another one.
+    run: Option<String>,
+    anew: Option<(Instant, jiff::Timestamp)>,
+}
+
+impl Judge for Storage {
+    fn judge(&mut self, seen: &Seen<'_>) -> Health {
+        let mut health = Health::default();
+        if seen.host.present(DATA) == Ok(false) {
+            return health;
+        }
+        let place = place(seen.host, seen.state);
+        self.follow(seen);
+        self.collect(seen.now);
+        if place.is_ok() {
+            self.begin(seen);
+        }
+        self.tell(&mut health, place, seen);
+        health
+    }
+}
+
+/// Where it is measured, in words.
+fn place(host: &Host, state: &State) -> Result<String, String> {
+    let own = state.directory().to_string_lossy().into_owned();
+    let number = |path: &str| host.file_system(path).map_err(|why| why.to_string());
+    match number(DATA)? == number(&own)? {
+        true => Ok(format!("measured in {own}, on the file system of {DATA}")),
+        false => Err(format!(
+            "{DATA} is on another file system than {own}, where bramble may write; with node.state_dir on it, it is measured"
+        )),
+    }
+}
+
+impl Storage {
+    fn follow(&mut self, seen: &Seen<'_>) {
+        let run = k3s::run(seen.host).map(|(_, run)| run);
+        if run.is_some() && self.run.is_some() && run != self.run {
+            self.anew = Some((seen.now, seen.wall));
+            self.closely = CLOSELY;
+        }
+        self.run = run.or_else(|| self.run.take());
+    }
+
+    fn collect(&mut self, now: Instant) {
+        while self.writes.front().is_some_and(|(at, _)| now.duration_since(*at) > DAY) {
+            self.writes.pop_front();
+        }
+        let Some((_, times)) = &self.running else { return };
+        match times.try_recv() {
+            Ok(Ok(time)) => {
+                self.writes.push_back((now, time));
+                self.failed = None;
+            }
+            Ok(Err(why)) => self.failed = Some(why.to_string()),
+            Err(TryRecvError::Disconnected) => {
+                self.failed = Some("the write ended without a word".to_owned())
+            }
+            Err(TryRecvError::Empty) => return,
+        }
+        self.running = None;
+    }
+
+    fn begin(&mut self, seen: &Seen<'_>) {
+        let pace = if self.closely > 0 { CLOSE } else { USUAL };
+        let due = self.begun.is_none_or(|begun| seen.now.duration_since(begun) >= pace);
+        if self.running.is_some() || !due || self.writes.len() >= MOST {
+            return;
+        }
+        self.begun = Some(seen.now);
+        self.closely = self.closely.saturating_sub(1);
+        let (sender, times) = channel();
+        let state = seen.state.clone();
+        // A drive that is reset holds a write up for half a minute; the agent goes on meanwhile.
+        let thread = std::thread::Builder::new().name("sync".to_owned()).stack_size(64 << 10);
+        match thread.spawn(move || sender.send(state.sync_time())) {
+            Ok(_) => self.running = Some((seen.now, times)),
+            Err(why) => self.failed = Some(why.to_string()),
+        }
+    }
+
+    /// The time within which a share of the writes was done.
+    fn share(&self, share: f64) -> Option<Duration> {
+        let mut times: Vec<Duration> = self.writes.iter().map(|(_, time)| *time).collect();
+        times.sort_unstable();
+        let last = times.len().checked_sub(1)?;
+        Some(times[(last as f64 * share).ceil() as usize])
+    }
+
+    fn tell(&self, health: &mut Health, place: Result<String, String>, seen: &Seen<'_>) {
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+        let (half, most) = (self.share(0.5), self.share(0.99));
+        for (id, title, time) in
+            [("sync-p50", "Disk sync, median", half), ("sync-p99", "Disk sync, 99 of 100", most)]
+        {
+            health.reading(id, title, time.map(milliseconds), Unit::Millisecond, Kind::Gauge);
+        }
+        let waiting = self.running.as_ref().map(|(since, _)| seen.now.duration_since(*since));
+        let waiting = waiting.filter(|waiting| *waiting >= TOO_LONG);
+        let slowest =
+            self.writes.iter().filter(|(at, _)| seen.now.duration_since(*at) <= TOLD).max_by_key(|w| w.1);
+        let (status, mut evidence) = match (waiting, half.zip(most), &self.failed, place) {
+            (_, _, _, Err(why)) => (Status::Unknown, why),
+            (Some(waiting), ..) => {
+                (Status::Raised, format!("a write of 4 KiB is on its way since {} s", waiting.as_secs()))
+            }
+            (None, _, Some(why), Ok(place)) => (Status::Unknown, format!("{why}; {place}")),
+            (None, None, None, Ok(place)) => (Status::Unknown, format!("no write is done yet; {place}")),
+            (None, Some((half, most)), None, Ok(place)) => {
+                let too_long = slowest.filter(|(_, time)| *time >= TOO_LONG);
+                let slow = too_long.is_some() || half >= SLOW;
+                let long = too_long.map_or_else(String::new, |(at, time)| {
+                    let ago = seen.now.duration_since(*at).as_secs() / 60;
+                    format!("one took {:.1} s, {ago} min ago; ", time.as_secs_f64())
+                });
+                let evidence = format!(
+                    "{long}4 KiB last after {:.1} ms (median), {:.1} ms (99 of 100), of {} writes; {place}",
+                    milliseconds(half),
+                    milliseconds(most),
+                    self.writes.len(),
+                );
+                (if slow { Status::Raised } else { Status::Clear }, evidence)
+            }
+        };
+        if let Some((at, wall)) = self.anew
+            && seen.now.duration_since(at) <= TOLD
+        {
+            let around = |when: Instant| when + USUAL + CLOSE >= at && when <= at + CLOSE * CLOSELY;
+            let slowest = self.writes.iter().filter(|(when, _)| around(*when)).map(|(_, time)| *time).max();
+            let slowest = slowest.map_or_else(
+                || "no write was measured around it".to_owned(),
+                |time| format!("the slowest write around it took {:.1} ms", milliseconds(time)),
+            );
+            evidence = format!("{evidence}; K3s was started anew at {wall:.0}, {slowest}");
+        }
+        health.statements.push(Statement {
+            id: "slow-storage",
+            subject: None,
+            title: "Disk is too slow for K3s",
+            status,
+            severity: Severity::Warning,
+            depends_on: &["storage-resets", "under-voltage"],
+            evidence,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::scene::Scene;
+
+    fn of(milliseconds: &[u64], now: Instant) -> Storage {
+        let writes = milliseconds.iter().map(|&time| (now, Duration::from_millis(time))).collect();
+        Storage { writes, ..Storage::default() }
+    }
+
+    fn told(storage: &Storage, scene: &Scene) -> Health {
+        let mut health = Health::default();
+        scene.look(|seen| storage.tell(&mut health, Ok("measured here".to_owned()), seen));
+        health
+    }
+
+    #[test]
+    fn a_node_without_k3s_is_not_written_to() {
+        let scene = Scene::new();
+        assert_eq!(scene.judge(&mut (PROBE.judge)()), Health::default());
+    }
+
+    #[test]
+    fn shares_are_those_of_the_writes_and_one_that_took_a_second_is_raised() {
+        let scene = Scene::new();
+        let now = scene.look(|seen| seen.now);
+        let mut times = vec![4; 98];
+        times.extend([40, 80]);
+        let health = told(&of(&times, now), &scene);
+        assert_eq!(health.value("sync-p50"), Some(Some(4.0)));
+        assert_eq!(health.value("sync-p99"), Some(Some(80.0)));
+        assert_eq!(health.said("slow-storage").unwrap().0, Status::Clear);
+        times.push(1300);
+        let health = told(&of(&times, now), &scene);
+        let (status, evidence) = health.said("slow-storage").unwrap();
+        assert_eq!(status, Status::Raised);
+        assert!(evidence.starts_with("one took 1.3 s, 0 min ago; "), "{evidence}");
+        assert_eq!(told(&of(&[150; 3], now), &scene).said("slow-storage").unwrap().0, Status::Raised);
+        assert_eq!(told(&of(&[], now), &scene).said("slow-storage").unwrap().0, Status::Unknown);
+    }
+
+    #[test]
+    fn writes_are_bounded_however_often_k3s_begins_anew() {
+        let mut scene = Scene::new();
+        let mut storage = Storage::default();
+        let mut begun = 0;
+        // Two days of a K3s that begins anew at each report.
+        for report in 0..2 * 8640 {
+            scene.link("/run/systemd/units/invocation:k3s.service", &format!("{report:032x}"));
+            scene.look(|seen| {
+                storage.follow(seen);
+                storage.collect(seen.now);
+                let before = storage.begun;
+                if storage.writes.len() < MOST {
+                    storage.begin(seen);
+                }
+                if storage.begun != before {
+                    begun += 1;
+                    let (_, times) = storage.running.take().unwrap();
+                    let time = times.recv().unwrap().unwrap();
+                    storage.writes.push_back((seen.now, time));
+                    assert!(before.is_none_or(|before| seen.now.duration_since(before) >= CLOSE));
+                }
+            });
+            scene.wait(10);
+        }
+        assert!((MOST..=2 * MOST).contains(&begun), "{begun}");
+    }
+
+    #[test]
+    fn a_restart_of_k3s_is_told_with_the_writes_around_it() {
+        let mut scene = Scene::new();
+        let now = scene.look(|seen| seen.now);
+        let mut storage = of(&[5, 900], now);
+        scene.link("/run/systemd/units/invocation:k3s.service", "a");
+        scene.look(|seen| storage.follow(seen));
+        scene.wait(60);
+        scene.link("/run/systemd/units/invocation:k3s.service", "b");
+        scene.look(|seen| storage.follow(seen));
+        let health = told(&storage, &scene);
+        let evidence = health.said("slow-storage").unwrap().1;
+        assert!(
+            evidence.ends_with(
+                "K3s was started anew at 2026-11-23T06:01:00Z, the slowest write around it took 900.0 ms"
+            ),
+            "{evidence}"
+        );
+    }
+
+    #[test]
+    fn a_write_that_does_not_end_is_told_while_it_waits() {
+        let mut scene = Scene::new();
+        let now = scene.look(|seen| seen.now);
+        let (_sender, times) = channel();
+        let mut storage = of(&[5], now);
+        storage.running = Some((now, times));
+        scene.wait(12);
+        scene.look(|seen| storage.collect(seen.now));
+        let health = told(&storage, &scene);
+        assert_eq!(
+            health.said("slow-storage"),
+            Some((Status::Raised, "a write of 4 KiB is on its way since 12 s"))
+        );
+    }
+}

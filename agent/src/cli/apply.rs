@@ -180,7 +180,7 @@ fn apply(args: &Apply, config: &Config, host: &HostMut) -> Result<ExitCode, Stop
 }
 
 /// Asks on the terminal; `None` without one.
-fn asked() -> Option<bool> {
+pub(super) fn asked() -> Option<bool> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return None;
     }

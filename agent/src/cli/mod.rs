@@ -9,6 +9,7 @@ use crate::{config::Config, host::Host};
 pub mod apply;
 pub mod check;
 pub mod completions;
+pub mod join;
 pub mod man;
 pub mod mesh;
 pub mod plan;
@@ -41,6 +42,7 @@ enum Verb {
     Apply(apply::Apply),
     Revert(revert::Revert),
     Status(status::Status),
+    Join(join::Join),
     Mesh(mesh::Mesh),
     Render(render::Render),
     Run(run::Run),
@@ -103,6 +105,7 @@ impl Bramble {
             Verb::Revert(args) => revert::run(args),
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
+            Verb::Join(args) => join::run(args, &config, &host),
             Verb::Render(args) => render::run(args, &config, &host),
             Verb::Run(_) => run::run(config, &host, path.as_deref()),
             Verb::Probe(_) => probe::run(config, &host, path.as_deref()),

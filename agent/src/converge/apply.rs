@@ -1,6 +1,7 @@
 //! Carries out steps of a plan. It decides nothing: what is not as the plan saw it stops it.
 
 use crate::host::clock;
+use crate::host::large::Partial;
 use crate::host::write::{HostMut, Image, NotDone};
 
 use super::live::Live;
@@ -54,6 +55,31 @@ pub fn carry_out(host: &HostMut, receipt: &mut Writer<'_>, step: &Step) -> Resul
     Ok(())
 }
 
+/// Puts a large file where none is: `fill` fills and proves what is put there. A run that is cut off leaves what there is
+/// of it beside its place, and the next one goes on with it.
+pub fn place(
+    host: &HostMut,
+    receipt: &mut Writer<'_>,
+    path: &str,
+    sha256: &str,
+    mode: u32,
+    fill: impl FnOnce(&mut Partial) -> Result<(), NotDone>,
+) -> Result<(), NotDone> {
+    make_directories(host, receipt, path)?;
+    receipt.act(Act::Large { path: path.into(), sha256: sha256.into() }, || {
+        let mut partial = host.partial(path)?;
+        fill(&mut partial)?;
+        partial.finish(mode)
+    })
+}
+
+fn make_directories(host: &HostMut, receipt: &mut Writer<'_>, path: &str) -> Result<(), NotDone> {
+    host.missing_directories(path).into_iter().try_for_each(|directory| {
+        let act = Act::Directory { path: directory.clone() };
+        receipt.act(act, || host.make_directory(&directory))
+    })
+}
+
 fn change(host: &HostMut, receipt: &mut Writer<'_>, live: &Live) -> Result<(), NotDone> {
     let before = live.before(host)?;
     receipt.act(Act::Live { live: live.clone(), before }, || live.carry_out(host))
@@ -79,9 +105,6 @@ fn replace(host: &HostMut, receipt: &mut Writer<'_>, edit: &Edit) -> Result<(), 
         (Content::Bytes(bytes), Some(before)) => before.with(bytes.clone()),
         (Content::Bytes(bytes), None) => host.fresh(&path, bytes.clone(), edit.mode),
     };
-    for directory in host.missing_directories(&path) {
-        let act = Act::Directory { path: directory.clone() };
-        receipt.act(act, || host.make_directory(&directory))?;
-    }
+    make_directories(host, receipt, &path)?;
     receipt.replace(host, &path, before.as_ref(), &after)
 }

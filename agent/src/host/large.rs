@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::unistd::fsync;
 use sha2::{Digest, Sha256};
 
 use super::write::{HostMut, NotDone, failpoint};
@@ -115,12 +115,6 @@ impl Partial {
             .map_err(failed)?;
         failpoint();
         fsync(&self.directory).map_err(failed)
-    }
-
-    /// Gives it up.
-    pub fn discard(self) -> Result<(), NotDone> {
-        unlinkat(&self.directory, partial(&self.name).as_str(), UnlinkatFlags::NoRemoveDir)
-            .map_err(|errno| NotDone::errno("removing", &self.path, errno))
     }
 
     fn failed(&self, error: &io::Error) -> NotDone {

@@ -17,6 +17,9 @@ pub struct Installed {
     pub mode: u32,
 }
 
+/// What stands in each of these files that bramble may replace.
+pub const MARK: &str = "Written by bramble join";
+
 /// Commands that the program answers to when it is called by their names.
 pub const LINKS: [&str; 3] = ["kubectl", "crictl", "ctr"];
 

@@ -393,8 +393,8 @@ pub fn requirements(facts: &Facts, config: &Config) -> Vec<Examined> {
     require::judge(REQUIREMENTS, facts, config).map(examined).collect()
 }
 
-/// Whether a node that does not meet it would fail in K3s, or in what runs on it. What bramble alone needs does not stop
-/// a join, and neither does what `server-mdns` and `certificate-not-yet-valid` judge from what the server says.
+/// Whether a node that does not meet it would fail in K3s or in its network. What others need, bramble among them, does
+/// not stop a join, and neither does what `server-mdns` and `certificate-not-yet-valid` judge from what the server says.
 fn stops(requirement: &Requirement) -> bool {
     const OTHERS: [&str; 8] = [
         "address-ranges",
@@ -407,7 +407,8 @@ fn stops(requirement: &Requirement) -> bool {
         "root-file-system",
     ];
     let area = matches!(requirement.area, Area::Kernel | Area::Boot | Area::Mount | Area::Migration);
-    let asked = requirement.profiles.iter().any(|profile| *profile != Profile::Node);
+    let others = [Profile::Node, Profile::Longhorn, Profile::Flux, Profile::Ambient];
+    let asked = requirement.profiles.iter().any(|profile| !others.contains(profile));
     area && asked || OTHERS.contains(&requirement.id) || requirement.id == "leftover-cilium"
 }
 
@@ -720,6 +721,7 @@ fn certificate_public(evidence: &Evidence) -> Verdict {
             "join a server by its own name or address instead of what stands before it, if that was not meant",
         ),
         (Some((_, said)), _) if said.is_public => good("the system believes the server's certificate"),
+        (Some((_, said)), _) if said.cacerts.is_err() => no_certificates(evidence),
         _ => good("no public certificate stands in its place"),
     }
 }

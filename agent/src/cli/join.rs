@@ -1,0 +1,494 @@
+//! `bramble join`: looks first, then puts K3s on the node, starts it, and waits until the node is Ready.
+//!
+//! All that is written goes through a receipt: a run that was cut off anywhere is gone on with by the next one, and
+//! `bramble leave` or `bramble revert` gives every byte back.
+
+mod look;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use super::apply::{asked, open, say};
+use super::check::{print, printable, width, wrap};
+use super::{USAGE, block_on};
+use crate::config::Config;
+use crate::config::k3s::{self as setting, Role, Version};
+use crate::converge::apply::{carry_out, heal, place, receipt};
+use crate::converge::diff::diff;
+use crate::converge::live::Live;
+use crate::converge::plan::{Content, Edit, Files, Gate, Owner, Step};
+use crate::converge::receipt::Receipts;
+use crate::facts::Facts;
+use crate::host::http::Url;
+use crate::host::write::{HostMut, NotDone};
+use crate::host::{Host, Unreadable, clock};
+use crate::k3s::binary::{self, Machine, Wanted};
+use crate::k3s::wait::{self, Awaited, Limits, Progress};
+use crate::k3s::{cilium, configuration, doctor, path, unit};
+use look::Findings;
+
+/// Take this node into a K3s cluster, and wait until it is Ready.
+///
+/// What stands in K3s' way is found before anything is started, and named with one next step. Settings: [k3s] and
+/// [cluster] of the configuration.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Join {
+    /// Look only: change nothing
+    #[arg(long)]
+    check: bool,
+    /// Join this server instead of the one in [k3s], such as https://10.0.0.11:6443
+    #[arg(long, value_name = "URL", value_parser = setting::server)]
+    server: Option<Url>,
+    /// Take the token from this file instead of the one in [k3s]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<std::path::PathBuf>,
+    /// Print what was found as JSON
+    #[arg(long, requires = "check")]
+    json: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   the node is Ready; with --check: nothing stands in K3s' way
+  1   K3s was started, and the node is not Ready
+  2   stopped before K3s was started: a person must act first
+  3   with --check: something could not be told, and nothing else stands in the way
+  64  usage";
+
+/// K3s was started, and the node is not Ready.
+const NOT_READY: u8 = 1;
+/// Nothing was started.
+const STOPPED: u8 = 2;
+/// A Pi without a clock of its own gets the time within seconds of the network; who has none gets no answer for ever.
+const CLOCK: Duration = Duration::from_secs(180);
+
+/// Runs the verb.
+///
+/// # Errors
+/// When the runtime cannot be made, or standard output not be written.
+pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode> {
+    let role = match config.k3s.role(&config.cluster, args.server.as_ref()) {
+        Ok(role) => role,
+        Err(why) => {
+            eprintln!("bramble join: {why}");
+            return Ok(ExitCode::from(USAGE));
+        }
+    };
+    let token_file = match &args.token_file {
+        // Paths are resolved from the root of the host, and K3s is told of this one.
+        Some(file) => std::path::absolute(file)?.to_string_lossy().into_owned(),
+        None => config.k3s.token_file.clone(),
+    };
+    if args.check {
+        let findings = block_on(findings(host, config, &role, &token_file))?;
+        let text = match args.json {
+            true => findings.json(&role).to_string() + "\n",
+            false => findings.page(&role, width()),
+        };
+        return print(&text, ExitCode::from(findings.code()));
+    }
+    let host = match open(None, "join") {
+        Ok(host) => host,
+        Err(code) => return Ok(code),
+    };
+    let joining = Joining { config, role, token_file, host };
+    let findings = joining.look()?;
+    print(&findings.page(&joining.role, width()), ExitCode::SUCCESS)?;
+    if findings.is_wrong() {
+        eprintln!("bramble join: nothing was started; mend what stands above, then join again");
+        return Ok(ExitCode::from(STOPPED));
+    }
+    match joining.install(args.yes) {
+        Ok(true) => joining.wait(),
+        Ok(false) => Ok(ExitCode::from(STOPPED)),
+        Err(Stopped::Printing(error)) => Err(error),
+        Err(Stopped::NotDone(failed)) => {
+            say("join", &failed);
+            Ok(ExitCode::from(STOPPED))
+        }
+    }
+}
+
+/// Why it ends before its end.
+enum Stopped {
+    NotDone(NotDone),
+    Printing(anyhow::Error),
+}
+
+impl From<NotDone> for Stopped {
+    fn from(failed: NotDone) -> Stopped {
+        Stopped::NotDone(failed)
+    }
+}
+
+impl From<anyhow::Error> for Stopped {
+    fn from(error: anyhow::Error) -> Stopped {
+        Stopped::Printing(error)
+    }
+}
+
+async fn findings(host: &Host, config: &Config, role: &Role, token_file: &str) -> Findings {
+    let facts = Facts::observe(host);
+    let evidence = doctor::gather(host, &facts, config, role, token_file).await;
+    Findings {
+        examined: doctor::examine(&evidence, &config.cluster.accept),
+        required: doctor::requirements(&facts, config),
+    }
+}
+
+/// A join under way.
+struct Joining<'a> {
+    config: &'a Config,
+    role: Role,
+    token_file: String,
+    host: HostMut,
+}
+
+/// All that is to be done, for a person to approve.
+#[derive(Default)]
+struct Work {
+    large: Vec<Wanted>,
+    edits: Vec<Edit>,
+    live: Vec<Live>,
+}
+
+impl Joining<'_> {
+    /// Looks; where only the clock stands in the way, until it was set or the limit is reached.
+    fn look(&self) -> anyhow::Result<Findings> {
+        let begun = Instant::now();
+        loop {
+            let look = findings(self.host.host(), self.config, &self.role, &self.token_file);
+            let findings = block_on(look)?;
+            let is_kept = self.host.host().clock_error().is_ok_and(|error| error.is_some());
+            if !findings.has("certificate-not-yet-valid") || is_kept || begun.elapsed() > CLOCK {
+                return Ok(findings);
+            }
+            eprintln!("the clock is behind the server's certificates: waiting for it to be set");
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while self.host.host().clock_error().is_ok_and(|error| error.is_none())
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
+    }
+
+    /// Puts everything in its place and asks for the start; false when its owner does not want it.
+    fn install(&self, yes: bool) -> Result<bool, Stopped> {
+        let Some(version) = &self.config.k3s.version else {
+            let next = "write version = \"v1.35.2+k3s1\" (or that of your servers) into [k3s]";
+            return Err(NotDone::new("joining", "K3s", "it is not said which version", next).into());
+        };
+        let receipts = Receipts::open(&self.host)?;
+        let open = heal(&self.host, &receipts)?;
+        let work = self.work(version)?;
+        if work.is_empty() {
+            if let Some(open) = &open {
+                receipt(&receipts, Some(open))?.end(clock::now())?;
+            }
+            return Ok(true);
+        }
+        print(&work.page(), ExitCode::SUCCESS)?;
+        if !yes {
+            match asked() {
+                Some(true) => {}
+                Some(false) => return Ok(false),
+                None => {
+                    let next = "bramble join --yes";
+                    return Err(NotDone::new("asking", "you", "nobody can be asked here", next).into());
+                }
+            }
+        }
+        let mut writer = receipt(&receipts, open.as_deref())?;
+        for wanted in &work.large {
+            place(&self.host, &mut writer, &wanted.path, &wanted.sha256, wanted.mode, |partial| {
+                let mut bar = Bar::new(wanted.name());
+                let mut tell = |done, all| bar.show(done, all);
+                block_on(wanted.fetch(self.host.host(), partial, &mut tell)).map_err(|error| {
+                    NotDone::new("taking", wanted.name(), error.to_string(), "run it again")
+                })?
+            })?;
+        }
+        self.is_of(version)?;
+        let step = Step {
+            requirements: vec![],
+            changes: vec![],
+            edits: work.edits,
+            live: work.live,
+            gate: Gate::Now,
+        };
+        carry_out(&self.host, &mut writer, &step)?;
+        let name = writer.name.clone();
+        writer.end(clock::now())?;
+        let done = format!("receipt {name}; to take the node out again: sudo bramble leave\n");
+        print(&done, ExitCode::SUCCESS)?;
+        Ok(true)
+    }
+
+    /// What is not as it should be yet.
+    fn work(&self, version: &Version) -> Result<Work, NotDone> {
+        let host = self.host.host();
+        let machine = Machine::here().ok_or_else(|| {
+            let why = format!("K3s is not known for {}", std::env::consts::ARCH);
+            NotDone::new("finding", path::BINARY, why, "join from a 64-bit system")
+        })?;
+        let other = if self.role.is_server() { "k3s-agent" } else { "k3s" };
+        let other = format!("/etc/systemd/system/{other}.service");
+        if host.present(&other).map_err(unreadable)? {
+            let why = format!("this node is set up in the other role already ({other})");
+            return Err(NotDone::new("joining", "K3s", why, "sudo bramble leave, then join again"));
+        }
+        let mut work = Work::default();
+        let found = block_on(binary::find(host, &self.config.k3s, version, machine))
+            .map_err(|error| NotDone::new("finding", path::BINARY, error.to_string(), "run it again"))??;
+        for wanted in found {
+            match host.present(&wanted.path).map_err(unreadable)? {
+                false => work.large.push(wanted),
+                true if wanted.is_there(host) => {}
+                true => {
+                    let next = format!(
+                        "move it away (sudo {} --version tells which it is), then join again",
+                        wanted.path
+                    );
+                    let why = "another one is there already, and nobody's file is overwritten";
+                    return Err(NotDone::new("writing", wanted.path, why, next));
+                }
+            }
+        }
+        let settings =
+            configuration::settings(self.config, &self.role, version, &self.token_file).map_err(refused)?;
+        let existing = existing(host).map_err(unreadable)?;
+        let files =
+            configuration::files(&settings, &existing, self.config, &self.role, version).map_err(refused)?;
+        for file in files {
+            work.write(host, &file.path, file.content, 0o644)?;
+        }
+        if self.role == Role::First && self.config.cluster.cilium {
+            let rendered = cilium::render(self.config, &[cilium::Node::here(host, self.config)])
+                .map_err(|no| NotDone::new("rendering", "Cilium's values", no.to_string(), no.next()))?;
+            for remark in &rendered.remarks {
+                eprintln!("bramble join: {remark}");
+            }
+            work.write(host, cilium::MANIFEST, rendered.manifest(), 0o600)?;
+        }
+        for file in unit::files(&self.role) {
+            let is_environment = file.path.ends_with(".env");
+            match host.text_if_present(&file.path).map_err(unreadable)? {
+                Some(_) if is_environment => {}
+                Some(text) if !text.contains(unit::MARK) => {
+                    let why = "K3s was set up here by somebody else";
+                    let next =
+                        "remove it by its own script (ls /usr/local/bin/k3s*uninstall.sh), then join again";
+                    return Err(NotDone::new("writing", file.path, why, next));
+                }
+                _ => work.write(host, &file.path, file.content, file.mode)?,
+            }
+        }
+        for (command, link) in unit::LINKS.map(|command| (command, format!("/usr/local/bin/{command}"))) {
+            let places = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+            let has = |place: &&str| {
+                let path = format!("{place}/{command}");
+                host.link(&path).is_some() || host.present(&path) != Ok(false)
+            };
+            if !places.iter().any(|place| has(place)) {
+                work.edits.push(Edit {
+                    path: link,
+                    owner: Owner::Bramble,
+                    before: None,
+                    after: Content::Link("k3s".into()),
+                    mode: 0o777,
+                });
+            }
+        }
+        let name = crate::k3s::unit(&self.role);
+        let now = host.unit(name).map_err(unreadable)?;
+        if work.edits.iter().any(|edit| edit.path.starts_with("/etc/systemd/")) {
+            work.live.push(Live::ReadUnits);
+        }
+        if !now.is_enabled() || now.is_down() {
+            work.live.push(Live::StartUnit { unit: name.into() });
+        }
+        Ok(work)
+    }
+
+    /// The program that stands there is the version that was asked for: its settings were checked by that.
+    fn is_of(&self, version: &Version) -> Result<(), NotDone> {
+        let said = self.host.succeed(&[path::BINARY, "--version"], Duration::from_secs(60))?;
+        let first = said.lines().next().unwrap_or_default();
+        if first.split_whitespace().any(|word| word == version.to_string()) {
+            return Ok(());
+        }
+        let why = format!("{version} is asked for, and it calls itself \"{}\"", printable(first));
+        let next = "write its version into k3s.version, or give the program of that version; sudo bramble revert takes it away";
+        Err(NotDone::new("joining by", path::BINARY, why, next))
+    }
+
+    /// Waits until the node is Ready, and shows what for.
+    fn wait(&self) -> anyhow::Result<ExitCode> {
+        let name = crate::k3s::unit(&self.role);
+        let node = self.host.host().text("/proc/sys/kernel/hostname").unwrap_or_default();
+        let node = node.trim().to_lowercase();
+        // Of a start that is longer ago the journal still tells.
+        let since = clock::now() - Duration::from_secs(60);
+        let awaited = Awaited { unit: name, node, cilium: self.config.cluster.cilium, since };
+        let mut view = View::default();
+        let ready =
+            block_on(wait::watch(&self.host, &awaited, &Limits::default(), &mut |now| view.show(now)))?;
+        view.clear();
+        match ready {
+            Ok(ready) => {
+                let text = format!(
+                    "{} is Ready as {}: {}, after {} s\n",
+                    awaited.node,
+                    self.role.name(),
+                    printable(&ready.version),
+                    ready.elapsed.as_secs()
+                );
+                print(&text, ExitCode::SUCCESS)
+            }
+            Err(given_up) => {
+                eprintln!("bramble join: {}: {given_up}\n  next  {}", given_up.cause, given_up.next);
+                Ok(ExitCode::from(NOT_READY))
+            }
+        }
+    }
+}
+
+fn unreadable(unreadable: Unreadable) -> NotDone {
+    NotDone::new("reading", unreadable.path, unreadable.why.to_string(), "mend that, then join again")
+}
+
+fn refused(refused: configuration::Refused) -> NotDone {
+    NotDone::new("writing", "K3s' configuration", refused.what, refused.next)
+}
+
+/// The files that K3s reads, in its order.
+fn existing(host: &Host) -> Result<Vec<configuration::Existing>, Unreadable> {
+    let names = host.list_if_present(path::CONFIG_D)?;
+    let is_read = |name: &&String| name.ends_with(".yaml") || name.ends_with(".yml");
+    let drop_ins = names.iter().filter(is_read).map(|name| format!("{}/{name}", path::CONFIG_D));
+    let mut existing = Vec::new();
+    for path in [path::CONFIG.to_owned()].into_iter().chain(drop_ins) {
+        if let Some(text) = host.text_if_present(&path)? {
+            existing.push(configuration::Existing { path, text });
+        }
+    }
+    Ok(existing)
+}
+
+impl Work {
+    fn is_empty(&self) -> bool {
+        self.large.is_empty() && self.edits.is_empty() && self.live.is_empty()
+    }
+
+    /// A file, unless it stands there so already.
+    fn write(&mut self, host: &Host, path: &str, content: String, mode: u32) -> Result<(), NotDone> {
+        let before = host.content(path, Owner::Bramble).map_err(unreadable)?;
+        let after = Content::Bytes(content.into_bytes());
+        if before.as_ref() != Some(&after) {
+            self.edits.push(Edit { path: path.into(), owner: Owner::Bramble, before, after, mode });
+        }
+        Ok(())
+    }
+
+    fn page(&self) -> String {
+        let mut text = String::from("\n");
+        for wanted in &self.large {
+            let from = match &wanted.from {
+                binary::From::File(file) => file.clone(),
+                binary::From::Url(url) => url.to_string(),
+            };
+            text += &format!("put {} there, from {from}\n  sha256 {}\n", wanted.path, wanted.sha256);
+        }
+        for edit in &self.edits {
+            let bytes = |content: &Content| match content {
+                Content::Bytes(bytes) => bytes.clone(),
+                Content::Link(target) => format!("link to {target}\n").into_bytes(),
+            };
+            let (before, after) = (edit.before.as_ref().map(bytes), bytes(&edit.after));
+            match edit.path.starts_with("/etc/rancher/") {
+                true => text += &diff(&edit.path, before.as_deref(), Some(&after)),
+                false => text += &format!("write {}\n", edit.path),
+            }
+        }
+        for live in &self.live {
+            if let Live::StartUnit { unit } = live {
+                text += &format!("enable and start {unit}\n");
+            }
+        }
+        text + "\n"
+    }
+}
+
+/// How far a file is, on a terminal.
+struct Bar<'a> {
+    name: &'a str,
+    shown: Option<Instant>,
+}
+
+impl<'a> Bar<'a> {
+    fn new(name: &'a str) -> Bar<'a> {
+        Bar { name, shown: None }
+    }
+
+    fn show(&mut self, done: u64, all: Option<u64>) {
+        let is_end = all == Some(done);
+        let is_soon = self.shown.is_some_and(|shown| shown.elapsed() < Duration::from_millis(200));
+        if !io::stderr().is_terminal() || is_soon && !is_end {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let line = match all {
+            Some(all) if all > 0 => {
+                let part = (done * 30 / all) as usize;
+                let bar = format!("{}{}", "#".repeat(part), ".".repeat(30usize.saturating_sub(part)));
+                format!("{} [{bar}] {:.1} of {:.1} MiB", self.name, mib(done), mib(all))
+            }
+            _ => format!("{} {:.1} MiB", self.name, mib(done)),
+        };
+        line_over(&line);
+        if is_end {
+            eprintln!();
+        }
+    }
+}
+
+/// What is waited for: on a terminal one line that changes, elsewhere one line a phase.
+#[derive(Default)]
+struct View {
+    phase: Option<&'static str>,
+}
+
+impl View {
+    fn show(&mut self, now: &Progress) {
+        let waits = now.phase.waits_for();
+        let line = now.told.line.as_deref().map_or(String::new(), |line| format!("; K3s says: {line}"));
+        let text = printable(&format!("{:>4} s  {}: {waits}{line}", now.elapsed.as_secs(), now.phase.name()));
+        if io::stderr().is_terminal() {
+            line_over(&text);
+        } else if self.phase != Some(now.phase.name()) {
+            eprintln!("{}", wrap(&text, 8, width()));
+        }
+        self.phase = Some(now.phase.name());
+    }
+
+    fn clear(&self) {
+        if io::stderr().is_terminal() && self.phase.is_some() {
+            line_over("");
+        }
+    }
+}
+
+/// Writes a line over the last one, cut to the terminal's width.
+fn line_over(line: &str) {
+    let columns = terminal_size::terminal_size().map_or(80, |(columns, _)| usize::from(columns.0));
+    let line: String = line.chars().take(columns.saturating_sub(1)).collect();
+    // A terminal that is gone is nobody's loss.
+    let _ = write!(io::stderr(), "\r\x1b[2K{line}").and_then(|()| io::stderr().flush());
+}

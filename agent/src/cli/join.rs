@@ -295,7 +295,7 @@ impl Joining<'_> {
                 let path = format!("{place}/{command}");
                 host.link(&path).is_some() || host.present(&path) != Ok(false)
             };
-            if !places.iter().any(|place| has(place)) {
+            if !places.iter().any(has) {
                 work.edits.push(Edit {
                     path: link,
                     owner: Owner::Bramble,

@@ -13,11 +13,11 @@ use tokio::{io::AsyncWriteExt, sync::mpsc};
 use wire::{
     cluster::ClusterInfo,
     connection::{self, Bus, Event, Message, Settings},
-    discovery::{Around, Device, Mode, Place},
+    discovery::{Around, Device},
     report::{
         self, Finding, FindingState, NodeInfo, NodeState, OFFLINE, ONLINE, Severity, Stamps, Status, Tier,
     },
-    topic::{ClusterTopic, HomeTopic, Name, NodeTopic, Owner, Prefix, Topic, Verb},
+    topic::{ClusterTopic, Name, NodeTopic, Owner, Topic, Verb},
 };
 
 use crate::{
@@ -232,12 +232,7 @@ impl<'a> Agent<'a> {
         wanted: tokio::sync::watch::Sender<Wanted>,
     ) -> Self {
         let (cluster, node) = (config.node.cluster.clone(), config.node.name.clone());
-        let place = Place {
-            mode: config.home_assistant.discovery,
-            prefix: config.home_assistant.prefix.clone(),
-            cluster: cluster.clone(),
-            owner: Owner::Node(node.clone()),
-        };
+        let place = config.home_assistant.place(&cluster, Owner::Node(node.clone()));
         Self {
             config,
             host,
@@ -615,7 +610,7 @@ impl<'a> Agent<'a> {
     }
 
     fn take_message(&mut self, topic: &str, payload: &[u8], retained: bool) -> Result<(), String> {
-        if births(&self.config.home_assistant.prefix, &self.speaker.cluster).any(|birth| birth == topic) {
+        if self.config.home_assistant.births(&self.speaker.cluster).iter().any(|birth| birth == topic) {
             if payload == ONLINE.as_bytes() && !retained {
                 self.announce_soon();
             }
@@ -723,20 +718,10 @@ impl<'a> Agent<'a> {
     }
 }
 
-/// Where Home Assistant says that it has started: below its prefix, or where it does so unless told otherwise.
-fn births(prefix: &Prefix, cluster: &Name) -> impl Iterator<Item = String> {
-    let own = HomeTopic::Status.below(prefix, cluster);
-    let usual = HomeTopic::Status.below(&Prefix::default(), cluster);
-    let other = (usual != own).then_some(usual);
-    std::iter::once(own).chain(other)
-}
-
 fn filters(config: &Config) -> Vec<String> {
-    let (cluster, home) = (&config.node.cluster, &config.home_assistant);
+    let cluster = &config.node.cluster;
     let mut filters = Topic::filters_of_the_agent(cluster, &config.node.name);
-    if home.discovery != Mode::Off {
-        filters.extend(births(&home.prefix, cluster));
-    }
+    filters.extend(config.home_assistant.births(cluster));
     filters
 }
 

@@ -204,13 +204,20 @@ impl Alerts {
     }
 
     /// A retained alert that the broker had, ours or an earlier run's.
-    pub(crate) fn stored(&mut self, id: Name, payload: &[u8], now: Timestamp) -> Result<(), Refusal> {
+    ///
+    /// Returns it when an earlier run raised it.
+    pub(crate) fn stored(
+        &mut self,
+        id: Name,
+        payload: &[u8],
+        now: Timestamp,
+    ) -> Result<Option<Alert>, Refusal> {
         if payload.is_empty() {
             self.inherited.remove(&id);
-            return Ok(());
+            return Ok(None);
         }
         if self.entries.values().any(|entry| entry.id == id && entry.said.is_some()) {
-            return Ok(());
+            return Ok(None);
         }
         if self.inherited.len() >= self.most {
             return Err(Refusal::NoRoom);
@@ -222,8 +229,8 @@ impl Alerts {
             serde_json::from_slice::<Alert>(payload).map_err(|_| Refusal::NotJson)
         };
         let since = alert.as_ref().map_or(now, |alert| alert.since.min(now));
-        self.inherited.insert(id, since);
-        alert.map(|_| ())
+        self.inherited.insert(id.clone(), since);
+        alert.map(|alert| Some(Alert { id, ..alert }))
     }
 
     /// Takes back what an earlier run raised and nobody raised again.

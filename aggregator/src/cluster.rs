@@ -13,10 +13,10 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
 use wire::{
-    cluster::ClusterState,
+    cluster::{Alert, AlertEvent, ClusterState},
     report::{
-        self, BadMessage, Header, MAX_PAYLOAD, MeshRow, NodeFindings, NodeInfo, NodeState, OFFLINE, ONLINE,
-        PeerReport, VERSION, Way,
+        self, BadMessage, EventType, Header, MAX_PAYLOAD, MeshRow, NodeFindings, NodeInfo, NodeState,
+        OFFLINE, ONLINE, PeerReport, VERSION, Way,
     },
     topic::{ClusterTopic, Name, NodeTopic, NotOurs, Topic},
 };
@@ -94,6 +94,15 @@ pub enum Effect {
         payload: Vec<u8>,
         /// After which the broker forgets it.
         expiry: Option<Duration>,
+    },
+    /// Publish something that happened, not retained.
+    Tell {
+        /// Where.
+        topic: Topic,
+        /// JSON.
+        payload: Vec<u8>,
+        /// After which it is no news.
+        expiry: Duration,
     },
     /// Empty a retained topic.
     Remove(Topic),
@@ -412,6 +421,8 @@ pub struct Cluster {
     refused: BTreeMap<Refusal, u64>,
     bytes: usize,
     said: Option<(Timestamp, ClusterState)>,
+    /// The alerts that everybody was told of, also by an earlier run.
+    told: BTreeMap<Name, Alert>,
 }
 
 impl Cluster {
@@ -427,6 +438,7 @@ impl Cluster {
             refused: BTreeMap::new(),
             bytes: 0,
             said: None,
+            told: BTreeMap::new(),
         }
     }
 
@@ -492,9 +504,34 @@ impl Cluster {
             }
         }
         if self.alerts.drain(&mut effects) {
+            self.tell(now, &mut effects);
             self.say_state(true, now, &mut effects);
         }
         effects
+    }
+
+    /// Tells what was raised and what is over, once each: an alert that an earlier run raised is no news.
+    fn tell(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        let mut news = Vec::new();
+        for effect in effects.iter() {
+            match effect {
+                Effect::Publish { topic: Topic::Cluster(ClusterTopic::Alert(id)), payload, .. } => {
+                    let alert: Alert = serde_json::from_slice(payload).expect("we have just written it");
+                    if self.told.insert(id.clone(), alert.clone()).is_none() {
+                        news.push((EventType::Raised, alert));
+                    }
+                }
+                Effect::Remove(Topic::Cluster(ClusterTopic::Alert(id))) => {
+                    news.extend(self.told.remove(id).map(|alert| (EventType::Cleared, alert)));
+                }
+                _ => {}
+            }
+        }
+        effects.extend(news.into_iter().map(|(event_type, alert)| {
+            let event = AlertEvent { event_type, ts: now, cluster: self.name.clone(), alert };
+            let payload = serde_json::to_vec(&event).expect("our messages have text keys and finite numbers");
+            Effect::Tell { topic: Topic::Cluster(ClusterTopic::Event), payload, expiry: EVENT_EXPIRY }
+        }));
     }
 
     /// Lets time pass; to be called about four times a second.
@@ -524,6 +561,7 @@ impl Cluster {
             self.alerts.drop_inherited();
         }
         let changed = self.alerts.drain(&mut effects);
+        self.tell(now, &mut effects);
         if changed || !overdue.is_empty() {
             effects.push(Effect::PageChanged);
         }
@@ -563,7 +601,11 @@ impl Cluster {
                 self.alerts.review(&Sight { nodes: &self.nodes, silence, now }, &name);
                 effects.push(Effect::PageChanged);
             }
-            Topic::Cluster(ClusterTopic::Alert(id)) => self.alerts.stored(id, payload, now)?,
+            Topic::Cluster(ClusterTopic::Alert(id)) => {
+                if let Some(alert) = self.alerts.stored(id, payload, now)? {
+                    self.told.entry(alert.id.clone()).or_insert(alert);
+                }
+            }
             Topic::Cluster(_) => {}
         }
         Ok(())
@@ -664,6 +706,9 @@ impl Cluster {
         }
     }
 }
+
+/// How long an alert's beginning or end is news.
+const EVENT_EXPIRY: Duration = Duration::from_secs(3600);
 
 /// Alerts that the state message lists: with the longest titles that others can make us write, it stays below
 /// [`MAX_PAYLOAD`]. Each has its own topic anyway.
@@ -985,6 +1030,38 @@ mod tests {
         });
         assert_eq!(sizes.clone().count(), 51, "each alert and the state");
         assert!(sizes.max().unwrap() <= MAX_PAYLOAD);
+    }
+
+    #[test]
+    fn alerts_are_told_once_and_what_an_earlier_run_told_is_no_news() {
+        let told = |scene: &Scene| -> Vec<String> {
+            let events = scene.effects.iter().filter_map(|effect| match effect {
+                Effect::Tell { payload, .. } => serde_json::from_slice::<AlertEvent>(payload).ok(),
+                _ => None,
+            });
+            events.map(|event| format!("{:?} {}", event.event_type, event.alert.id)).collect()
+        };
+        let raised = state("n1", json!({}), json!([condition("hot", "raised", &[])]));
+        let clear = state("n1", json!({}), json!([condition("hot", "clear", &[])]));
+        let mut scene = Scene::new(Settings::default());
+        scene.node("n1", "state", &raised);
+        scene.node("n1", "state", &raised);
+        assert_eq!(told(&scene), ["Raised hot-n1"]);
+        scene.node("n1", "state", &clear);
+        (0..4).for_each(|_| scene.wait_ms(1000));
+        assert_eq!(told(&scene), ["Raised hot-n1", "Cleared hot-n1"]);
+
+        let stored = json!({
+            "v": 1, "id": "hot-n1", "kind": "hot", "subject": "n1", "title": "t", "severity": "warning",
+            "since": "2026-11-23T05:00:00Z", "evidence": []
+        });
+        let mut scene = Scene::new(Settings::default());
+        scene.publish("bramble/home/cluster/alert/hot-n1", stored.to_string().as_bytes(), true);
+        scene.node("n1", "state", &raised);
+        assert!(told(&scene).is_empty(), "{:?}", told(&scene));
+        scene.node("n1", "state", &clear);
+        (0..4).for_each(|_| scene.wait_ms(1000));
+        assert_eq!(told(&scene), ["Cleared hot-n1"]);
     }
 
     fn topic() -> impl Strategy<Value = String> {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use wire::{
     broker::{self, Broker},
     connection::Secret,
+    discovery::HomeAssistant,
     topic::{BadName, Name},
 };
 
@@ -27,6 +28,7 @@ pub const KEY: &str = "/etc/bramble/aggregator-mqtt-key";
 struct Raw {
     cluster: Option<String>,
     mqtt: broker::Raw,
+    home_assistant: HomeAssistant,
     web: RawWeb,
 }
 
@@ -44,6 +46,8 @@ pub struct Config {
     pub cluster: Name,
     /// `[mqtt]`
     pub mqtt: Mqtt,
+    /// `[home_assistant]`: how the cluster's device is announced; as on the nodes.
+    pub home_assistant: HomeAssistant,
     /// `[web]`
     pub web: Web,
 }
@@ -181,7 +185,16 @@ impl Config {
                 format!("`{bad}` is not allowed, host names without port are"),
             ));
         }
-        Ok(Self { cluster, mqtt: Mqtt { broker, user }, web: Web { listen, hosts } })
+        let home_assistant = raw.home_assistant;
+        Ok(Self { cluster, mqtt: Mqtt { broker, user }, home_assistant, web: Web { listen, hosts } })
+    }
+}
+
+impl Web {
+    /// Where others than this host reach the page, when they do.
+    pub fn address(&self) -> Option<String> {
+        let host = self.hosts.first().filter(|_| !self.listen.ip().is_loopback())?;
+        Some(format!("http://{host}:{}/", self.listen.port()))
     }
 }
 
@@ -216,6 +229,14 @@ fn line_of(text: &str, key: &str) -> usize {
         }
     }
     1
+}
+
+#[cfg(test)]
+impl Config {
+    /// What a file of this text says.
+    pub(crate) fn of(text: &str) -> Self {
+        Self::parse(text, Path::new("test.toml"), |_| Ok(String::new())).unwrap()
+    }
 }
 
 #[cfg(test)]

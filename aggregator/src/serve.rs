@@ -6,6 +6,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    hash::{BuildHasher, RandomState},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -33,6 +34,7 @@ use tokio::{
 };
 use wire::{
     connection::{self, Bus, Event},
+    report::ONLINE,
     topic::{ClusterTopic, Topic},
 };
 
@@ -40,7 +42,7 @@ use crate::{
     cluster::{self, Cluster, Effect, Message},
     config::{Config, Web},
     notify::{Asked, Service},
-    publish::{prometheus, web},
+    publish::{home_assistant, prometheus, web},
 };
 
 /// How often the cluster notices that time passes.
@@ -148,17 +150,33 @@ pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<As
     }));
     tracing::info!("cluster {name}: broker {}, page on http://{}/", config.mqtt.broker, config.web.listen);
 
+    // Kept by the connection, and said again whenever it is new.
+    announce(&config, &shared, &bus);
     service.ready(&shared.status());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let births = config.home_assistant.births(&name);
+    let mut announce_at = None;
     let asked = loop {
         let effects = tokio::select! {
             asked = service.asked() => break asked,
+            () = at(announce_at) => {
+                announce_at = None;
+                announce(&config, &shared, &bus);
+                Vec::new()
+            }
             _ = ticks.tick() => {
                 service.status(shared.status());
                 shared.cluster().tick(shared.clock.now())
             }
             event = events.recv() => match event {
+                Some(Event::Message(message)) if births.contains(&message.topic) => {
+                    if message.payload == ONLINE.as_bytes() && !message.retained {
+                        // Everybody hears it at once; Home Assistant should not hear everybody at once.
+                        announce_at = Some(Instant::now() + soon());
+                    }
+                    Vec::new()
+                }
                 Some(event) => take(&shared, &bus, &event),
                 None => anyhow::bail!("the MQTT connection's task has ended"),
             },
@@ -175,6 +193,25 @@ pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<As
     Ok(asked)
 }
 
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A random time from one to ten seconds.
+fn soon() -> Duration {
+    let random = RandomState::new().hash_one(0u8);
+    Duration::from_millis(1000 + random % 9000)
+}
+
+fn announce(config: &Config, shared: &Shared, bus: &Bus) {
+    for (topic, payload) in home_assistant::announce(config, shared.clock.now()) {
+        bus.publish_latest(topic, payload, None);
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "the aggregator has no Host; these are its certificates")]
 fn broker(config: &Config) -> connection::Settings {
     let mqtt = &config.mqtt;
@@ -183,7 +220,11 @@ fn broker(config: &Config) -> connection::Settings {
         client_id: format!("bramble-aggregator-{}", config.cluster),
         user: mqtt.user.clone(),
         availability: Topic::Cluster(ClusterTopic::Availability).in_cluster(&config.cluster),
-        filters: Topic::filters_of_the_aggregator(&config.cluster),
+        filters: [
+            Topic::filters_of_the_aggregator(&config.cluster),
+            config.home_assistant.births(&config.cluster),
+        ]
+        .concat(),
         read: Arc::new(|file| std::fs::read(file).map_err(|e| format!("{file}: {e}"))),
     }
 }
@@ -227,6 +268,9 @@ fn apply(shared: &Shared, bus: &Bus, effects: Vec<Effect>) {
         match effect {
             Effect::Publish { topic, payload, expiry } => {
                 bus.publish_latest(topic.in_cluster(shared.cluster().name()), payload, expiry);
+            }
+            Effect::Tell { topic, payload, expiry } => {
+                bus.publish_event(topic.in_cluster(shared.cluster().name()), payload, None, expiry);
             }
             Effect::Remove(topic) => {
                 bus.publish_latest(topic.in_cluster(shared.cluster().name()), Vec::new(), None);

@@ -33,6 +33,34 @@ pub enum Mode {
     Off,
 }
 
+/// The section `[home_assistant]` of both programs' configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HomeAssistant {
+    /// How devices are announced.
+    pub discovery: Mode,
+    /// The discovery prefix of its MQTT integration.
+    pub prefix: Prefix,
+}
+
+impl HomeAssistant {
+    /// Where Home Assistant says that it has started: below its prefix, or where it does so unless told otherwise.
+    pub fn births(&self, cluster: &Name) -> Vec<String> {
+        let status = |prefix: &Prefix| HomeTopic::Status.below(prefix, cluster);
+        let mut births = match self.discovery {
+            Mode::Off => Vec::new(),
+            Mode::Device | Mode::Component => vec![status(&self.prefix), status(&Prefix::default())],
+        };
+        births.dedup();
+        births
+    }
+
+    /// Where the device of `owner` is announced.
+    pub fn place(&self, cluster: &Name, owner: Owner) -> Place {
+        Place { mode: self.discovery, prefix: self.prefix.clone(), cluster: cluster.clone(), owner }
+    }
+}
+
 /// Where a device is announced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use wire::{
     broker::{self, Broker},
     connection::Secret,
-    discovery::Mode,
-    topic::{Name, Prefix, Verb},
+    discovery::HomeAssistant,
+    topic::{Name, Verb},
 };
 
 use crate::host::{Host, Unreadable};
@@ -132,15 +132,6 @@ pub struct Report {
     pub interval: Duration,
 }
 
-/// How Home Assistant is told about this node.
-#[derive(Debug, Clone)]
-pub struct HomeAssistant {
-    /// In one message, in one for each entity, or not at all.
-    pub discovery: Mode,
-    /// First levels of its topics.
-    pub prefix: Prefix,
-}
-
 /// What may be asked over MQTT.
 #[derive(Debug, Clone)]
 pub struct Commands {
@@ -192,7 +183,7 @@ struct Raw {
     mqtt: broker::Raw,
     probe: RawProbe,
     report: RawReport,
-    home_assistant: RawHomeAssistant,
+    home_assistant: HomeAssistant,
     commands: RawCommands,
     guard: RawGuard,
     cluster: cluster::Cluster,
@@ -230,13 +221,6 @@ struct RawGuard {
 #[serde(deny_unknown_fields, default)]
 struct RawReport {
     interval: Option<String>,
-}
-
-#[derive(Debug, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawHomeAssistant {
-    discovery: Option<Mode>,
-    prefix: Option<String>,
 }
 
 #[derive(Debug, Deserialize, Default)]
@@ -450,14 +434,7 @@ impl Raw {
                     seconds(3600),
                 )?,
             },
-            home_assistant: HomeAssistant {
-                discovery: self.home_assistant.discovery.unwrap_or_default(),
-                prefix: match self.home_assistant.prefix {
-                    None => Prefix::default(),
-                    Some(prefix) => Prefix::new(&prefix)
-                        .map_err(|e| bad("home_assistant.prefix", &prefix, e.to_string()))?,
-                },
-            },
+            home_assistant: self.home_assistant,
             commands: Commands { allow },
             guard: Guard {
                 restore: self.guard.restore.unwrap_or(false),
@@ -521,6 +498,10 @@ mod tests {
             ("[node]\nname = \"a/b\"", &["bramble.toml: line 2", "node.name", "a/b", "a-z"]),
             ("[node]\n\n[probe]\nperiod = \"soon\"", &["line 4", "probe.period", "soon", "500ms"]),
             ("mqtt = { host = \"\" }", &["line 1", "mqtt.host"]),
+            ("[home_assistant]\nprefix = \"a/#\"", &["line 2", "prefix", "no +"]),
+            ("[home_assistant]\ndiscovery = \"yes\"", &["line 2", "discovery", "component", "off"]),
+            ("[commands]\nallow = [\"halt\"]", &["line 2", "commands.allow", "halt", "reboot"]),
+            ("[commands]\nallow = [\"check\"]", &["commands.allow", "always"]),
             ("[probe]\nport = 0", &["line 2", "port", "nonzero"]),
             ("[probe]\nperiod = \"1ms\"", &["probe.period", "1ms", "500ms"]),
             ("[mqtt]\npassword_file = \"p\"", &["mqtt.password_file", "mqtt.user"]),

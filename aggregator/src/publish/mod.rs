@@ -5,3 +5,6 @@ pub mod web;
 
 /// OpenMetrics text for Prometheus.
 pub mod prometheus;
+
+/// The cluster's device for Home Assistant.
+pub mod home_assistant;

@@ -26,6 +26,8 @@ pub mod kmsg;
 pub mod large;
 pub mod netfilter;
 mod netlink;
+pub mod network;
+mod remove;
 pub mod scratch;
 pub mod state;
 pub mod systemd;

@@ -10,6 +10,7 @@ pub mod apply;
 pub mod check;
 pub mod completions;
 pub mod join;
+pub mod leave;
 pub mod man;
 pub mod mesh;
 pub mod plan;
@@ -41,8 +42,9 @@ enum Verb {
     Plan(plan::Plan),
     Apply(apply::Apply),
     Revert(revert::Revert),
-    Status(status::Status),
     Join(join::Join),
+    Leave(leave::Leave),
+    Status(status::Status),
     Mesh(mesh::Mesh),
     Render(render::Render),
     Run(run::Run),
@@ -103,9 +105,10 @@ impl Bramble {
             Verb::Plan(args) => plan::run(args, &config),
             Verb::Apply(args) => apply::run(args, &config),
             Verb::Revert(args) => revert::run(args),
+            Verb::Join(args) => join::run(args, &config, &host),
+            Verb::Leave(args) => leave::run(args),
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
-            Verb::Join(args) => join::run(args, &config, &host),
             Verb::Render(args) => render::run(args, &config, &host),
             Verb::Run(_) => run::run(config, &host, path.as_deref()),
             Verb::Probe(_) => probe::run(config, &host, path.as_deref()),

@@ -121,7 +121,7 @@ fn undo(args: &Revert, host: &HostMut) -> Result<(String, ExitCode), NotDone> {
     })
 }
 
-fn told(act: &Act, outcome: &Outcome, receipt: &str) -> String {
+pub(super) fn told(act: &Act, outcome: &Outcome, receipt: &str) -> String {
     let (good, bad, dim) =
         (AnsiColor::Green.on_default(), AnsiColor::Red.on_default().bold(), Style::new().dimmed());
     let name = act.object();

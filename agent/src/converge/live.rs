@@ -193,8 +193,8 @@ impl Live {
             }
             Live::StartUnit { unit } => {
                 let now = look(host, unit)?;
-                // Files are put back first: the unit's own may be gone, and its links with it.
-                if !was("is-enabled", "enabled") && now.is_enabled() {
+                // Its file was put back first and may be gone by now: its links are left, and systemd calls it nothing.
+                if !was("is-enabled", "enabled") {
                     host.disable_unit(unit)?;
                 }
                 if !was("is-active", "active") && !now.is_down() {

@@ -32,6 +32,7 @@ const KEYS: &[&str] = &[
     "disable-network-policy",
     "flannel-backend",
     "node-ip",
+    "node-name",
     "prefer-bundled-bin",
     "protect-kernel-defaults",
     "resolv-conf",

@@ -28,6 +28,7 @@ pub mod netfilter;
 mod netlink;
 pub mod network;
 mod remove;
+mod ruleset;
 pub mod scratch;
 pub mod state;
 pub mod systemd;

@@ -1,0 +1,576 @@
+//! Leaving K3s: the cluster is told first, then this node is cleaned, in the one order that does not cut it off.
+//!
+//! Pods are moved, the Node object goes (K3s then takes its password's secret, and a server's member of etcd, away), K3s is
+//! stopped, then Cilium's links and rules go before anything that K3s' own scripts would take away, and the receipts of the
+//! join are reverted last, so that every byte comes back. Only what can be named is removed, every step may be done
+//! again, and what was to be done elsewhere and could not be is handed back as commands.
+//! Follows k3s-io/k3s install.sh (killall and uninstall), k3s-io/docs networking (Cilium), `agent/data/leftovers.csv`.
+
+use std::time::{Duration, Instant};
+
+use super::api::{Api, Deleted, Evicted, Pod};
+use super::path;
+use crate::converge::receipt::{Act, Receipt, State};
+use crate::facts::Facts;
+use crate::host::Host;
+use crate::host::network::Rule;
+use crate::host::systemd::Unit;
+use crate::host::write::{HostMut, NotDone};
+
+/// The units that K3s may be.
+const UNITS: [&str; 2] = ["k3s.service", "k3s-agent.service"];
+/// Tables of Cilium's routing policy (cilium/cilium pkg/datapath/linux/linux_defaults): to the proxy and from it, and for
+/// encryption.
+const TABLES: [u32; 4] = [200, 201, 2004, 2005];
+/// Which bits of a packet's mark are Cilium's.
+const MARK: u32 = 0xf00;
+/// Links that Cilium makes once; cilium_net goes with cilium_host.
+const LINKS: [&str; 8] = [
+    "cilium_host",
+    "cilium_net",
+    "cilium_vxlan",
+    "cilium_geneve",
+    "cilium_wg0",
+    "cilium_ipip4",
+    "cilium_ipip6",
+    "lxc_health",
+];
+/// Chains of Cilium, of the kubelet and kube-proxy, of CNI's plugins, and of Flannel.
+const CHAINS: [&str; 5] = ["CILIUM_", "OLD_CILIUM_", "KUBE-", "CNI-", "FLANNEL-"];
+const SETS: [&str; 2] = ["cilium_node_set_v4", "cilium_node_set_v6"];
+/// What is mounted below these is K3s', the kubelet's, or Cilium's.
+const MOUNTS: [&str; 6] = [
+    "/run/k3s",
+    "/var/lib/kubelet/pods",
+    "/var/lib/kubelet/plugins",
+    "/run/netns/cni-",
+    "/run/cilium/cgroupv2",
+    "/run/cilium/bpffs",
+];
+/// What K3s, the kubelet, Cilium and istio-cni keep on a node, beside K3s' own data.
+const FILES: [&str; 19] = [
+    "/etc/cni/net.d/05-cilium.conflist",
+    "/etc/cni/net.d/02-istio-cni.conflist",
+    "/etc/cni/net.d/istio-cni-kubeconfig",
+    "/opt/cni/bin/cilium-cni",
+    "/opt/cni/bin/istio-cni",
+    "/etc/sysctl.d/99-zzz-override_cilium.conf",
+    "/sys/fs/bpf/cilium",
+    "/run/cilium",
+    "/var/lib/cilium",
+    "/run/istio-cni",
+    "/run/ztunnel",
+    "/var/lib/cni",
+    "/run/flannel",
+    "/run/k3s",
+    "/var/lib/kubelet",
+    "/var/log/pods",
+    "/var/log/containers",
+    "/etc/rancher/k3s/k3s.yaml",
+    path::NODE_PASSWORD,
+];
+/// Directories that go when nothing is left in them, the inner ones first.
+const DIRECTORIES: [&str; 9] = [
+    "/etc/cni/net.d",
+    "/etc/cni",
+    "/opt/cni/bin",
+    "/opt/cni",
+    "/sys/fs/bpf/tc/globals",
+    "/etc/rancher/node",
+    "/etc/rancher/k3s",
+    "/etc/rancher",
+    "/var/lib/rancher",
+];
+
+/// What is known before anything is done.
+#[derive(Debug)]
+pub struct Survey {
+    /// The unit that is K3s here; `None` when it has none.
+    pub unit: Option<&'static str>,
+    /// The name that the node has in the cluster.
+    pub node: String,
+    /// What the cluster says, or why it cannot be asked.
+    pub cluster: Result<Seen, String>,
+    /// Whether K3s is here, running or not. Without it what looks like its files may be another Kubernetes'.
+    pub is_here: bool,
+}
+
+/// What the cluster says of this node.
+#[derive(Debug)]
+pub struct Seen {
+    api: Api,
+    /// Whether there is a Node object of its name.
+    pub is_registered: bool,
+    /// The pods that are to be moved.
+    pub pods: Vec<Pod>,
+    /// Other servers of the cluster; `None` when that could not be told.
+    pub other_servers: Option<usize>,
+}
+
+/// How it is to be left.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Keep what K3s stores in `/var/lib/rancher/k3s`.
+    pub keep_data: bool,
+    /// How long pods may take to move; `None` = they are not moved.
+    pub drain: Option<Duration>,
+}
+
+/// One thing that was done, for people and for JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Kebab-case.
+    pub id: &'static str,
+    /// What was done, or why nothing was.
+    pub said: String,
+}
+
+/// What has to be done elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remains {
+    /// What, and why it was not done here.
+    pub what: String,
+    /// The command, on a server of the cluster.
+    pub command: String,
+}
+
+/// The units that are in use or have a file.
+pub fn unit(host: &Host) -> Option<&'static str> {
+    UNITS.into_iter().find(|unit| {
+        host.present(&format!("/etc/systemd/system/{unit}")) == Ok(true)
+            || host.unit(unit).is_ok_and(|unit| !unit.active.is_empty() && !unit.is_down())
+    })
+}
+
+/// The name that the node has in the cluster: what K3s is told, or the machine's own in small letters.
+pub fn node_name(host: &Host, facts: &Facts) -> String {
+    let told = facts.k3s.settings.as_ref().ok().and_then(|settings| settings.value("node-name"));
+    let own = host.text("/proc/sys/kernel/hostname").unwrap_or_default();
+    told.unwrap_or(own.trim()).to_lowercase()
+}
+
+/// Looks, and changes nothing.
+pub async fn survey(host: &Host) -> Survey {
+    let node = node_name(host, &Facts::observe(host));
+    let unit = unit(host);
+    let is_here =
+        unit.is_some() || [path::DATA, path::BINARY].iter().any(|path| host.present(path) == Ok(true));
+    let cluster = match unit {
+        None => Err("K3s does not run here".into()),
+        Some(_) => ask(host, &node).await,
+    };
+    Survey { unit, node, cluster, is_here }
+}
+
+async fn ask(host: &Host, node: &str) -> Result<Seen, String> {
+    let api = Api::of(host).map_err(|unreadable| unreadable.to_string())?;
+    let is_registered = api.node(node).await.map_err(|trouble| trouble.to_string())?.is_some();
+    let pods = match is_registered {
+        true => api.pods(node).await.map_err(|trouble| trouble.to_string())?,
+        false => Vec::new(),
+    };
+    let servers = api.nodes().await.ok();
+    let other_servers =
+        servers.map(|nodes| nodes.iter().filter(|(name, other)| other.is_server && name != node).count());
+    let pods = pods.into_iter().filter(Pod::moves).collect();
+    Ok(Seen { api, is_registered, pods, other_servers })
+}
+
+/// Tells the cluster: moves the pods, takes the Node object away and what K3s keeps with it.
+///
+/// Says what remains to be done elsewhere.
+///
+/// # Errors
+/// Pods could not be moved in time. The node stays in the cluster then, closed for new pods.
+pub async fn depart(
+    survey: &Survey,
+    options: &Options,
+    tell: &mut dyn FnMut(Step),
+) -> Result<Vec<Remains>, NotDone> {
+    let node = &survey.node;
+    let seen = match &survey.cluster {
+        Ok(seen) => seen,
+        Err(why) => {
+            tell(Step { id: "cluster", said: format!("not told: {why}") });
+            return Ok(vec![forget(node, "the cluster was not told that this node is gone")]);
+        }
+    };
+    if !seen.is_registered {
+        tell(Step { id: "cluster", said: format!("it knows no node {node}") });
+        return Ok(Vec::new());
+    }
+    match options.drain {
+        None => tell(Step { id: "drain", said: "pods were not moved, as you wish".into() }),
+        Some(limit) => match drain(&seen.api, node, limit, tell).await {
+            Ok(()) => {}
+            Err(Undrained::Held(failed)) => return Err(failed),
+            Err(Undrained::Trouble(why)) => {
+                tell(Step { id: "drain", said: format!("not all pods were moved: {why}") });
+            }
+        },
+    }
+    match seen.api.delete_node(node).await {
+        Ok(Deleted::Yes | Deleted::Absent) => {}
+        Ok(Deleted::Forbidden) => {
+            tell(Step {
+                id: "node",
+                said: format!("{node} may not delete itself: an agent has no right to"),
+            });
+            return Ok(vec![forget(node, "an agent may not delete its own Node object")]);
+        }
+        Err(trouble) => {
+            tell(Step { id: "node", said: format!("{node} could not be deleted: {trouble}") });
+            return Ok(vec![forget(node, "the Node object could not be deleted")]);
+        }
+    }
+    let mut remains = gone(&seen.api, node, tell).await;
+    match seen.api.delete_password(node).await {
+        Ok(Deleted::Yes | Deleted::Absent) => {
+            tell(Step { id: "password", said: format!("{node} may be the name of another node now") });
+        }
+        // It follows the Node object; the one command covers both.
+        _ if !remains.is_empty() => {}
+        _ => remains.push(Remains {
+            what: "the secret that binds the node's name could not be deleted".into(),
+            command: format!(
+                "sudo k3s kubectl -n kube-system delete secret --ignore-not-found {node}.node-password.k3s"
+            ),
+        }),
+    }
+    Ok(remains)
+}
+
+fn forget(node: &str, why: &str) -> Remains {
+    Remains { what: why.into(), command: format!("sudo k3s kubectl delete node --ignore-not-found {node}") }
+}
+
+/// Waits until the Node object is gone: K3s holds it until the member of etcd is out.
+async fn gone(api: &Api, node: &str, tell: &mut dyn FnMut(Step)) -> Vec<Remains> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut why = String::from("it is still there after a minute");
+    while Instant::now() < deadline {
+        match api.node(node).await {
+            Ok(None) => {
+                let said =
+                    format!("{node} is gone from the cluster, and its member of etcd where it had one");
+                tell(Step { id: "node", said });
+                return Vec::new();
+            }
+            Ok(Some(_)) => {}
+            // A server that is no member any more does not answer.
+            Err(trouble) => why = trouble.to_string(),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    tell(Step {
+        id: "node",
+        said: format!("{node} was deleted, and whether it is gone could not be seen: {why}"),
+    });
+    vec![Remains {
+        what: "whether the Node object, and a server's member of etcd, are gone could not be seen".into(),
+        command: format!("sudo k3s kubectl get node --ignore-not-found {node}"),
+    }]
+}
+
+/// Why pods are left.
+enum Undrained {
+    /// A budget holds them.
+    Held(NotDone),
+    /// The API did not answer any more.
+    Trouble(String),
+}
+
+async fn drain(api: &Api, node: &str, limit: Duration, tell: &mut dyn FnMut(Step)) -> Result<(), Undrained> {
+    let trouble = |trouble: crate::host::http::Trouble| Undrained::Trouble(trouble.to_string());
+    api.cordon(node, true).await.map_err(trouble)?;
+    let deadline = Instant::now() + limit;
+    let mut asked: Vec<String> = Vec::new();
+    let mut first = None;
+    let mut before = usize::MAX;
+    loop {
+        let pods: Vec<Pod> = api.pods(node).await.map_err(trouble)?.into_iter().filter(Pod::moves).collect();
+        let all = *first.get_or_insert(pods.len());
+        let mut held = None;
+        for pod in &pods {
+            if asked.contains(&pod.uid) {
+                continue;
+            }
+            match api.evict(pod).await.map_err(trouble)? {
+                Evicted::Yes => asked.push(pod.uid.clone()),
+                Evicted::Held(why) => held = Some((pod, why)),
+            }
+        }
+        if pods.is_empty() {
+            tell(Step { id: "drain", said: format!("{all} pods moved") });
+            return Ok(());
+        }
+        if pods.len() != before {
+            before = pods.len();
+            let waits = held.as_ref().map(|(pod, why)| format!("; {} is held: {why}", pod.full_name()));
+            let said = format!("{} of {all} pods are left{}", pods.len(), waits.unwrap_or_default());
+            tell(Step { id: "drain", said });
+        }
+        if Instant::now() > deadline {
+            let (pod, why) = match &held {
+                Some((pod, why)) => (pod.full_name(), why.clone()),
+                None => (pods[0].full_name(), "it does not end".into()),
+            };
+            let next = format!(
+                "look at it (on a server: sudo k3s kubectl -n {} get pdb,pods), then run it again; or leave without moving \
+                 pods: sudo bramble leave --no-drain. {node} takes no new pods until: sudo k3s kubectl uncordon {node}",
+                pod.split('/').next().unwrap_or_default()
+            );
+            return Err(Undrained::Held(NotDone::new("moving", pod, why, next)));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Cleans this node; the order is the point. `tell` hears of each step that found something.
+pub fn clean(host: &HostMut, options: &Options, tell: &mut dyn FnMut(Step)) -> Result<Vec<String>, NotDone> {
+    let mut notes = Vec::new();
+    for unit in UNITS {
+        stop(host, unit, tell)?;
+    }
+    // Before the processes go: without Cilium's agent its links hold routes that nobody mends.
+    network(host, tell, &mut notes)?;
+    let mut groups = 0;
+    for group in UNITS.map(|unit| format!("/sys/fs/cgroup/system.slice/{unit}")).iter().map(String::as_str) {
+        groups += usize::from(host.kill_group(group)?);
+    }
+    for group in ["/sys/fs/cgroup/kubepods.slice", "/sys/fs/cgroup/kubepods"] {
+        groups += usize::from(host.kill_group(group)?);
+    }
+    // The kubelet's slice would stay, empty.
+    host.stop_unit("kubepods.slice")?;
+    said(tell, "processes", groups, "groups of processes ended");
+    // An agent of Cilium that still ran may have put them back.
+    network(host, tell, &mut notes)?;
+    let mut mounts = 0;
+    for point in MOUNTS {
+        mounts += host.unmount_all(point)?.len();
+    }
+    said(tell, "mounts", mounts, "mounts taken away");
+    let mut files = 0;
+    // With Cilium's plugin came the one for the loopback device.
+    if host.host().present("/opt/cni/bin/cilium-cni") == Ok(true) {
+        files += usize::from(host.remove_all("/opt/cni/bin/loopback")?);
+    }
+    for name in host.host().list_if_present("/run/netns").unwrap_or_default() {
+        if name.starts_with("cni-") {
+            files += usize::from(host.remove_all(&format!("/run/netns/{name}"))?);
+        }
+    }
+    for name in host.host().list_if_present("/sys/fs/bpf/tc/globals").unwrap_or_default() {
+        if name.starts_with("cilium_") {
+            files += usize::from(host.remove_all(&format!("/sys/fs/bpf/tc/globals/{name}"))?);
+        }
+    }
+    for path in FILES {
+        files += usize::from(host.remove_all(path)?);
+    }
+    if !options.keep_data {
+        host.unmount_all(path::DATA)?;
+        files += usize::from(host.remove_all(path::DATA)?);
+    }
+    said(tell, "files", files, "files and directories removed");
+    give_back(host, tell)?;
+    Ok(notes)
+}
+
+fn said(tell: &mut dyn FnMut(Step), id: &'static str, found: usize, what: &str) {
+    if found > 0 {
+        tell(Step { id, said: format!("{found} {what}") });
+    }
+}
+
+/// Gives other networks' configurations back that Cilium had moved aside.
+fn give_back(host: &HostMut, tell: &mut dyn FnMut(Step)) -> Result<(), NotDone> {
+    for name in host.host().list_if_present(path::CNI).unwrap_or_default() {
+        let Some(old) = name.strip_suffix(".cilium_bak") else { continue };
+        let (aside, back) = (format!("{}/{name}", path::CNI), format!("{}/{old}", path::CNI));
+        if host.image(&back)?.is_none()
+            && let Some(image) = host.image(&aside)?
+        {
+            host.put(&back, &image)?;
+            tell(Step { id: "cni", said: format!("{back} is back") });
+        }
+        host.remove(&aside)?;
+    }
+    Ok(())
+}
+
+/// Directories that the rest has left empty; after the receipts, which may still have put something there.
+pub fn sweep(host: &HostMut) -> Result<(), NotDone> {
+    DIRECTORIES.into_iter().try_for_each(|path| host.remove_directory(path).map(drop))
+}
+
+fn stop(host: &HostMut, unit: &str, tell: &mut dyn FnMut(Step)) -> Result<(), NotDone> {
+    let has_file = host.host().present(&format!("/etc/systemd/system/{unit}")) == Ok(true);
+    let now = host.host().unit(unit).unwrap_or_default();
+    if has_file {
+        // Before its file goes: then systemd finds the links by which it is started at boot.
+        host.disable_unit(unit)?;
+    }
+    if now.active.is_empty() || now.is_down() && !has_file {
+        return Ok(());
+    }
+    host.stop_unit(unit)?;
+    // Between two starts it is "activating", for ever: the stop ends that too.
+    let limit = Duration::from_secs(120);
+    let then = host.settled(unit, limit, Unit::is_down)?;
+    if !then.is_down() {
+        let why = format!("it is {} after {} s", then.active, limit.as_secs());
+        return Err(NotDone::new("stopping", unit, why, format!("systemctl status {unit}")));
+    }
+    if !now.is_down() {
+        tell(Step { id: "stop", said: format!("{unit} stopped") });
+    }
+    Ok(())
+}
+
+fn network(host: &HostMut, tell: &mut dyn FnMut(Step), notes: &mut Vec<String>) -> Result<(), NotDone> {
+    let mut found = 0;
+    for link in links(host.host())? {
+        found += usize::from(host.delete_link(&link)?);
+    }
+    let is_cilium = found > 0
+        || ["/run/cilium", "/sys/fs/bpf/cilium", path::CILIUM_CNI]
+            .iter()
+            .any(|path| host.host().present(path) == Ok(true));
+    if found > 0 {
+        tell(Step { id: "links", said: format!("{found} links of Cilium deleted") });
+    }
+    let is_cilium_rule = |rule: &Rule| {
+        let marked = rule.mask == MARK && rule.mark != 0 && TABLES.contains(&rule.table);
+        // The rule for the machine's own addresses, which Cilium moves behind its own.
+        let moved = is_cilium && rule.priority == 100 && rule.table == 255 && rule.mark == 0;
+        marked || moved
+    };
+    let rules = host.delete_rules(is_cilium_rule)?;
+    let routes = if rules > 0 || is_cilium { host.delete_routes(&TABLES)? } else { 0 };
+    if rules + routes > 0 {
+        tell(Step { id: "rules", said: format!("{rules} rules and {routes} routes of Cilium deleted") });
+    }
+    let mut filters = 0;
+    for link in host.host().list_if_present("/sys/class/net").unwrap_or_default() {
+        filters += host.delete_filters(&link, "cil_")?;
+    }
+    if filters > 0 {
+        tell(Step { id: "filters", said: format!("{filters} programs of Cilium detached") });
+    }
+    match host.delete_chains(&CHAINS) {
+        Ok(0) => {}
+        Ok(chains) => tell(Step { id: "chains", said: format!("{chains} chains deleted") }),
+        // Without nft they are left, and a reboot takes them.
+        Err(failed) => {
+            note(notes, format!("chains of the packet filter stay until the next reboot: {failed}"))
+        }
+    }
+    let legacy = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"].into_iter().any(|path| {
+        host.host().text_if_present(path).ok().flatten().is_some_and(|text| !text.trim().is_empty())
+    });
+    if legacy && is_cilium {
+        note(notes, "rules of iptables-legacy stay until the next reboot".into());
+    }
+    for set in SETS {
+        host.delete_ipset(set)?;
+    }
+    Ok(())
+}
+
+fn note(notes: &mut Vec<String>, note: String) {
+    if !notes.contains(&note) {
+        notes.push(note);
+    }
+}
+
+/// Links that are Cilium's by their names.
+fn links(host: &Host) -> Result<Vec<String>, NotDone> {
+    let names = host.list_if_present("/sys/class/net").map_err(|unreadable| {
+        NotDone::new("listing", "links", unreadable.to_string(), "mount sysfs, then run it again")
+    })?;
+    Ok(names.into_iter().filter(|name| is_cilium_link(name)).collect())
+}
+
+/// A pod's link is `lxc` and the beginning of a hash; LXC's own bridge has another name.
+fn is_cilium_link(name: &str) -> bool {
+    let is_pods = name.strip_prefix("lxc").is_some_and(|hash| {
+        hash.len() >= 8 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    });
+    is_pods || LINKS.contains(&name)
+}
+
+/// The receipts of the join that are not undone yet, the last one first: those that hold K3s' program or unit.
+pub fn receipts(all: Vec<Receipt>) -> Vec<Receipt> {
+    let is_k3s = |act: &Act| match act {
+        Act::File { path, .. } => {
+            path == path::BINARY
+                || path == path::CONFIG
+                || UNITS.iter().any(|unit| path.ends_with(&format!("/{unit}")))
+        }
+        _ => false,
+    };
+    let mut ours: Vec<Receipt> = all
+        .into_iter()
+        .filter(|receipt| receipt.state != State::Reverted && receipt.acts.iter().any(is_k3s))
+        .collect();
+    ours.reverse();
+    ours
+}
+
+/// Files of a receipt that stay with K3s' data.
+pub fn kept(receipt: &Receipt, options: &Options) -> Vec<String> {
+    let below = |act: &Act| match act {
+        Act::File { path, .. } if path.starts_with(path::DATA) => Some(path.clone()),
+        _ => None,
+    };
+    match options.keep_data {
+        true => receipt.acts.iter().filter_map(below).collect(),
+        false => Vec::new(),
+    }
+}
+
+/// K3s' own script that takes the rest away, where K3s was not put here by bramble.
+pub fn uninstaller(host: &Host) -> Option<&'static str> {
+    ["/usr/local/bin/k3s-uninstall.sh", "/usr/local/bin/k3s-agent-uninstall.sh"]
+        .into_iter()
+        .find(|path| host.present(path) == Ok(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_links_that_can_be_named_are_cilium_s() {
+        for name in ["cilium_host", "cilium_vxlan", "lxc_health", "lxc0a1b2c3d4e5f", "lxc12345678"] {
+            assert!(is_cilium_link(name), "{name}");
+        }
+        for name in ["eth0", "lxcbr0", "lxdbr0", "lxc", "lxcabc", "veth12345678", "cilium", "lxc0a1b2c3d4e5g"]
+        {
+            assert!(!is_cilium_link(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_trace_of_cilium_in_the_table_is_taken_away() {
+        for row in include_str!("../../data/leftovers.csv").lines().filter(|row| row.starts_with("cilium,")) {
+            let fields: Vec<&str> = row.split(',').collect();
+            let item = fields[2];
+            let is_taken = match fields[1] {
+                "link" => is_cilium_link(item),
+                "file" => FILES.contains(&item),
+                "chain" => CHAINS.iter().any(|prefix| item.starts_with(prefix)),
+                kind => panic!("{kind} is not looked at"),
+            };
+            assert!(is_taken, "{row}");
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_done_elsewhere_is_a_whole_command() {
+        let remains = forget("pi4-2", "no network");
+        assert_eq!(remains.command, "sudo k3s kubectl delete node --ignore-not-found pi4-2");
+    }
+}

@@ -161,6 +161,9 @@ const TESTS: &[&[Test]] = &[
         join,
         Container the_stand_in_is_to_a_unit_what_k3s_is,
         Container the_stand_in_tells_troubles_as_k3s_does,
+        Container every_cause_of_the_doctor_is_named_and_is_the_only_one,
+        Container what_check_finds_in_k3s_way_is_named_before_a_join,
+        Container a_url_that_is_none_is_refused_with_what_is_wanted,
     ],
     tests![
         package,

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,6 +23,8 @@ use crate::{
 
 /// The server's address in 198.18.0.0/15, the benchmark range of RFC 2544: nobody routes it.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 66, 1);
+/// The server's other address.
+pub const SERVER_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 66, 0, 0, 0, 0, 0, 1);
 /// The machine's.
 pub const MACHINE: Ipv4Addr = Ipv4Addr::new(198, 18, 66, 2);
 /// The port of K3s' servers.
@@ -89,19 +91,22 @@ impl Site {
         let first = Namespace::new("first")?;
         let mut machine = Blueprint::named("debian13")?.container(store, gifts)?;
         machine.namespace().ip(&format!(
-            "link add up0 type veth peer name down0 netns {}\naddress add {MACHINE}/24 dev up0\nlink set up0 up\n\
+            "link add up0 type veth peer name down0 netns {}\naddress add {MACHINE}/24 dev up0\naddress add fd00:42::2/64 dev up0 nodad\nlink set up0 up\n\
              route add default via {SERVER}\n",
             first.pid()
         ))?;
-        first.ip(&format!("address add {SERVER}/24 dev down0\nlink set down0 up\n"))?;
+        first.ip(&format!("address add {SERVER}/24 dev down0\naddress add {SERVER_6}/64 dev down0 nodad\nlink set down0 up\n"))?;
         let (name, sums) = match cfg!(target_arch = "aarch64") {
             true => ("k3s-arm64", "sha256sum-arm64.txt"),
             false => ("k3s", "sha256sum-amd64.txt"),
         };
         machine.put(&Gift { from: k3s.to_owned(), to: format!("{RELEASE}/{name}") })?;
         fs::write(machine.path(SCRIPT), serde_json::to_string(script)?)?;
-        let hosts = format!("printf '{SERVER} first.home\\n' >>/etc/hosts");
-        machine.run(&format!("{hosts}; cd {RELEASE} && sha256sum {name} >{sums}"))?.good()?;
+        // Names are asked for where nobody answers, and that is said at once.
+        let hosts = format!(
+            "printf '{SERVER} first.home\\n' >>/etc/hosts; echo 'nameserver {SERVER}' >/etc/resolv.conf"
+        );
+        machine.run(&format!("{hosts}; chmod 755 {RELEASE}; mkdir -p /etc/bramble/conf.d; cd {RELEASE} && sha256sum {name} >{sums}"))?.good()?;
         let server = serve(&first)?;
         Ok(Self { machine, server, first })
     }
@@ -112,6 +117,11 @@ impl Site {
             First::StandIn(server) => Some(server),
             First::Real { .. } => None,
         }
+    }
+
+    /// The server's network, where more may listen.
+    pub fn lan(&self) -> &Namespace {
+        &self.first
     }
 
     /// `https://` with the server's address.

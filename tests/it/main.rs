@@ -6,6 +6,7 @@
 mod bed;
 mod converge;
 mod demo;
+mod doctor;
 mod drift;
 mod fit;
 mod hostile;
@@ -156,6 +157,14 @@ const TESTS: &[&[Test]] = &[
         Root a_fault_in_the_demo_is_told_as_one_json_object,
         Root ctrl_c_ends_the_demo_in_order_and_leaves_nothing,
         Root a_killed_demo_leaves_nothing,
+    ],
+    tests![
+        doctor,
+        Root a_good_server_is_good_by_one_certificate_and_by_several,
+        Root each_end_of_the_way_to_a_server_has_its_own_name,
+        Root certificates_are_judged_as_k3s_judges_them,
+        Root a_token_that_does_not_fit_is_named_by_what_is_wrong_with_it,
+        Root a_name_that_another_node_has_and_a_cluster_that_is_another_are_named,
     ],
     tests![
         join,

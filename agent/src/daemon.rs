@@ -28,6 +28,7 @@ use crate::{
     guard::Guard,
     home::Home,
     host::{Host, clock, state::State},
+    identity::{self, Settled},
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
@@ -57,23 +58,18 @@ const MOST_PEERS: usize = ebpf_records::mesh::MAX_PEERS as usize;
 /// The agent's socket cannot be opened, or there is no password for the broker's user. Everything else is a condition.
 pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> anyhow::Result<Asked> {
     let listener = companion::listen(&config.agent_socket(), 0o666).map_err(anyhow::Error::msg)?;
-    let id = identity(config);
-    let (node, cluster) = (config.node.name.clone(), config.node.cluster.clone());
-    let topic = |leaf| Topic::Node(node.clone(), leaf).in_cluster(&cluster);
-    let door = Host::live()?;
-    let (bus, mut broker) = connection::start(Settings {
-        broker: config.mqtt.broker.clone(),
-        client_id: format!("bramble-{id}"),
-        user: config.mqtt.login()?,
-        availability: topic(NodeTopic::Availability),
-        filters: filters(config),
-        read: Arc::new(move |file| door.bytes(file).map_err(|e| e.to_string())),
-    });
+    let settled = match identity::settle(config, host, service).await {
+        Ok(settled) => settled,
+        Err(asked) => return Ok(asked),
+    };
+    let id = settled.id.clone();
+    let (bus, mut broker) = connection::start(connection(config, &id)?);
     let (samples, mut companion) = mpsc::channel(4);
     let (wanted, peers_wanted) = tokio::sync::watch::channel(Wanted::default());
     let talk = tokio::spawn(talk(config.probe_socket(), samples, peers_wanted));
 
     let mut agent = Agent::new(config, host, bus, id, wanted);
+    agent.move_in(&settled);
     agent.check();
     agent.judge(Pace::Report);
     service.ready(&agent.status());
@@ -102,6 +98,23 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     };
     talk.abort();
     Ok(asked)
+}
+
+/// How the broker is reached, by this node.
+///
+/// # Errors
+/// There is no password for the broker's user.
+pub fn connection(config: &Config, id: &str) -> anyhow::Result<Settings> {
+    let availability = Topic::Node(config.node.name.clone(), NodeTopic::Availability);
+    let door = Host::live()?;
+    Ok(Settings {
+        broker: config.mqtt.broker.clone(),
+        client_id: format!("bramble-{id}"),
+        user: config.mqtt.login()?,
+        availability: Some(availability.in_cluster(&config.node.cluster)),
+        filters: filters(config),
+        read: Arc::new(move |file| door.bytes(file).map_err(|e| e.to_string())),
+    })
 }
 
 async fn at(instant: Option<Instant>) {
@@ -158,29 +171,6 @@ async fn talk(
         }
         tokio::time::sleep(RETRY).await;
     }
-}
-
-/// The random id of this installation, made at first start.
-fn identity(config: &Config) -> String {
-    const FILE: &str = "id";
-    let state = State::new(&config.node.state_dir);
-    let is_id = |id: &str| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit());
-    let fresh = || format!("{:08x}", random::u32());
-    let id = match state.read(FILE) {
-        Ok(Some(text)) if is_id(text.trim()) => return text.trim().to_owned(),
-        Ok(_) => fresh(),
-        Err(why) => {
-            tracing::warn!("the node's id cannot be read from {}: {why}", config.node.state_dir.display());
-            return fresh();
-        }
-    };
-    if let Err(why) = state.write(FILE, &format!("{id}\n")) {
-        tracing::warn!(
-            "the node's id cannot be kept in {}: {why}; Home Assistant will see a new device at each start",
-            config.node.state_dir.display()
-        );
-    }
-    id
 }
 
 /// A peer as the broker tells of it.
@@ -258,6 +248,18 @@ impl<'a> Agent<'a> {
             home: Home::open(State::new(&config.node.state_dir), place),
             aggregator: None,
             announce_at: None,
+        }
+    }
+
+    /// Takes back what this node said under another name.
+    fn move_in(&mut self, settled: &Settled) {
+        if settled.is_copy {
+            self.home.forget();
+        }
+        for (leaf, (cluster, node)) in
+            NodeTopic::RETAINED.into_iter().filter_map(|leaf| Some((leaf, settled.before.as_ref()?)))
+        {
+            self.bus.publish_latest(Topic::Node(node.clone(), leaf).in_cluster(cluster), Vec::new(), None);
         }
     }
 

@@ -71,13 +71,18 @@ impl Home {
         self.leave_out_at = self.leave_out_at.map(|_| now + GONE_FOR);
     }
 
-    /// Empties all that was announced, and forgets it.
-    pub fn take_back(&mut self) -> Vec<Publication> {
-        let announced = self.announced.take();
+    /// All topics of what was announced.
+    pub fn topics(&self) -> Vec<String> {
+        let publications = self.announced.as_ref().map(Announced::take_back).unwrap_or_default();
+        publications.into_iter().map(|(topic, _)| topic).collect()
+    }
+
+    /// Nothing is announced any more.
+    pub fn forget(&mut self) {
+        self.announced = None;
         if let Err(why) = self.state.remove(FILE) {
             tracing::warn!("what Home Assistant was told cannot be forgotten: {why}");
         }
-        announced.map(|announced| announced.take_back()).unwrap_or_default()
     }
 
     fn keep(&self, announced: &Announced) {
@@ -146,9 +151,9 @@ mod tests {
         assert!(!said.contains_key("reading_drops") && said.contains_key("reading_cpu_temperature"));
         assert!(home.announce(&device(&state), start + GONE_FOR * 9).is_empty());
 
-        let emptied = home.take_back();
-        assert!(emptied.len() == 1 && emptied[0].1.is_empty(), "{emptied:?}");
-        assert!(open().take_back().is_empty());
+        assert_eq!(home.topics(), ["homeassistant/device/n1/bramble-home/config"]);
+        home.forget();
+        assert!(open().topics().is_empty());
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -37,6 +37,8 @@ pub mod cli;
 pub mod daemon;
 /// What Home Assistant was told.
 pub mod home;
+/// Who this installation is.
+pub mod identity;
 /// Findings and health become messages.
 pub mod report;
 

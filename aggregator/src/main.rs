@@ -1,6 +1,7 @@
 //! bramble-aggregator: arguments, journal, dispatch.
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -25,6 +26,9 @@ struct Arguments {
     /// Configuration file [default: /etc/bramble/aggregator.toml, or the defaults when it is absent]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take a node that is gone for good off the broker, so that nothing shows it any more, and end
+    #[arg(long, value_name = "NODE")]
+    forget: Option<String>,
     /// Print the completions for a shell, and end; the package has them already
     #[arg(long, value_name = "SHELL", hide = true)]
     completions: Option<clap_complete::Shell>,
@@ -62,6 +66,16 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into(), OS_ERROR),
     };
+    if let Some(node) = &arguments.forget {
+        return match runtime.block_on(serve::forget(&config, node)) {
+            Ok(found) => {
+                // There is nobody to tell if that fails.
+                let _ = writeln!(std::io::stdout(), "{node} is off the broker: {found} topics emptied");
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed(&error, OS_ERROR),
+        };
+    }
     match runtime.block_on(run(config, arguments.config.as_deref())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error, OS_ERROR),

@@ -34,8 +34,9 @@ use tokio::{
 };
 use wire::{
     connection::{self, Bus, Event},
+    farewell,
     report::ONLINE,
-    topic::{ClusterTopic, Topic},
+    topic::{ClusterTopic, Name, Topic},
 };
 
 use crate::{
@@ -219,7 +220,7 @@ fn broker(config: &Config) -> connection::Settings {
         broker: mqtt.broker.clone(),
         client_id: format!("bramble-aggregator-{}", config.cluster),
         user: mqtt.user.clone(),
-        availability: Topic::Cluster(ClusterTopic::Availability).in_cluster(&config.cluster),
+        availability: Some(Topic::Cluster(ClusterTopic::Availability).in_cluster(&config.cluster)),
         filters: [
             Topic::filters_of_the_aggregator(&config.cluster),
             config.home_assistant.births(&config.cluster),
@@ -227,6 +228,25 @@ fn broker(config: &Config) -> connection::Settings {
         .concat(),
         read: Arc::new(|file| std::fs::read(file).map_err(|e| format!("{file}: {e}"))),
     }
+}
+
+/// Empties all that a node left at the broker; returns how many topics there were.
+///
+/// # Errors
+/// It is no node's name, or the broker cannot be reached or refuses something.
+pub async fn forget(config: &Config, node: &str) -> anyhow::Result<usize> {
+    let node = farewell::Node {
+        cluster: config.cluster.clone(),
+        name: Name::new(node)?,
+        prefix: config.home_assistant.prefix.clone(),
+    };
+    let own = connection::Settings {
+        client_id: format!("bramble-forget-{}", std::process::id()),
+        // The running aggregator speaks for the cluster, and goes on to.
+        availability: None,
+        ..broker(config)
+    };
+    farewell::take_off(&node, Vec::new(), own).await.map_err(anyhow::Error::msg)
 }
 
 /// One event of the connection, with its line in the journal when it is news.

@@ -84,8 +84,8 @@ pub struct Settings {
     pub client_id: String,
     /// User and password, when the broker wants them.
     pub user: Option<(String, Secret)>,
-    /// The availability topic: `online` at each connection, `offline` as last will; retained.
-    pub availability: String,
+    /// The availability topic: `online` at each connection, `offline` as last will; retained. Without one there is neither.
+    pub availability: Option<String>,
     /// Subscribed at every connection.
     pub filters: Vec<String>,
     /// Opens the files of certificates and keys.
@@ -133,7 +133,7 @@ pub struct Message {
 #[derive(Clone, Debug)]
 pub struct Bus {
     shared: Arc<Shared>,
-    availability: String,
+    availability: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -167,7 +167,7 @@ pub fn start(settings: Settings) -> (Bus, mpsc::Receiver<Event>) {
     let shared = Arc::new(Shared::default());
     let (events, receiver) = mpsc::channel(256);
     let bus = Bus { shared: shared.clone(), availability: settings.availability.clone() };
-    bus.publish_latest(settings.availability.clone(), ONLINE.into(), None);
+    bus.be(ONLINE);
     tokio::spawn(async move {
         tokio::select! {
             // Without a DISCONNECT: what the last will says, its delay decides.
@@ -242,14 +242,31 @@ impl Bus {
     /// Says `offline` ourselves, waits up to two seconds until the broker has everything, and disconnects, which
     /// takes the last will back. For a planned restart simply stop instead: the will's delay bridges it.
     pub async fn leave(self) {
-        self.publish_latest(self.availability.clone(), OFFLINE.into(), None);
+        self.be(OFFLINE);
+        self.disconnect().await;
+    }
+
+    /// As [`Bus::leave`], but empties the availability topic, so that nothing of us is left. Whether the broker has it all.
+    pub async fn vanish(self) -> bool {
+        self.be("");
+        self.disconnect().await
+    }
+
+    fn be(&self, word: &str) {
+        if let Some(topic) = &self.availability {
+            self.publish_latest(topic.clone(), word.into(), None);
+        }
+    }
+
+    /// Whether the broker had everything before the end.
+    async fn disconnect(self) -> bool {
         let gone = async {
             loop {
                 let settled = self.shared.settled.notified();
                 {
                     let mut inside = self.shared.lock();
                     if !inside.connected {
-                        return;
+                        return inside.leaving;
                     }
                     if inside.outbox.idle() {
                         inside.leaving = true;
@@ -260,7 +277,7 @@ impl Bus {
             }
         };
         // Past the limit there is nobody to tell, and the will speaks for us.
-        let _ = timeout(Duration::from_secs(2), gone).await;
+        timeout(Duration::from_secs(2), gone).await.unwrap_or(false)
     }
 }
 
@@ -463,7 +480,8 @@ impl Line<'_> {
         let keep_alive = properties.and_then(|p| p.server_keep_alive).filter(|seconds| *seconds > 0);
         let mut inside = shared.lock();
         inside.connected = true;
-        inside.outbox.connected(&self.settings.availability, properties);
+        let first = self.settings.availability.as_deref().unwrap_or_default();
+        inside.outbox.connected(first, properties);
         if !self.settings.filters.is_empty() {
             let filters = self.settings.filters.iter().map(|filter| Filter {
                 path: filter.clone(),
@@ -663,8 +681,8 @@ fn connect(settings: &Settings, will: WillKind) -> Packet {
             ..ConnectProperties::new()
         }),
     };
-    let will = LastWill {
-        topic: settings.availability.clone().into(),
+    let will = settings.availability.clone().map(|topic| LastWill {
+        topic: topic.into(),
         message: OFFLINE.into(),
         qos: if will.acknowledge { QoS::AtLeastOnce } else { QoS::AtMostOnce },
         retain: will.retain,
@@ -677,9 +695,9 @@ fn connect(settings: &Settings, will: WillKind) -> Packet {
             correlation_data: None,
             user_properties: Vec::new(),
         }),
-    };
+    });
     let login = settings.user.as_ref().map(|(user, Secret(password))| Login::new(user, password));
-    Packet::Connect(connect, Some(will), login)
+    Packet::Connect(connect, will, login)
 }
 
 /// What to make of a greeting that was refused.

@@ -27,3 +27,6 @@ pub mod outbox;
 
 /// TLS to the broker.
 pub mod tls;
+
+/// A node is taken off the broker.
+pub mod farewell;

@@ -264,6 +264,12 @@ impl Topic {
         ]
     }
 
+    /// The filters of who asks whether somebody speaks under an id.
+    pub fn filters_of_who_asks(cluster: &Name) -> Vec<String> {
+        let leaves = [NodeTopic::Info, NodeTopic::Availability, NodeTopic::State];
+        leaves.iter().map(|leaf| format!("{ROOT}/{cluster}/node/+/{leaf}")).collect()
+    }
+
     /// The filters that the aggregator subscribes to.
     pub fn filters_of_the_aggregator(cluster: &Name) -> Vec<String> {
         vec![format!("{ROOT}/{cluster}/node/+/+"), format!("{ROOT}/{cluster}/cluster/alert/+")]
@@ -465,8 +471,8 @@ impl HomeTopic {
         }
     }
 
-    /// The filters of all that `owner` may have announced, by whichever of its versions.
-    pub fn filters_of(prefix: &Prefix, owner: &Owner) -> String {
+    /// The filter of all that `owner` may have announced, by whichever of its versions.
+    pub fn filter_of(prefix: &Prefix, owner: &Owner) -> String {
         format!("{prefix}/+/{}/+/config", owner.level())
     }
 }

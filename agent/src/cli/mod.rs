@@ -9,6 +9,7 @@ use crate::{config::Config, host::Host};
 pub mod apply;
 pub mod check;
 pub mod completions;
+pub mod forget;
 pub mod join;
 pub mod leave;
 pub mod man;
@@ -45,6 +46,7 @@ enum Verb {
     Join(join::Join),
     Leave(leave::Leave),
     Status(status::Status),
+    Forget(forget::Forget),
     Mesh(mesh::Mesh),
     Render(render::Render),
     Run(run::Run),
@@ -109,6 +111,8 @@ impl Bramble {
             Verb::Leave(args) => leave::run(args),
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
+            Verb::Forget(_) => forget::run(&config),
+            Verb::Join(args) => join::run(args, &config, &host),
             Verb::Render(args) => render::run(args, &config, &host),
             Verb::Run(_) => run::run(config, &host, path.as_deref()),
             Verb::Probe(_) => probe::run(config, &host, path.as_deref()),

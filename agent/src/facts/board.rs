@@ -26,10 +26,15 @@ impl Board {
 pub(super) fn read(host: &Host) -> Board {
     Board {
         model: string(host, MODEL),
-        serial: string(host, "/proc/device-tree/serial-number"),
+        serial: serial(host),
         revision: cell(host, "/proc/device-tree/system/linux,revision"),
         os: host.text("/etc/os-release").map(|text| pretty_name(&text)),
     }
+}
+
+/// Serial number of the board; `None` without one in the device tree.
+pub fn serial(host: &Host) -> Fact<Option<String>> {
+    string(host, "/proc/device-tree/serial-number")
 }
 
 fn property(host: &Host, path: &str) -> Fact<Option<Vec<u8>>> {

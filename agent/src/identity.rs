@@ -1,0 +1,274 @@
+//! Who this installation is: a random id, made at the first start and kept beside what it was made for, so that a card that
+//! was copied is told from a card that moved to another board.
+//!
+//! When board, machine or name is another one than before, it is first asked at the broker, by a connection that says
+//! nothing, whether somebody still speaks under the id. Who does is the original, and this is a copy, which gets an id of
+//! its own. Who does not was this card: it keeps its id, and what it left under another name is taken back.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use wire::{
+    connection::{self, Event, Message, Settings},
+    report::{self, NodeInfo, ONLINE},
+    topic::{Name, NodeTopic, Topic},
+};
+
+use crate::{
+    config::Config,
+    facts::board,
+    host::{Host, state::State},
+    notify::{Asked, Service},
+    random,
+};
+
+/// The file in the state directory.
+const FILE: &str = "identity.json";
+/// How long the broker may take to tell what it has stored.
+const STORED: Duration = Duration::from_secs(3);
+
+/// What the id was made for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    /// Eight hexadecimal digits.
+    id: String,
+    /// Serial number of the board, where it has one.
+    serial: Option<String>,
+    /// systemd's machine id.
+    machine: Option<String>,
+    cluster: Name,
+    node: Name,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// The id.
+    pub id: String,
+    /// The cluster and the name under which this node spoke before, when they were others: its topics are to be emptied.
+    pub before: Option<(Name, Name)>,
+    /// Whether this card is a copy: what the original announced is the original's.
+    pub is_copy: bool,
+}
+
+/// The id that was kept, for who only speaks of it.
+pub fn kept(config: &Config) -> Option<String> {
+    read(&State::new(&config.node.state_dir)).map(|identity| identity.id)
+}
+
+/// Finds out who we are; asks at the broker only when something of it changed.
+///
+/// # Errors
+/// What was asked of the service meanwhile: to end, or to begin anew.
+pub async fn settle(config: &Config, host: &Host, service: &mut Service<'_>) -> Result<Settled, Asked> {
+    let state = State::new(&config.node.state_dir);
+    let now = Identity {
+        id: format!("{:08x}", random::u32()),
+        serial: board::serial(host).ok().flatten(),
+        machine: host.text_if_present("/etc/machine-id").ok().flatten().map(|id| id.trim().to_owned()),
+        cluster: config.node.cluster.clone(),
+        node: config.node.name.clone(),
+    };
+    let Some(before) = read(&state) else {
+        keep(&state, &now);
+        return Ok(Settled { id: now.id, before: None, is_copy: false });
+    };
+    if (Identity { id: before.id.clone(), ..now.clone() }) == before {
+        return Ok(Settled { id: before.id, before: None, is_copy: false });
+    }
+    service.ready("asking at the broker whether this card was copied");
+    let settled = match is_alive(config, &before, &now.id, service).await? {
+        true => {
+            tracing::warn!(
+                "somebody speaks under the id {}: this card is a copy, and is {} now",
+                before.id,
+                now.id
+            );
+            Settled { id: now.id.clone(), before: None, is_copy: true }
+        }
+        false => {
+            let names = (before.cluster.clone(), before.node.clone());
+            let moved = names != (now.cluster.clone(), now.node.clone());
+            Settled { id: before.id, before: moved.then_some(names), is_copy: false }
+        }
+    };
+    keep(&state, &Identity { id: settled.id.clone(), ..now });
+    Ok(settled)
+}
+
+fn read(state: &State) -> Option<Identity> {
+    match state.read(FILE) {
+        Ok(text) => {
+            let identity = serde_json::from_str::<Identity>(&text?).ok();
+            identity.filter(|i| i.id.len() == 8 && i.id.bytes().all(|b| b.is_ascii_hexdigit()))
+        }
+        Err(why) => {
+            tracing::warn!("the node's id cannot be read: {why}");
+            None
+        }
+    }
+}
+
+fn keep(state: &State, identity: &Identity) {
+    let text = serde_json::to_string(identity).expect("an identity is JSON");
+    if let Err(why) = state.write(FILE, &text) {
+        tracing::warn!(
+            "the node's id cannot be kept: {why}; Home Assistant will see a new device at each start"
+        );
+    }
+}
+
+/// Whether somebody speaks under the id of `before`. Waits for the broker as long as it takes: whoever guesses makes a second
+/// device, or empties the original's topics.
+async fn is_alive(
+    config: &Config,
+    before: &Identity,
+    own: &str,
+    service: &mut Service<'_>,
+) -> Result<bool, Asked> {
+    let settings = Settings {
+        client_id: format!("bramble-{own}"),
+        availability: None,
+        filters: Topic::filters_of_who_asks(&before.cluster),
+        ..match crate::daemon::connection(config, own) {
+            Ok(settings) => settings,
+            // The agent says it a moment later, and ends.
+            Err(_) => return Ok(false),
+        }
+    };
+    let (_bus, mut events) = connection::start(settings);
+    let mut inquiry = Inquiry::of(before, config.report.interval * 3 + config.mqtt.broker.will_delay);
+    let mut connected: Option<Instant> = None;
+    loop {
+        if let Some(alive) = connected.and_then(|at| inquiry.verdict(at.elapsed())) {
+            return Ok(alive);
+        }
+        tokio::select! {
+            asked = service.asked() => return Err(asked),
+            () = tokio::time::sleep(Duration::from_millis(250)) => {}
+            event = events.recv() => match event {
+                Some(Event::Connected) => connected = Some(Instant::now()),
+                Some(Event::Disconnected { why, .. }) => {
+                    connected = None;
+                    service.status(&format!("waiting for the broker, to learn whether this card was copied: {why}"));
+                }
+                Some(Event::Message(message)) => inquiry.hear(&message),
+                Some(_) => {}
+                None => return Ok(false),
+            },
+        }
+    }
+}
+
+/// What was heard of who has the id.
+struct Inquiry<'a> {
+    before: &'a Identity,
+    /// Within this time, who is there speaks, and who is not is declared offline.
+    patience: Duration,
+    /// Whether the broker says that it is connected, by name.
+    bearers: BTreeMap<Name, bool>,
+    online: BTreeMap<Name, bool>,
+    /// Who spoke, rather than was stored.
+    spoke: Vec<Name>,
+}
+
+impl<'a> Inquiry<'a> {
+    fn of(before: &'a Identity, patience: Duration) -> Self {
+        let (bearers, online) = (BTreeMap::new(), BTreeMap::new());
+        Self { before, patience, bearers, online, spoke: Vec::new() }
+    }
+
+    fn hear(&mut self, message: &Message) {
+        let Ok(Topic::Node(name, leaf)) = Topic::parse(&message.topic, &self.before.cluster) else { return };
+        match leaf {
+            NodeTopic::Info => {
+                let info = report::read::<NodeInfo>(&message.payload, &self.before.cluster, &name);
+                let Ok(info) = info else { return };
+                self.bearers.insert(name.clone(), info.id == self.before.id);
+            }
+            NodeTopic::Availability => {
+                self.online.insert(name.clone(), message.payload == ONLINE.as_bytes());
+                return;
+            }
+            NodeTopic::State => {}
+            _ => return,
+        }
+        if !message.retained {
+            self.spoke.push(name);
+        }
+    }
+
+    /// Whether somebody has the id; `None` = not known yet.
+    fn verdict(&self, waited: Duration) -> Option<bool> {
+        let bearers = || self.bearers.iter().filter(|(_, is)| **is).map(|(name, _)| name);
+        if bearers().any(|name| self.spoke.contains(name)) {
+            return Some(true);
+        }
+        let maybe = bearers().any(|name| self.online.get(name) == Some(&true));
+        (waited >= if maybe { self.patience.max(STORED) } else { STORED }).then_some(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(35);
+
+    fn before() -> Identity {
+        Identity {
+            id: "7f3a91c2".to_owned(),
+            serial: Some("a".to_owned()),
+            machine: None,
+            cluster: Name::new("home").unwrap(),
+            node: Name::new("n1").unwrap(),
+        }
+    }
+
+    fn message(leaf: &str, payload: &str, retained: bool) -> Message {
+        let topic = format!("bramble/home/node/n1/{leaf}");
+        Message { topic, payload: payload.to_owned().into(), retained, ..Message::default() }
+    }
+
+    #[test]
+    fn who_speaks_under_the_id_is_the_original_and_a_stored_word_is_not_speech() {
+        let info = include_str!("../../wire/golden/v1/info.json");
+        let other = info.replace("7f3a91c2", "00000000");
+        for (heard, at_first, in_the_end) in [
+            (&[][..], Some(false), Some(false)),
+            // The card moved: the broker knows that the old board is gone.
+            (
+                &[message("info", info, true), message("availability", "offline", true)],
+                Some(false),
+                Some(false),
+            ),
+            // The broker has not noticed yet, or the board is there and about to speak.
+            (&[message("info", info, true), message("availability", "online", true)], None, Some(false)),
+            (
+                &[
+                    message("info", info, true),
+                    message("availability", "online", true),
+                    message("state", "{}", true),
+                    message("state", "{}", false),
+                ],
+                Some(true),
+                Some(true),
+            ),
+            (&[message("info", info, false)], Some(true), Some(true)),
+            // Somebody else has the name.
+            (&[message("info", &other, true), message("state", "{}", false)], Some(false), Some(false)),
+            (&[message("info", "{", false), message("state", "{}", false)], Some(false), Some(false)),
+        ] {
+            let before = before();
+            let mut inquiry = Inquiry::of(&before, PATIENCE);
+            heard.iter().for_each(|message| inquiry.hear(message));
+            assert_eq!(inquiry.verdict(STORED), at_first, "{heard:?}");
+            assert_eq!(inquiry.verdict(PATIENCE), in_the_end, "{heard:?}");
+        }
+        let before = before();
+        assert_eq!(Inquiry::of(&before, PATIENCE).verdict(Duration::ZERO), None);
+    }
+}

@@ -1,0 +1,133 @@
+//! A node is taken off the broker: every retained topic that it left is emptied, so that nothing shows it any more.
+//!
+//! What is there is found by listening, so topics of other versions and of other runs go as well; what the broker does not
+//! show us is emptied where we know of it. Only topics of this one node are ever emptied.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::{sync::mpsc, time::timeout};
+
+use crate::{
+    connection::{self, Event, Settings},
+    topic::{HomeTopic, Name, NodeTopic, Owner, Prefix, Topic},
+};
+
+/// A broker that has told nothing for this long has told all that it had stored.
+const QUIET: Duration = Duration::from_millis(1500);
+/// How long the broker may take to let us in.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Who is taken off.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its cluster.
+    pub cluster: Name,
+    /// Its name.
+    pub name: Name,
+    /// Below which prefix it was announced to Home Assistant.
+    pub prefix: Prefix,
+}
+
+impl Node {
+    /// All that it may have left, by this version.
+    fn topics(&self) -> impl Iterator<Item = String> {
+        let own = NodeTopic::RETAINED.into_iter().map(|leaf| Topic::Node(self.name.clone(), leaf));
+        let device = HomeTopic::Device(Owner::Node(self.name.clone())).below(&self.prefix, &self.cluster);
+        own.map(|topic| topic.in_cluster(&self.cluster)).chain([device])
+    }
+
+    fn filters(&self) -> Vec<String> {
+        let announced = HomeTopic::filter_of(&self.prefix, &Owner::Node(self.name.clone()));
+        vec![Topic::filter_of_the_node(&self.cluster, &self.name), announced]
+    }
+
+    /// Whether it is one of its topics, whichever version made it.
+    fn left(&self, topic: &str) -> bool {
+        let own = Topic::filter_of_the_node(&self.cluster, &self.name);
+        if topic.starts_with(own.trim_end_matches('+')) {
+            return true;
+        }
+        let owner = Owner::Node(self.name.clone());
+        HomeTopic::parse(topic, &self.prefix, &self.cluster).is_ok_and(|topic| match topic {
+            HomeTopic::Device(other) | HomeTopic::Component(other, ..) => other == owner,
+            HomeTopic::Status => false,
+        })
+    }
+}
+
+/// Empties all that the node left, and `more` that is known of it; returns how many topics the broker had.
+///
+/// `settings` say how the broker is reached. With the node's own `client_id` and `availability`, its connection ends, and the
+/// last will of it is never said.
+///
+/// # Errors
+/// One cause and, where there is one, next step: the broker is away or refuses something.
+pub async fn take_off(node: &Node, more: Vec<String>, mut settings: Settings) -> Result<usize, String> {
+    settings.filters = node.filters();
+    let (bus, mut events) = connection::start(settings);
+    let mut found = BTreeSet::new();
+    timeout(PATIENCE, connected(&mut events))
+        .await
+        .map_err(|_| "the broker does not answer".to_owned())??;
+    while let Ok(event) = timeout(QUIET, events.recv()).await {
+        match event {
+            Some(Event::Message(message)) if message.retained && node.left(&message.topic) => {
+                found.insert(message.topic);
+            }
+            Some(Event::Disconnected { why, .. }) => return Err(why),
+            None => return Err("the connection ended".to_owned()),
+            Some(_) => {}
+        }
+    }
+    for topic in node.topics().chain(more).chain(found.iter().cloned()) {
+        bus.publish_latest(topic, Vec::new(), None);
+    }
+    let complaints = bus.clone();
+    let all = bus.vanish().await;
+    // What it does not let us see or empty is told; where it lets us see nothing, what is known was emptied all the same.
+    let refused = complaints.complaints().refused;
+    let kept = found.iter().find_map(|topic| Some((topic, refused.get(topic)?)));
+    match (kept, all) {
+        (Some((topic, why)), _) => Err(format!("the broker does not let us empty {topic}: {why}")),
+        (None, false) => Err("the broker did not take everything within two seconds; do it again".to_owned()),
+        (None, true) => Ok(found.len()),
+    }
+}
+
+async fn connected(events: &mut mpsc::Receiver<Event>) -> Result<(), String> {
+    loop {
+        match events.recv().await {
+            Some(Event::Connected) => return Ok(()),
+            Some(Event::Disconnected { why, .. }) => return Err(why),
+            Some(_) => {}
+            None => return Err("the connection ended".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_node_left_is_its() {
+        let name = |text: &str| Name::new(text).unwrap();
+        let node = Node { cluster: name("home"), name: name("n1"), prefix: Prefix::default() };
+        for (topic, is_its) in [
+            ("bramble/home/node/n1/state", true),
+            ("bramble/home/node/n1/of-a-later-version", true),
+            ("homeassistant/device/n1/bramble-home/config", true),
+            ("homeassistant/sensor/n1/bramble-home-reading_load/config", true),
+            ("bramble/home/node/n10/state", false),
+            ("bramble/away/node/n1/state", false),
+            ("bramble/home/cluster/state", false),
+            ("homeassistant/device/n1/bramble-away/config", false),
+            ("homeassistant/device/n1/zigbee2mqtt/config", false),
+            ("homeassistant/device/n2/bramble-home/config", false),
+            ("homeassistant/status", false),
+        ] {
+            assert_eq!(node.left(topic), is_its, "{topic}");
+        }
+        assert!(node.topics().all(|topic| node.left(&topic)));
+    }
+}

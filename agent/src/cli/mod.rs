@@ -112,7 +112,6 @@ impl Bramble {
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
             Verb::Forget(_) => forget::run(&config),
-            Verb::Join(args) => join::run(args, &config, &host),
             Verb::Render(args) => render::run(args, &config, &host),
             Verb::Run(_) => run::run(config, &host, path.as_deref()),
             Verb::Probe(_) => probe::run(config, &host, path.as_deref()),

@@ -20,7 +20,7 @@ pub struct Connection<'a> {
     pub taken_over: Option<Duration>,
     /// Why renewed certificates are not used.
     pub renewal: Option<String>,
-    /// Why events are not kept on disk.
+    /// Why records are not kept on disk.
     pub spool: Option<&'a str>,
 }
 
@@ -71,8 +71,8 @@ impl Connection<'_> {
                 },
             ),
             statement(
-                "event-spool",
-                "Events are not kept on disk",
+                "record-spool",
+                "What happens is not kept on disk",
                 &["storage"],
                 match self.spool {
                     Some(why) => (
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(raised(&Connection { complaints: refuses, ..none() }), ["broker-refuses"]);
         assert_eq!(raised(&Connection { taken_over: Some(Duration::ZERO), ..none() }), ["identity-taken"]);
         assert_eq!(raised(&Connection { renewal: Some("x".to_owned()), ..none() }), ["certificate-renewal"]);
-        assert_eq!(raised(&Connection { spool: Some("x"), ..none() }), ["event-spool"]);
+        assert_eq!(raised(&Connection { spool: Some("x"), ..none() }), ["record-spool"]);
     }
 
     #[test]

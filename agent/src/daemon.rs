@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{io::AsyncWriteExt, sync::mpsc};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Semaphore, mpsc, oneshot},
+};
 use wire::{
     cluster::ClusterInfo,
     connection::{self, Bus, Event, Message, Settings},
@@ -32,6 +35,7 @@ use crate::{
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
+    record::Records,
     report::{History, Machine, Snapshot, Speaker, count},
     require,
 };
@@ -45,6 +49,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(500);
 /// A companion that says nothing for so many periods is as good as gone.
 const SILENT_PERIODS: u32 = 4;
+/// Who may read the snapshot at the same time, and for how long.
+const READERS: usize = 8;
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Every node says its presence within this time, so who did not since the connection is with the broker no more.
+const FORGET_AFTER: Duration = Duration::from_secs(3 * CHECK_EVERY.as_secs());
 /// How long a retained presence is worth something; it is said again at each pass over the requirements.
 const INFO_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long something that happened is worth being told.
@@ -66,6 +75,8 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     let (bus, mut broker) = connection::start(connection(config, &id)?);
     let (samples, mut companion) = mpsc::channel(4);
     let (wanted, peers_wanted) = tokio::sync::watch::channel(Wanted::default());
+    let (question, mut questions) = mpsc::channel(READERS);
+    let answer = tokio::spawn(answer(listener, question));
     let talk = tokio::spawn(talk(config.probe_socket(), samples, peers_wanted));
 
     let mut agent = Agent::new(config, host, bus, id, wanted);
@@ -90,13 +101,19 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             _ = check.tick() => {
                 agent.check_and_restore();
                 agent.introduce();
+                agent.forget_peers(Instant::now());
             }
             () = at(agent.silent_at()) => agent.companion_is_silent(),
             () = at(agent.announce_at) => agent.announce(),
-            stream = listener.accept() => answer(stream, &agent).await,
+            () = agent.records.keep() => {}
+            Some(asked) = questions.recv() => {
+                // Who asked may have gone.
+                let _ = asked.send(serde_json::to_vec(&agent.snapshot()).expect("a snapshot is JSON"));
+            }
         }
     };
     talk.abort();
+    answer.abort();
     Ok(asked)
 }
 
@@ -124,15 +141,28 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
-/// Writes the whole snapshot to whoever connects; nothing is read from them.
-async fn answer(
-    stream: std::io::Result<(tokio::net::UnixStream, tokio::net::unix::SocketAddr)>,
-    agent: &Agent<'_>,
-) {
-    let Ok((mut stream, _)) = stream else { return };
-    let snapshot = serde_json::to_vec(&agent.snapshot()).expect("a snapshot is JSON");
-    // Somebody who does not read must not stop the agent.
-    let _ = tokio::time::timeout(Duration::from_millis(200), stream.write_all(&snapshot)).await;
+/// Writes the whole snapshot to whoever connects; nothing is read from them. Who does not read keeps only others from asking,
+/// and not for long.
+async fn answer(listener: tokio::net::UnixListener, questions: mpsc::Sender<oneshot::Sender<Vec<u8>>>) {
+    let readers = Arc::new(Semaphore::new(READERS));
+    loop {
+        let place = readers.clone().acquire_owned().await.expect("it is never closed");
+        let Ok((mut stream, _)) = listener.accept().await else {
+            // No descriptor is free: that takes a while to change.
+            tokio::time::sleep(RETRY).await;
+            continue;
+        };
+        let questions = questions.clone();
+        tokio::spawn(async move {
+            let (question, snapshot) = oneshot::channel();
+            if questions.send(question).await.is_ok()
+                && let Ok(snapshot) = snapshot.await
+            {
+                let _ = tokio::time::timeout(PATIENCE, stream.write_all(&snapshot)).await;
+            }
+            drop(place);
+        });
+    }
 }
 
 /// Keeps the conversation with the companion going: samples in, wanted peers out.
@@ -176,6 +206,8 @@ async fn talk(
 /// A peer as the broker tells of it.
 #[derive(Debug, Clone, Default)]
 struct Peer {
+    /// When the broker last told of it.
+    heard: Option<Instant>,
     address: Option<Ipv4Addr>,
     online: Option<bool>,
     version: Option<String>,
@@ -204,8 +236,10 @@ struct Agent<'a> {
     history: History,
     conditions: Vec<report::Condition>,
     findings: Vec<Finding>,
+    records: Records,
     guard: Guard,
     broker: Result<jiff::Timestamp, String>,
+    connected: Option<Instant>,
     refused_messages: u64,
     home: Home,
     /// Who speaks for the cluster.
@@ -223,12 +257,14 @@ impl<'a> Agent<'a> {
     ) -> Self {
         let (cluster, node) = (config.node.cluster.clone(), config.node.name.clone());
         let place = config.home_assistant.place(&cluster, Owner::Node(node.clone()));
+        let speaker = Speaker { cluster, node, id };
+        let records = Records::begin(&config.node.runtime_dir, &config.node.state_dir, &speaker, &bus);
         Self {
             config,
             host,
             state: State::new(&config.node.state_dir),
             bus,
-            speaker: Speaker { cluster, node, id },
+            speaker,
             machine: Machine::default(),
             wanted,
             peers: BTreeMap::new(),
@@ -242,8 +278,10 @@ impl<'a> Agent<'a> {
             history: History::default(),
             conditions: Vec::new(),
             findings: Vec::new(),
+            records,
             guard: Guard::open(),
             broker: Err("not connected yet".to_owned()),
+            connected: None,
             refused_messages: 0,
             home: Home::open(State::new(&config.node.state_dir), place),
             aggregator: None,
@@ -317,6 +355,7 @@ impl<'a> Agent<'a> {
             .collect();
         self.guard.compare(self.host, &findings, Instant::now());
         if findings != self.findings {
+            self.records.judged(&self.speaker, &self.bus, &self.findings, &findings);
             self.findings = findings;
             self.publish(
                 NodeTopic::Findings,
@@ -393,7 +432,8 @@ impl<'a> Agent<'a> {
             let event = self.speaker.event(now, event_type, condition);
             self.say_once(NodeTopic::Event, &event, EVENT_EXPIRY);
         }
-        dated.changed
+        self.records.changed(&self.speaker, &self.bus, &dated.changed);
+        !dated.changed.is_empty()
     }
 
     fn companion(&self) -> Statement {
@@ -439,7 +479,7 @@ impl<'a> Agent<'a> {
             complaints: self.bus.complaints(),
             taken_over: self.bus.taken_over(),
             renewal: self.bus.renewal(),
-            spool: None,
+            spool: self.records.why(),
         }
     }
 
@@ -578,6 +618,8 @@ impl<'a> Agent<'a> {
                 tracing::info!("connected to the broker at {}", self.config.mqtt.broker);
                 self.broker = Ok(clock::now());
                 self.home.begin_anew(Instant::now());
+                self.connected = Some(Instant::now());
+                self.records.connected(&self.speaker, &self.bus);
                 self.introduce();
                 self.judge(Pace::Sample);
                 self.say();
@@ -588,6 +630,7 @@ impl<'a> Agent<'a> {
                     tracing::warn!("not connected to the broker: {why}; next attempt in {next_try:.1?}");
                 }
                 self.broker = Err(why);
+                self.connected = None;
                 for peer in self.peers.values_mut() {
                     peer.online = None;
                 }
@@ -601,7 +644,7 @@ impl<'a> Agent<'a> {
                     self.say();
                 }
             }
-            Event::Settled => {}
+            Event::Settled => self.records.settled(&self.bus),
             Event::Message(Message { topic, payload, retained, .. }) => {
                 if let Err(why) = self.take_message(&topic, &payload, retained) {
                     self.refused_messages += 1;
@@ -705,7 +748,28 @@ impl<'a> Agent<'a> {
         if self.peers.len() >= MOST_PEERS && !self.peers.contains_key(&node) {
             return Err(format!("more than {MOST_PEERS} nodes; this one is not listened to"));
         }
-        Ok(self.peers.entry(node).or_default())
+        let peer = self.peers.entry(node).or_default();
+        peer.heard = Some(Instant::now());
+        Ok(peer)
+    }
+
+    /// Forgets the peers that the broker does not know any more. A broker that lost its memory gets the time in which every
+    /// living node repeats itself.
+    fn forget_peers(&mut self, now: Instant) {
+        let Some(connected) = self.connected.filter(|at| now.duration_since(*at) >= FORGET_AFTER) else {
+            return;
+        };
+        let before = self.peers.len();
+        self.peers.retain(|_, peer| {
+            peer.heard.is_some_and(|at| at >= connected && now.duration_since(at) < INFO_EXPIRY)
+        });
+        if self.peers.len() != before {
+            tracing::info!(
+                "{} nodes are forgotten: the broker does not know them any more",
+                before - self.peers.len()
+            );
+            self.want();
+        }
     }
 
     /// Tells the companion whom to probe, if that changed.

@@ -30,6 +30,8 @@ pub mod datapath;
 pub mod guard;
 /// Health probes, and the table of them.
 pub mod probe;
+/// What happened, kept until the broker has it.
+pub mod record;
 
 /// One file per verb.
 pub mod cli;

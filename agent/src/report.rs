@@ -18,6 +18,27 @@ use wire::{
 
 use crate::probe::{Health, Statement};
 
+/// What is different about the conditions.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Changed {
+    /// A condition has another status than before; without one, it is new.
+    Is {
+        /// The status before.
+        before: Option<Status>,
+        /// The condition now.
+        condition: Condition,
+    },
+    /// A condition is not judged any more.
+    Gone {
+        /// Which.
+        id: &'static str,
+        /// Of what.
+        subject: Option<String>,
+        /// Its last status.
+        before: Status,
+    },
+}
+
 /// Since when each condition has its status.
 #[derive(Debug, Default)]
 pub struct History {
@@ -29,22 +50,19 @@ pub struct History {
 impl History {
     /// Dates the statements; says what was raised and what is over since the last time.
     pub fn date(&mut self, statements: Vec<Statement>, now: Timestamp) -> Dated {
-        let mut changed = false;
+        let mut changed = Vec::new();
         let mut events = Vec::new();
         let mut seen = BTreeSet::new();
         let conditions = statements
             .into_iter()
             .map(|s| {
                 let key = (s.id, s.subject.clone());
-                let entry = self.known.entry(key.clone()).or_insert_with(|| {
-                    changed = true;
-                    (s.status, now)
-                });
-                if entry.0 != s.status {
-                    *entry = (s.status, now);
-                    changed = true;
-                }
-                let since = entry.1;
+                let before = self.known.get(&key).copied();
+                let since = match before {
+                    Some((status, since)) if status == s.status => since,
+                    _ => now,
+                };
+                self.known.insert(key.clone(), (s.status, since));
                 seen.insert(key.clone());
                 let condition = Condition {
                     id: s.id.to_owned(),
@@ -56,6 +74,10 @@ impl History {
                     depends_on: s.depends_on.iter().map(|d| (*d).to_owned()).collect(),
                     evidence: s.evidence,
                 };
+                let before = before.map(|(status, _)| status);
+                if before != Some(s.status) {
+                    changed.push(Changed::Is { before, condition: condition.clone() });
+                }
                 events.extend(self.follow(key, &condition).map(|event| (event, condition.clone())));
                 condition
             })
@@ -66,9 +88,9 @@ impl History {
             condition.status = Status::Unknown;
             (EventType::Cleared, condition)
         }));
-        let before = self.known.len();
-        self.known.retain(|key, _| seen.contains(key));
-        Dated { conditions, events, changed: changed || self.known.len() != before }
+        let gone = self.known.extract_if(.., |key, _| !seen.contains(key));
+        changed.extend(gone.map(|((id, subject), (before, _))| Changed::Gone { id, subject, before }));
+        Dated { conditions, events, changed }
     }
 
     /// Whether this is news.
@@ -90,8 +112,8 @@ pub struct Dated {
     pub conditions: Vec<Condition>,
     /// What was raised, and what is over.
     pub events: Vec<(EventType, Condition)>,
-    /// Whether a condition changed its status, appeared or went.
-    pub changed: bool,
+    /// Which conditions changed their status, appeared or went.
+    pub changed: Vec<Changed>,
 }
 
 /// Who speaks.
@@ -318,6 +340,24 @@ mod tests {
         ] {
             assert_eq!(events(now), told, "{now:?}");
         }
+    }
+
+    #[test]
+    fn changes_are_told_once_and_a_clock_that_jumps_fifty_years_changes_nothing() {
+        let fifty_years = jiff::SignedDuration::from_hours(50 * 365 * 24);
+        let then: Timestamp = "2026-11-23T06:00:00Z".parse().unwrap();
+        let mut history = History::default();
+        let mut date = |status, now| {
+            let dated = history.date(Option::into_iter(status).map(statement).collect(), now);
+            (dated.conditions.first().map(|c| c.since), dated.changed.len())
+        };
+        assert_eq!(date(Some(Status::Clear), then), (Some(then), 1));
+        assert_eq!(date(Some(Status::Clear), then + fifty_years), (Some(then), 0));
+        let back = then - fifty_years;
+        assert_eq!(date(Some(Status::Raised), back), (Some(back), 1));
+        assert_eq!(date(Some(Status::Raised), then), (Some(back), 0));
+        assert_eq!(date(None, then), (None, 1));
+        assert_eq!(date(None, then), (None, 0));
     }
 
     #[test]

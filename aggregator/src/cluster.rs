@@ -15,8 +15,8 @@ use serde::de::DeserializeOwned;
 use wire::{
     cluster::{Alert, AlertEvent, ClusterState},
     report::{
-        self, BadMessage, EventType, Header, MAX_PAYLOAD, MeshRow, NodeFindings, NodeInfo, NodeState,
-        OFFLINE, ONLINE, PeerReport, VERSION, Way,
+        self, BadMessage, EventType, Header, MAX_PAYLOAD, MeshRow, NodeFindings, NodeInfo, NodeRecord,
+        NodeState, OFFLINE, ONLINE, PeerReport, VERSION, Way,
     },
     topic::{ClusterTopic, Name, NodeTopic, NotOurs, Topic},
 };
@@ -333,7 +333,9 @@ impl Node {
             NodeTopic::State => heard.read_into(&mut self.state, |m| &m.header, plausible_state),
             NodeTopic::Findings => heard.read_into(&mut self.findings, |m| &m.header, plausible_findings),
             NodeTopic::Mesh => heard.read_into(&mut self.row, |m| &m.header, plausible_row),
-            NodeTopic::Event | NodeTopic::Request(_) | NodeTopic::Response(_) => return Ok(()),
+            NodeTopic::Event | NodeTopic::History | NodeTopic::Request(_) | NodeTopic::Response(_) => {
+                return Ok(());
+            }
         }?;
         // Who speaks is there, whatever the last will of an older connection says.
         if live {
@@ -357,7 +359,7 @@ impl Node {
             NodeTopic::State => self.state = None,
             NodeTopic::Findings => self.findings = None,
             NodeTopic::Mesh => self.row = None,
-            NodeTopic::Event | NodeTopic::Request(_) | NodeTopic::Response(_) => {}
+            NodeTopic::Event | NodeTopic::History | NodeTopic::Request(_) | NodeTopic::Response(_) => {}
         }
     }
 
@@ -419,6 +421,7 @@ pub struct Cluster {
     /// Counts the broker's connections: of one topic only the first message on each can be a stored one.
     connection: u32,
     refused: BTreeMap<Refusal, u64>,
+    records: u64,
     bytes: usize,
     said: Option<(Timestamp, ClusterState)>,
     /// The alerts that everybody was told of, also by an earlier run.
@@ -436,6 +439,7 @@ impl Cluster {
             broker: None,
             connection: 0,
             refused: BTreeMap::new(),
+            records: 0,
             bytes: 0,
             said: None,
             told: BTreeMap::new(),
@@ -619,6 +623,9 @@ impl Cluster {
         retained: bool,
         now: Timestamp,
     ) -> Result<(), Refusal> {
+        if leaf == NodeTopic::History {
+            return self.happened(name, payload, retained);
+        }
         let Self { nodes, settings, bytes, .. } = self;
         if payload.is_empty() {
             if let Some(node) = nodes.get_mut(name) {
@@ -656,6 +663,25 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Counts what happened. It may be told late, so it says nothing about the present: not even that its node is there.
+    fn happened(&mut self, name: &Name, payload: &[u8], retained: bool) -> Result<(), Refusal> {
+        if payload.is_empty() {
+            return Ok(());
+        }
+        let _: NodeRecord = report::read(payload, &self.name, name)?;
+        // Nodes do not retain records, so a stored one is somebody else's doing.
+        if retained {
+            return Err(Refusal::Content);
+        }
+        self.records += 1;
+        Ok(())
+    }
+
+    /// Records of what happened on nodes.
+    pub fn records(&self) -> u64 {
+        self.records
     }
 
     /// Says the cluster's state when it changed, and from time to time.
@@ -981,6 +1007,29 @@ mod tests {
         scene.absorb(Message::BrokerConnected);
         scene.publish(topic, text.replace("2001-01-01", "2001-01-02").as_bytes(), true);
         assert_eq!(link(&scene, "n2", "n1"), WayState::Unknown);
+    }
+
+    #[test]
+    fn history_is_counted_and_is_nothing_about_the_present() {
+        let mut scene = Scene::new(Settings::default());
+        let record = |sequence: u32| {
+            format!(
+                r#"{{"v":1,"ts":"1971-01-01T00:00:00Z","cluster":"home","node":"n1","run":"0","sequence":{sequence},"kind":"dropped","count":1}}"#
+            )
+        };
+        scene.node("n1", "history", &record(0));
+        assert!(scene.cluster.nodes().is_empty());
+        scene.node("n1", "availability", "offline");
+        scene.node("n1", "history", &record(1));
+        assert_eq!(scene.cluster.nodes()[&name("n1")].presence, Presence::Offline);
+        assert_eq!(scene.cluster.records(), 2);
+        scene.publish("bramble/home/node/n1/history", record(2).as_bytes(), true);
+        scene.node("n1", "history", "{}");
+        assert_eq!(
+            (scene.cluster.refused(Refusal::Content), scene.cluster.refused(Refusal::NotJson)),
+            (1, 1)
+        );
+        assert_eq!(scene.cluster.records(), 2);
     }
 
     #[test]

@@ -54,7 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// end, or by a ping without answer.
 pub const DEAD_AFTER: Duration = Duration::from_secs(20);
 /// How often it is looked whether the certificates' files changed.
-const RENEWAL: Duration = Duration::from_secs(60);
+const RENEWAL: Duration = Duration::from_secs(30);
 /// How long it is remembered that somebody else uses our id.
 const REMEMBERED: Duration = Duration::from_secs(15 * 60);
 
@@ -205,11 +205,10 @@ impl Bus {
         }
     }
 
-    /// Publishes something that happened, at least once, not retained: on `topic` within
-    /// [`crate::outbox::PRESENT`], later on `history`. Not `fresh` = it happened before this program's start. It is kept until
-    /// the broker has it, within the bounds of the outbox; returns its number, which only grows.
-    pub fn publish_record(&self, topic: String, history: String, payload: Vec<u8>, fresh: bool) -> u64 {
-        let number = self.shared.lock().outbox.record(topic, history, payload.into(), fresh, Instant::now());
+    /// Publishes something that happened, at least once, not retained, late rather than never: it is kept until the broker has it,
+    /// within the bounds of the outbox. Returns its number, which only grows.
+    pub fn publish_record(&self, topic: String, payload: Vec<u8>) -> u64 {
+        let number = self.shared.lock().outbox.record(topic, payload.into());
         self.shared.wake.notify_one();
         number
     }
@@ -659,6 +658,9 @@ async fn dial(settings: &Settings) -> Result<(Box<dyn Stream>, Option<tls::Files
     let shaken = timeout(PATIENCE, tls::shake(loaded, &broker.host, stream)).await;
     match shaken {
         Ok(Ok(stream)) => Ok((Box::new(stream), Some(files))),
+        Ok(Err(error)) if !tls::is_told(&error) => Err(Ended::Because(format!(
+            "{broker} ended the connection within the TLS handshake; is this its TLS port (8883 most often)?"
+        ))),
         Ok(Err(error)) => Err(Ended::Because(tls::explain(&error, tls, broker))),
         Err(_) => Err(Ended::Because(format!(
             "{broker} accepts connections and does not answer in TLS; is this the broker's TLS port?"

@@ -21,10 +21,6 @@ const INFLIGHT: u16 = 16;
 pub const EVENT_BYTES: usize = 256 * 1024;
 /// Events that are kept.
 pub const EVENTS: usize = 2048;
-/// A record that could not be said within this time is history.
-pub const PRESENT: Duration = Duration::from_secs(10);
-/// How long a broker keeps a record for a subscriber that is away.
-const RECORD_EXPIRY: Duration = Duration::from_secs(3600);
 /// Complaints that are kept; a person reads the first ones.
 const COMPLAINTS: usize = 16;
 
@@ -108,15 +104,12 @@ struct Value {
 #[derive(Debug)]
 struct Happened {
     number: u64,
-    /// Where it is said while it is news.
     topic: String,
-    /// Where it is said later; without it, it is not.
-    history: Option<String>,
     payload: Bytes,
-    /// Properties that go with it.
+    /// What goes with an answer.
     correlation: Option<Bytes>,
-    /// When it is no news any more.
-    until: Instant,
+    /// When it is worth nothing any more.
+    until: Option<Instant>,
     state: Progress,
 }
 
@@ -129,7 +122,7 @@ enum Progress {
 
 impl Happened {
     fn size(&self) -> usize {
-        self.topic.len() + self.history.as_ref().map_or(0, String::len) + self.payload.len()
+        self.topic.len() + self.payload.len()
     }
 }
 
@@ -167,33 +160,25 @@ impl Outbox {
         expiry: Duration,
         now: Instant,
     ) -> u64 {
-        self.push(topic, None, payload, correlation, now + expiry)
+        self.push(topic, payload, correlation, Some(now + expiry))
     }
 
-    /// Takes an event up that is told late rather than never; `fresh` = it has just happened.
-    pub(crate) fn record(
-        &mut self,
-        topic: String,
-        history: String,
-        payload: Bytes,
-        fresh: bool,
-        now: Instant,
-    ) -> u64 {
-        self.push(topic, Some(history), payload, None, if fresh { now + PRESENT } else { now })
+    /// Takes an event up that is told late rather than never.
+    pub(crate) fn record(&mut self, topic: String, payload: Bytes) -> u64 {
+        self.push(topic, payload, None, None)
     }
 
     fn push(
         &mut self,
         topic: String,
-        history: Option<String>,
         payload: Bytes,
         correlation: Option<Bytes>,
-        until: Instant,
+        until: Option<Instant>,
     ) -> u64 {
         let number = self.number;
         self.number += 1;
         let state = Progress::Waiting;
-        let happened = Happened { number, topic, history, payload, correlation, until, state };
+        let happened = Happened { number, topic, payload, correlation, until, state };
         self.event_bytes += happened.size();
         self.events.push_back(happened);
         while self.events.len() > EVENTS || self.event_bytes > EVENT_BYTES {
@@ -299,21 +284,21 @@ impl Outbox {
                 at += 1;
                 continue;
             }
-            let left = event.until.checked_duration_since(now).filter(|left| !left.is_zero());
-            let (topic, expiry) = match (left, &event.history) {
-                (Some(_), Some(_)) => (event.topic.clone(), RECORD_EXPIRY),
-                (Some(left), None) => (event.topic.clone(), left),
-                (None, Some(history)) => (history.clone(), RECORD_EXPIRY),
-                (None, None) => {
-                    event.state = Progress::Done;
-                    self.dropped += 1;
-                    at += 1;
-                    continue;
-                }
+            let expiry = match event.until {
+                None => None,
+                Some(until) => match until.checked_duration_since(now).filter(|left| !left.is_zero()) {
+                    Some(left) => Some(left),
+                    None => {
+                        event.state = Progress::Done;
+                        self.dropped += 1;
+                        at += 1;
+                        continue;
+                    }
+                },
             };
-            let (number, payload, correlation) =
-                (event.number, event.payload.clone(), event.correlation.clone());
-            match self.write(&topic, payload, false, Some(expiry), correlation, out) {
+            let (number, topic) = (event.number, event.topic.clone());
+            let (payload, correlation) = (event.payload.clone(), event.correlation.clone());
+            match self.write(&topic, payload, false, expiry, correlation, out) {
                 Some(0) => self.events[at].state = Progress::Done,
                 Some(id) => {
                     self.events[at].state = Progress::UnderWay;
@@ -480,8 +465,8 @@ mod tests {
         granted
     }
 
-    fn record(outbox: &mut Outbox, text: &str, now: Instant) -> u64 {
-        outbox.record("event".to_owned(), "history".to_owned(), text.to_owned().into(), true, now)
+    fn record(outbox: &mut Outbox, text: &str) -> u64 {
+        outbox.record("history".to_owned(), text.to_owned().into())
     }
 
     #[test]
@@ -524,21 +509,9 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_an_event_while_it_is_news_and_history_later() {
-        let (mut outbox, now) = (Outbox::default(), Instant::now());
-        record(&mut outbox, "1", now);
-        assert_eq!(topics(&mut outbox, now + Duration::from_secs(9)), ["event"]);
-        record(&mut outbox, "2", now);
-        record(&mut outbox, "3", now + Duration::from_secs(60));
-        assert_eq!(topics(&mut outbox, now + Duration::from_secs(61)), ["history", "event"]);
-        outbox.record("event".to_owned(), "history".to_owned(), "4".into(), false, now);
-        assert_eq!(topics(&mut outbox, now), ["history"]);
-    }
-
-    #[test]
     fn what_was_under_way_when_the_connection_broke_is_sent_again_and_acknowledged_by_its_new_number() {
         let (mut outbox, now) = (Outbox::default(), Instant::now());
-        let numbers: Vec<u64> = ["a", "b", "c"].into_iter().map(|t| record(&mut outbox, t, now)).collect();
+        let numbers: Vec<u64> = ["a", "b", "c"].into_iter().map(|t| record(&mut outbox, t)).collect();
         outbox.connected("availability", None);
         let mut out = BytesMut::new();
         while outbox.next(now, &mut out) {}
@@ -561,14 +534,14 @@ mod tests {
 
     #[test]
     fn events_beyond_the_bounds_are_counted_and_the_newest_stay() {
-        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        let mut outbox = Outbox::default();
         for number in 0..EVENTS + 3 {
-            record(&mut outbox, &number.to_string(), now);
+            record(&mut outbox, &number.to_string());
         }
         assert_eq!((outbox.events.len(), outbox.dropped, outbox.settled_before()), (EVENTS, 3, 3));
-        record(&mut outbox, &"x".repeat(EVENT_BYTES - 1000), now);
+        record(&mut outbox, &"x".repeat(EVENT_BYTES - 1000));
         assert!(outbox.event_bytes <= EVENT_BYTES && outbox.dropped > 3);
-        record(&mut outbox, &"x".repeat(EVENT_BYTES), now);
+        record(&mut outbox, &"x".repeat(EVENT_BYTES));
         assert_eq!((outbox.events.len(), outbox.event_bytes), (0, 0));
     }
 
@@ -578,11 +551,11 @@ mod tests {
         outbox.set("large".to_owned(), "x".repeat(3000).into(), None, now);
         outbox.set("small".to_owned(), "x".into(), None, now);
         outbox.connected("availability", Some(&granted(|g| g.max_packet_size = Some(2048))));
-        record(&mut outbox, &"y".repeat(3000), now);
-        record(&mut outbox, "z", now);
-        assert_eq!(topics(&mut outbox, now), ["small", "event"]);
+        record(&mut outbox, &"y".repeat(3000));
+        record(&mut outbox, "z");
+        assert_eq!(topics(&mut outbox, now), ["small", "history"]);
         let named: Vec<_> = outbox.complaints().too_large.keys().map(String::as_str).collect();
-        assert_eq!((named, outbox.dropped, outbox.idle()), (vec!["event", "large"], 1, true));
+        assert_eq!((named, outbox.dropped, outbox.idle()), (vec!["history", "large"], 1, true));
         outbox.set("large".to_owned(), "x".into(), None, now);
         assert_eq!(topics(&mut outbox, now), ["large"]);
         assert!(!outbox.complaints().too_large.contains_key("large"));
@@ -608,7 +581,7 @@ mod tests {
     fn a_broker_that_acknowledges_and_retains_nothing_is_spoken_to_in_its_way() {
         let (mut outbox, now) = (Outbox::default(), Instant::now());
         outbox.set("a".to_owned(), "x".into(), None, now);
-        record(&mut outbox, "y", now);
+        record(&mut outbox, "y");
         let granted = granted(|g| {
             g.max_qos = Some(0);
             g.retain_available = Some(0);
@@ -634,7 +607,7 @@ mod tests {
             outbox.acknowledged(outbox.last_id, reason);
             assert_eq!(outbox.complaints().refused.contains_key("a"), reason == PubAckReason::NotAuthorized);
         }
-        record(&mut outbox, "x", now);
+        record(&mut outbox, "x");
         assert!(outbox.next(now, &mut out));
         outbox.acknowledged(outbox.last_id, PubAckReason::QuotaExceeded);
         assert_eq!((outbox.dropped, outbox.idle()), (1, true));

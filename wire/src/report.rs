@@ -552,6 +552,72 @@ pub struct RoundTrip {
     pub stamps: Stamps,
 }
 
+/// One thing that happened on a node, told as soon as the broker is there: all of them, in their order, none about the present. Not
+/// retained. It may arrive twice, under the same `run` and `sequence`.
+///
+/// The header's `ts` is when it happened, by the node's clock, which may have jumped since; the order is that of `sequence`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct NodeRecord {
+    /// Version, time, origin.
+    #[serde(flatten)]
+    pub header: Header,
+    /// One run of the agent: eight hexadecimal digits.
+    pub run: String,
+    /// From 0 on in each run; what is missing was given up.
+    pub sequence: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: Happening,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Happening {
+    /// The agent started: what it said before is over, and what is not clear follows.
+    Started {
+        /// bramble's version.
+        version: String,
+    },
+    /// A condition has another status.
+    Condition {
+        /// See [`Condition`].
+        id: String,
+        /// See [`Condition`].
+        subject: Option<String>,
+        /// See [`Condition`].
+        title: String,
+        /// The new status; `null` = it is not judged any more.
+        status: Option<Status>,
+        /// The status before; `null` = it was not judged.
+        before: Option<Status>,
+        /// See [`Condition`].
+        severity: Severity,
+        /// What was seen.
+        evidence: String,
+    },
+    /// A requirement has another verdict.
+    Finding {
+        /// See [`Finding`].
+        id: String,
+        /// See [`Finding`].
+        title: String,
+        /// The new verdict.
+        state: FindingState,
+        /// The verdict before.
+        before: FindingState,
+        /// What was seen, or what to do next.
+        detail: String,
+    },
+    /// Records were given up, because the broker was away for too long or does not take them.
+    Dropped {
+        /// How many since the run's start.
+        count: u64,
+    },
+}
+
 impl Condition {
     /// Whether the condition asks for attention: raised, or could not tell.
     pub fn needs_attention(&self) -> bool {
@@ -647,6 +713,9 @@ mod golden {
         same::<NodeInfo>(include_str!("../golden/v1/info.json"));
         same::<NodeState>(include_str!("../golden/v1/state.json"));
         same::<NodeFindings>(include_str!("../golden/v1/findings.json"));
+        for record in include_str!("../golden/v1/history.json").lines() {
+            same::<NodeRecord>(record);
+        }
         same::<MeshRow>(include_str!("../golden/v1/mesh.json"));
         same::<Alert>(include_str!("../golden/v1/alert.json"));
         same::<ClusterState>(include_str!("../golden/v1/cluster.json"));

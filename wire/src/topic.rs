@@ -105,6 +105,8 @@ pub enum NodeTopic {
     Mesh,
     /// [`crate::report::NodeEvent`], not retained, expires.
     Event,
+    /// [`crate::report::NodeRecord`], not retained: what happened, however late it is told; nothing about the present.
+    History,
     /// [`crate::command::Request`], to the node, never retained.
     Request(Verb),
     /// [`crate::command::Response`], not retained, expires.
@@ -182,6 +184,7 @@ impl NodeTopic {
             Self::Findings => ("findings", None),
             Self::Mesh => ("mesh", None),
             Self::Event => ("event", None),
+            Self::History => ("history", None),
             Self::Request(verb) => ("request", Some(verb)),
             Self::Response(verb) => ("response", Some(verb)),
         }
@@ -190,7 +193,7 @@ impl NodeTopic {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
         let verbs = |of: fn(Verb) -> Self| Verb::ALL.into_iter().map(of);
-        let plain = Self::RETAINED.into_iter().chain([Self::Event]);
+        let plain = Self::RETAINED.into_iter().chain([Self::Event, Self::History]);
         plain.chain(verbs(Self::Request)).chain(verbs(Self::Response))
     }
 }

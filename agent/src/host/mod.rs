@@ -30,6 +30,7 @@ pub mod network;
 mod remove;
 mod ruleset;
 pub mod scratch;
+pub mod spool;
 pub mod state;
 pub mod systemd;
 pub mod vault;

@@ -134,6 +134,12 @@ pub fn render(cluster: &Cluster, now: Timestamp) -> String {
         "Messages that were dropped, by kind.",
         Refusal::ALL.map(|kind| (vec![("kind", kind.as_str())], cluster.refused(kind) as f64)),
     );
+    text.own(
+        "bramble_records",
+        Kind::Total,
+        "What happened on nodes, as they told, at once or late.",
+        [(vec![], cluster.records() as f64)],
+    );
     let kept = cluster.bytes() as f64;
     text.own("bramble_aggregator_kept_bytes", Kind::Gauge, "Payload that is kept.", [(vec![], kept)]);
     text.own(

@@ -118,11 +118,19 @@ impl Authority {
     /// # Errors
     /// No randomness.
     pub fn client(&self, user: &str, group: &str) -> Result<Pair> {
+        self.client_when(user, group, Validity::Now)
+    }
+
+    /// As [`Authority::client`], for another time than now.
+    ///
+    /// # Errors
+    /// No randomness.
+    pub fn client_when(&self, user: &str, group: &str, validity: Validity) -> Result<Pair> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::OrganizationName, group);
         params.distinguished_name.push(DnType::CommonName, user);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(params, Validity::Now)
+        self.sign(params, validity)
     }
 
     fn sign(&self, mut params: CertificateParams, validity: Validity) -> Result<Pair> {

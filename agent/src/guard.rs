@@ -33,8 +33,9 @@ const RECENT: Duration = Duration::from_secs(10);
 /// Where systemd says which units run: a link for each, as old as its last start. All may look, as the journal's readers
 /// alone may not.
 const UNITS: &str = "/run/systemd/units";
-/// How the names of units begin that set routes, rules, links or kernel settings, or replace files, when they are started.
-const STARTERS: [&str; 18] = [
+/// Units that set routes, rules, links or kernel settings, or replace files, when they are started; `@` and `-` stand for
+/// all whose names begin so.
+const STARTERS: [&str; 19] = [
     "NetworkManager",
     "apt-daily-upgrade",
     "cloud-",
@@ -43,8 +44,9 @@ const STARTERS: [&str; 18] = [
     "firewalld",
     "ifup@",
     "k3s",
+    "k3s-agent",
     "netfilter-persistent",
-    "netplan",
+    "netplan-",
     "networking",
     "nftables",
     "packagekit",
@@ -281,10 +283,18 @@ fn unit(host: &Host) -> Option<String> {
     let starters = names.iter().filter_map(|name| {
         let unit = name.strip_prefix("invocation:")?;
         let age = host.age(&format!("{UNITS}/{name}")).filter(|age| *age <= RECENT)?;
-        STARTERS.iter().any(|starter| unit.starts_with(starter)).then_some((age, unit))
+        is_starter(unit).then_some((age, unit))
     });
     let (_, unit) = starters.min()?;
     Some(format!("just after {unit} was started (journalctl -u {unit})"))
+}
+
+fn is_starter(unit: &str) -> bool {
+    STARTERS.iter().any(|starter| match unit.strip_prefix(starter) {
+        Some(_) if starter.ends_with(['@', '-']) => true,
+        Some(rest) => rest.starts_with(['.', '@']),
+        None => false,
+    })
 }
 
 fn process(host: &Host) -> Option<String> {
@@ -373,7 +383,7 @@ mod tests {
         assert!(!is_taken_back(&host) && suspect(&host).is_none());
         let units = root.join(UNITS.trim_start_matches('/'));
         std::fs::create_dir_all(&units).unwrap();
-        for unit in ["cron.service", "systemd-networkd.service"] {
+        for unit in ["cron.service", "systemd-networkd.service", "systemd-networkd-wait-online.service"] {
             std::os::unix::fs::symlink("0123", units.join(format!("invocation:{unit}"))).unwrap();
         }
         assert_eq!(

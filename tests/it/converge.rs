@@ -895,13 +895,37 @@ pub(crate) fn a_file_with_two_names_stops_it_with_the_cause() -> Result<()> {
 pub(crate) fn a_drop_in_of_somebody_else_that_overrules_ours_is_told() -> Result<()> {
     let tree = Tree::of("debian-12-amd64")?;
     let yes = "[Network]\nManageForeignRoutes=yes\nManageForeignRoutingPolicyRules=yes\n";
-    tree.write("etc/systemd/networkd.conf.d/99-zzz-other.conf", yes)?;
+    let theirs = "etc/systemd/networkd.conf.d/99-zzz-other.conf";
+    tree.write(theirs, yes)?;
+    tree.bramble(&["plan"])?.says(&[
+        "networkd: /etc/systemd/networkd.conf.d/99-zzz-other.conf has the last word on ManageForeignRoutes",
+        "next take the line out, or give the file a name that sorts before",
+    ])?;
+
+    // Where the requirement does not know who it is, it says so too.
+    let tree = Tree::of("pi5-bookworm-16k")?;
+    tree.write("etc/NetworkManager/conf.d/99-zzz-other.conf", "[keyfile]\nunmanaged-devices=mac:0\n")?;
     let before = tree.snapshot()?;
-    let run = tree.apply()?;
-    run.says(&["networkd is still not met"])?;
-    tree.bramble(&["plan"])?.says(&["networkd: done, and not in force", "names sort later"])?;
+    tree.apply()?.says(&["network-manager is still not met"])?;
+    tree.bramble(&["plan"])?.says(&["network-manager: done, and not in force", "names sort later"])?;
     tree.revert_all()?;
     tree.is(&before)
+}
+
+pub(crate) fn what_a_tree_cannot_do_is_left_to_its_boot_or_to_its_machine() -> Result<()> {
+    let tree = Tree::of("pi4-debian-13")?;
+    ensure!(tree.apply()?.code == Some(0), "apply");
+    let plan = tree.bramble(&["plan"])?;
+    plan.says(&[
+        "Written, and in force when the machine boots set net.ipv4.ip_forward = 1",
+        "Left to the running machine: sudo bramble apply there enable and start systemd-time-wait-sync.service",
+    ])?;
+    // Its drop-ins are written, and read at the next boot.
+    ensure!(!plan.out.contains("50-bramble") && !plan.out.contains("not in force"), "{plan:#?}");
+    let plan = tree.plan()?;
+    let left = plan["left"].as_array().context("a plan says what is left")?;
+    ensure!(left.iter().any(|step| step["requirements"][0] == "clock-wait"), "{plan:#}");
+    tree.revert_all()
 }
 
 pub(crate) fn settings_of_a_running_kernel_are_set_and_put_back() -> Result<()> {

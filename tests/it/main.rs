@@ -145,6 +145,7 @@ const TESTS: &[&[Test]] = &[
         Root odd_files_are_edited_as_documented_or_left_to_a_person,
         Root a_file_with_two_names_stops_it_with_the_cause,
         Root a_drop_in_of_somebody_else_that_overrules_ours_is_told,
+        Root what_a_tree_cannot_do_is_left_to_its_boot_or_to_its_machine,
         Root settings_of_a_running_kernel_are_set_and_put_back,
     ],
     tests![

@@ -209,7 +209,7 @@ fn verify(host: &HostMut, config: &Config, step: &Step, last: impl Fn(&str) -> b
             State::Unmet => {
                 let plan = Plan::of(&[judged], &facts, host.host());
                 match plan.steps.is_empty() && !plan.left.is_empty() {
-                    true => format!("{id} counts when the machine boots"),
+                    true => format!("{id} is left to the running machine"),
                     false => format!("{id} is still not met: {evidence}"),
                 }
             }

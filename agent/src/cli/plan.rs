@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::check::{print, printable, width, wrap};
 use crate::config::Config;
 use crate::converge::diff::diff;
-use crate::converge::plan::{Content, Edit, Gate, Person, Plan as Steps, Step};
+use crate::converge::plan::{Content, Edit, Gate, Person, Plan as Steps, Step, comes_at_boot};
 use crate::converge::receipt::{self, State};
 use crate::facts::Facts;
 use crate::host::Host;
@@ -140,12 +140,16 @@ pub(super) fn page(plan: &Steps, consents: &[String], width: usize) -> String {
             }
         }
     }
-    if !plan.left.is_empty() {
-        title(
-            &mut text,
-            "Left to the running machine: bramble apply there; settings and modules come at its next boot too",
-        );
-        for change in plan.left.iter().flat_map(|step| &step.changes) {
+    let left = plan.left.iter().flat_map(|step| &step.changes);
+    let (at_boot, by_apply): (Vec<_>, Vec<_>) = left.partition(|change| comes_at_boot(change));
+    for (heading, changes) in [
+        ("Written, and in force when the machine boots", at_boot),
+        ("Left to the running machine: sudo bramble apply there", by_apply),
+    ] {
+        if !changes.is_empty() {
+            title(&mut text, heading);
+        }
+        for change in changes {
             text += &format!("   {}\n", wrap(&printable(&change.to_string()), 3, width));
         }
     }

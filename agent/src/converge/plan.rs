@@ -168,21 +168,14 @@ impl Plan {
                 State::Met | State::Unmet | State::NotNeeded => {}
             }
         }
+        // What is done, by requirement.
+        let mut done = Vec::new();
         for group in groups(judged) {
             let ids = || group.requirements.iter().map(|requirement| requirement.id);
             match group.step(facts, files) {
-                Ok(step) if step.edits.is_empty() && step.live.is_empty() => {
-                    // What it would do is done, and still the requirement is not met.
+                Ok(step) if step.is_done(files.is_live()) => {
                     let lines: Vec<String> = step.changes.iter().map(ToString::to_string).collect();
-                    plan.person.extend(ids().map(|id| {
-                        Person {
-                            id,
-                            what: format!("done, and not in force: {}", lines.join("; ")),
-                            next:
-                                "find the file that says otherwise: those whose names sort later overrule it"
-                                    .into(),
-                        }
-                    }));
+                    done.extend(ids().map(|id| (id, lines.join("; "))));
                 }
                 Ok(step) if step.edits.is_empty() && !files.is_live() => plan.left.push(step),
                 Ok(mut step) => {
@@ -199,6 +192,15 @@ impl Plan {
                 }
             }
         }
+        // Where nothing else is to be done for it, the requirement is not met all the same.
+        let steps = plan.steps.iter().chain(&plan.left).flat_map(|step| &step.requirements);
+        let served: Vec<&str> = steps.map(|requirement| requirement.id).collect();
+        done.retain(|(id, _)| !served.contains(id) && plan.person.iter().all(|person| person.id != *id));
+        plan.person.extend(done.into_iter().map(|(id, lines)| Person {
+            id,
+            what: format!("done, and not in force: {lines}"),
+            next: "find the file that says otherwise: those whose names sort later overrule it".into(),
+        }));
         plan
     }
 
@@ -214,6 +216,11 @@ impl Plan {
 }
 
 impl Step {
+    /// Whether nothing of it is left. A machine that does not run reads its units when it boots.
+    fn is_done(&self, is_live: bool) -> bool {
+        self.edits.is_empty() && self.live.iter().all(|live| !is_live && *live == Live::ReadUnits)
+    }
+
     /// Whether apply may do it, given what the owner consents to (ids of requirements).
     pub fn allowed(&self, consents: &[String]) -> bool {
         match self.gate {
@@ -343,6 +350,11 @@ fn gate(change: &Change) -> Gate {
         | Change::ShareMount { .. }
         | Change::EnableUnit { .. } => Gate::Now,
     }
+}
+
+/// Whether a machine does by itself, when it boots, what is left of a change whose file is written.
+pub fn comes_at_boot(change: &Change) -> bool {
+    matches!(change, Change::Sysctl { .. } | Change::LoadModules { .. } | Change::MaskUnit { .. })
 }
 
 impl Gate {

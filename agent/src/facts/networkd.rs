@@ -11,8 +11,8 @@ use crate::host::Host;
 /// What it is told.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Networkd {
-    /// The `[Network]` settings, merged.
-    settings: HashMap<String, String>,
+    /// The `[Network]` settings, merged, each with the file that has the last word.
+    settings: HashMap<String, (String, String)>,
     /// `.network` files in the order of their names.
     networks: Vec<Network>,
 }
@@ -89,9 +89,14 @@ fn is_yes(value: &str) -> bool {
 impl Networkd {
     /// Whether a setting says no; networkd takes yes for all that this asks about when it is not told.
     pub fn denies(&self, key: &str) -> bool {
-        self.settings.get(key).is_some_and(|value| {
+        self.settings.get(key).is_some_and(|(value, _)| {
             ["no", "false", "off", "0", "n", "f"].contains(&value.to_ascii_lowercase().as_str())
         })
+    }
+
+    /// The file that has the last word on a setting.
+    pub fn says(&self, key: &str) -> Option<&str> {
+        self.settings.get(key).map(|(_, path)| path.as_str())
     }
 
     /// The file by which networkd takes an interface for its own; the first that matches counts.
@@ -100,7 +105,7 @@ impl Networkd {
         (!first.unmanaged).then_some(&first.path)
     }
 
-    fn absorb(&mut self, text: &str) {
+    fn absorb(&mut self, path: &str, text: &str) {
         let mut section = "";
         for line in text.lines().map(str::trim) {
             if line.starts_with('[') {
@@ -108,7 +113,7 @@ impl Networkd {
             } else if let (true, Some((key, value))) = (section == "[Network]", line.split_once('='))
                 && !line.starts_with(['#', ';'])
             {
-                self.settings.insert(key.trim().to_string(), value.trim().to_string());
+                self.settings.insert(key.trim().to_string(), (value.trim().to_string(), path.to_string()));
             }
         }
     }
@@ -118,13 +123,14 @@ pub(super) fn read(host: &Host) -> Fact<Networkd> {
     let mut networkd = Networkd::default();
     // The first of these that exists counts; drop-ins of all count after it.
     for directory in ["/etc", "/run", "/usr/lib"] {
-        if let Some(text) = host.text_if_present(&format!("{directory}/systemd/networkd.conf"))? {
-            networkd.absorb(&text);
+        let path = format!("{directory}/systemd/networkd.conf");
+        if let Some(text) = host.text_if_present(&path)? {
+            networkd.absorb(&path, &text);
             break;
         }
     }
-    for text in drop_in::texts(host, "systemd/networkd.conf.d", &["/etc", "/run", "/usr/lib"])? {
-        networkd.absorb(&text);
+    for (path, text) in drop_in::files(host, "systemd/networkd.conf.d", &["/etc", "/run", "/usr/lib"])? {
+        networkd.absorb(&path, &text);
     }
     let directories = ["/etc", "/run", "/usr/local/lib", "/usr/lib"];
     let networks = drop_in::with_ending(host, "systemd/network", &directories, ".network")?;
@@ -139,10 +145,13 @@ mod tests {
     #[test]
     fn the_last_word_counts_and_comments_do_not() {
         let mut networkd = Networkd::default();
-        networkd.absorb("[Network]\n#ManageForeignRoutes=no\nManageForeignRoutes = yes\n[DHCPv4]\nX=no\n");
+        networkd.absorb(
+            "x.conf",
+            "[Network]\n#ManageForeignRoutes=no\nManageForeignRoutes = yes\n[DHCPv4]\nX=no\n",
+        );
         assert!(!networkd.denies("ManageForeignRoutes"));
         assert!(!networkd.denies("X"), "another section");
-        networkd.absorb("[Network]\nManageForeignRoutes=No\n");
+        networkd.absorb("x.conf", "[Network]\nManageForeignRoutes=No\n");
         assert!(networkd.denies("ManageForeignRoutes"));
     }
 

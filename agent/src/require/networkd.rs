@@ -10,6 +10,9 @@ const KEYS: [&str; 2] = ["ManageForeignRoutes", "ManageForeignRoutingPolicyRules
 /// Since systemd 256.
 const NEXT_HOPS: (&str, u32) = ("ManageForeignNextHops", 256);
 
+/// The drop-in of bramble.
+const FILE: &str = "/etc/systemd/networkd.conf.d/99-zz-bramble.conf";
+
 pub(super) const FOREIGN: Requirement = Requirement {
     id: "networkd",
     area: Area::Network,
@@ -33,11 +36,22 @@ pub(super) const FOREIGN: Requirement = Requirement {
         if lacking.is_empty() {
             return Finding::met(format!("{} are no", keys.join(" and ")));
         }
+        // Drop-ins count in the order of their names, after the main file.
+        let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        let later = |path: &&str| path.contains(".conf.d/") && name(path) > name(FILE);
+        if let Some((key, path)) =
+            lacking.iter().find_map(|key| Some((key, networkd.says(key).filter(later)?)))
+        {
+            return Finding::blocked(
+                format!("{path} has the last word on {key}, after every file of bramble's"),
+                format!("take the line out, or give the file a name that sorts before {FILE}"),
+            );
+        }
         let settings: String = keys.iter().map(|key| format!("{key}=no\n")).collect();
         Finding::unmet(
             format!("{} not no", lacking.join(" and ")),
             [Change::WriteFile {
-                path: "/etc/systemd/networkd.conf.d/99-zz-bramble.conf".into(),
+                path: FILE.into(),
                 content: format!(
                     "# Written by bramble: Cilium's routes and rules are not systemd-networkd's.\n\
                      [Network]\n{settings}"

@@ -32,6 +32,8 @@ pub mod guard;
 pub mod probe;
 /// What happened, kept until the broker has it.
 pub mod record;
+/// What must not leave the machine.
+pub mod redact;
 
 /// One file per verb.
 pub mod cli;

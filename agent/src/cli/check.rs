@@ -105,6 +105,11 @@ pub fn run(args: &Check, config: &Config) -> anyhow::Result<ExitCode> {
     print(&text, summary.exit_code())
 }
 
+/// What `--json` prints of a host.
+pub(super) fn report(host: &Host, facts: &Facts, judged: &[Judged]) -> String {
+    json(host, facts, judged, &Summary::of(judged)).to_string() + "\n"
+}
+
 pub(super) fn print(text: &str, code: ExitCode) -> anyhow::Result<ExitCode> {
     let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

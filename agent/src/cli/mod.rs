@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::{config::Config, host::Host};
 
 pub mod apply;
+pub mod bundle;
 pub mod check;
 pub mod completions;
 pub mod forget;
@@ -48,6 +49,7 @@ enum Verb {
     Status(status::Status),
     Forget(forget::Forget),
     Mesh(mesh::Mesh),
+    Bundle(bundle::Bundle),
     Render(render::Render),
     Run(run::Run),
     Probe(probe::Probe),
@@ -112,6 +114,7 @@ impl Bramble {
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
             Verb::Forget(_) => forget::run(&config),
+            Verb::Bundle(args) => bundle::run(args, &config, path.as_deref()),
             Verb::Render(args) => render::run(args, &config, &host),
             Verb::Run(_) => run::run(config, &host, path.as_deref()),
             Verb::Probe(_) => probe::run(config, &host, path.as_deref()),

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{Mode, fstat};
 
+pub mod archive;
 pub mod bpf;
 pub mod bpf_offer;
 pub mod clock;
@@ -27,6 +28,7 @@ pub mod large;
 pub mod netfilter;
 mod netlink;
 pub mod network;
+pub mod record;
 mod remove;
 mod ruleset;
 pub mod scratch;
@@ -59,6 +61,8 @@ pub struct Host {
     /// Every path is resolved below this directory, by the kernel.
     root: OwnedFd,
     origin: Origin,
+    /// What is asked, while somebody wants to know it.
+    record: Option<record::Record>,
 }
 
 #[derive(Debug)]
@@ -164,7 +168,7 @@ impl Host {
     /// The machine this runs on.
     pub fn live() -> Result<Host, Unreadable> {
         let root = open_directory(Path::new("/")).map_err(|errno| failed("/", errno))?;
-        Ok(Host { root, origin: Origin::Live })
+        Ok(Host { root, origin: Origin::Live, record: None })
     }
 
     /// A captured tree; `/` is the machine itself.
@@ -172,9 +176,10 @@ impl Host {
         let root = open_directory(dir)
             .map_err(|errno| NotATree::Unopened { dir: dir.into(), why: errno.desc().into() })?;
         if dir == Path::new("/") {
-            return Ok(Host { root, origin: Origin::Live });
+            return Ok(Host { root, origin: Origin::Live, record: None });
         }
-        let mut host = Host { root, origin: Origin::Tree { dir: dir.into(), absent: Vec::new() } };
+        let mut host =
+            Host { root, origin: Origin::Tree { dir: dir.into(), absent: Vec::new() }, record: None };
         let known = ["proc", "sys", "etc", "boot", "usr", "lib"];
         if !known.iter().any(|name| host.open(name, OFlag::O_PATH).is_ok()) {
             return Err(NotATree::Bare { dir: dir.into() });
@@ -369,6 +374,9 @@ impl Host {
                 break;
             }
             opened = openat2(&self.root, relative, how);
+        }
+        if let Some(record) = &self.record {
+            record.note(path, flags, opened.as_ref().err().copied());
         }
         match opened {
             // systemd's RestrictSUIDSGID takes the call away. From the machine's own root the older one leads to the same.

@@ -1,4 +1,5 @@
-//! The wall clock: who keeps it right, how far off it can be, and whether somebody set it.
+//! The wall clock: who keeps it right, how far off it can be, and whether somebody set it. That nobody keeps it right is the
+//! finding of the requirement `clock`.
 
 use std::time::Duration;
 
@@ -56,7 +57,6 @@ fn keeper(host: &Host) -> Option<&'static str> {
 }
 
 fn discipline(health: &mut Health, discipline: Result<Discipline, Unreadable>, keeper: Option<&str>) {
-    let by = keeper.unwrap_or("nobody that is known");
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let known = discipline.as_ref().ok();
     let error = known.and_then(|known| known.error);
@@ -75,24 +75,6 @@ fn discipline(health: &mut Health, discipline: Result<Discipline, Unreadable>, k
         let offset = known.offset_us as f64 / 1000.0;
         health.reading("clock-offset", "Clock offset", Some(offset), Unit::Millisecond, Kind::Gauge);
     }
-    let (status, evidence) = match discipline {
-        Err(why) => (Status::Unknown, why.to_string()),
-        Ok(Discipline { error: Some(error), .. }) => {
-            (Status::Clear, format!("kept by {by}, off by at most {:.1} ms", milliseconds(error)))
-        }
-        Ok(Discipline { error: None, .. }) => {
-            (Status::Raised, format!("no time server has set it; it is looked after by {by}"))
-        }
-    };
-    health.statements.push(Statement {
-        id: "clock-unsynchronised",
-        subject: None,
-        title: "Clock is not synchronised",
-        status,
-        severity: Severity::Warning,
-        depends_on: &["isolated"],
-        evidence,
-    });
 }
 
 impl Time {
@@ -166,7 +148,7 @@ mod tests {
         let mut judge = (PROBE.judge)();
         let health = scene.judge(&mut judge);
         assert_eq!(health.about["time-source"], "none that is known");
-        assert_eq!(health.said("clock-unsynchronised").unwrap().0, Status::Unknown, "a tree has no clock");
+        assert_eq!(health.value("clock-error"), Some(None), "a tree has no clock");
         scene.write("/sys/fs/cgroup/system.slice/chrony.service/cgroup.procs", "1\n");
         assert_eq!(scene.judge(&mut judge).about["time-source"], "chrony");
         let kept = Discipline { offset_us: 1500, error: Some(Duration::from_millis(20)) };
@@ -174,11 +156,10 @@ mod tests {
             let mut health = Health::default();
             discipline(&mut health, Ok(kept), keeper);
             assert_eq!(health.value("clock-offset"), offset);
-            assert_eq!(health.said("clock-unsynchronised").unwrap().0, Status::Clear);
+            assert_eq!(health.value("clock-error"), Some(Some(20.0)));
         }
         let mut health = Health::default();
         discipline(&mut health, Ok(Discipline { offset_us: 0, error: None }), None);
-        assert_eq!(health.said("clock-unsynchronised").unwrap().0, Status::Raised);
         assert_eq!((health.value("clock-error"), health.value("clock-offset")), (Some(None), None));
     }
 }

@@ -24,7 +24,7 @@ use crate::host::http::Url;
 use crate::host::write::{HostMut, NotDone};
 use crate::host::{Host, Unreadable, clock};
 use crate::k3s::binary::{self, Machine, Wanted};
-use crate::k3s::wait::{self, Awaited, Limits, Progress};
+use crate::k3s::wait::{self, Awaited, Limits, Phase, Progress};
 use crate::k3s::{cilium, configuration, doctor, path, unit};
 use look::Findings;
 
@@ -467,6 +467,9 @@ struct View {
 
 impl View {
     fn show(&mut self, now: &Progress) {
+        if matches!(now.phase, Phase::Ready { .. }) {
+            return;
+        }
         let waits = now.phase.waits_for();
         let line = now.told.line.as_deref().map_or(String::new(), |line| format!("; K3s says: {line}"));
         let text = printable(&format!("{:>4} s  {}: {waits}{line}", now.elapsed.as_secs(), now.phase.name()));

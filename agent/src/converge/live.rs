@@ -194,8 +194,12 @@ impl Live {
             Live::StartUnit { unit } => {
                 let now = look(host, unit)?;
                 // Its file was put back first and may be gone by now: its links are left, and systemd calls it nothing.
-                if !was("is-enabled", "enabled") {
-                    host.disable_unit(unit)?;
+                // Where no bus answers, systemctl takes them away and complains all the same.
+                if !was("is-enabled", "enabled")
+                    && let Err(failed) = host.disable_unit(unit)
+                    && !look(host, unit)?.enabled.is_empty()
+                {
+                    return Err(failed);
                 }
                 if !was("is-active", "active") && !now.is_down() {
                     stop(host, unit)?;

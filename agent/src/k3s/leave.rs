@@ -504,7 +504,7 @@ fn is_cilium_link(name: &str) -> bool {
 /// The receipts of the join that are not undone yet, the last one first: those that hold K3s' program or unit.
 pub fn receipts(all: Vec<Receipt>) -> Vec<Receipt> {
     let is_k3s = |act: &Act| match act {
-        Act::File { path, .. } => {
+        Act::File { path, .. } | Act::Large { path, .. } => {
             path == path::BINARY
                 || path == path::CONFIG
                 || UNITS.iter().any(|unit| path.ends_with(&format!("/{unit}")))
@@ -522,7 +522,9 @@ pub fn receipts(all: Vec<Receipt>) -> Vec<Receipt> {
 /// Files of a receipt that stay with K3s' data.
 pub fn kept(receipt: &Receipt, options: &Options) -> Vec<String> {
     let below = |act: &Act| match act {
-        Act::File { path, .. } if path.starts_with(path::DATA) => Some(path.clone()),
+        Act::File { path, .. } | Act::Large { path, .. } if path.starts_with(path::DATA) => {
+            Some(path.clone())
+        }
         _ => None,
     };
     match options.keep_data {

@@ -177,14 +177,7 @@ pub(crate) fn a_token_is_shown_to_nobody_whose_certificates_it_does_not_name() -
 }
 
 fn node_of(server: &Server) -> Node {
-    Node {
-        role: "agent",
-        server: Some(server.url()),
-        token: None,
-        mode: 0o600,
-        own: (&[], ""),
-        believed: None,
-    }
+    Node { role: "agent", server: Some(server.url()), token: None, mode: 0o600, own: (&[], "") }
 }
 
 pub(crate) fn a_token_lets_in_the_roles_of_its_kind_and_is_its_owners_alone() -> Result<()> {

@@ -15,6 +15,7 @@ use tokio::{
 };
 use wire::{
     cluster::ClusterInfo,
+    command::{Outcome, Request, Response},
     connection::{self, Bus, Event, Message, Settings},
     discovery::{Around, Device},
     report::{
@@ -25,12 +26,13 @@ use wire::{
 
 use crate::{
     broker::Connection,
+    command::{self, Desk},
     companion::{self, Link, Sample, Wanted},
-    config::{self, Config},
+    config::{self, Config, cluster::Role},
     facts::Facts,
     guard::Guard,
     home::Home,
-    host::{Host, clock, state::State},
+    host::{Host, clock, state::State, systemd},
     identity::{self, Settled},
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
@@ -56,6 +58,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FORGET_AFTER: Duration = Duration::from_secs(3 * CHECK_EVERY.as_secs());
 /// How long a retained presence is worth something; it is said again at each pass over the requirements.
 const INFO_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long before a restart it is announced.
+const ANNOUNCED: Duration = Duration::from_secs(3);
 /// How long something that happened is worth being told.
 const EVENT_EXPIRY: Duration = Duration::from_secs(3600);
 /// Peers that are listened to: more than the kernel's map holds are never probed.
@@ -105,6 +109,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             }
             () = at(agent.silent_at()) => agent.companion_is_silent(),
             () = at(agent.announce_at) => agent.announce(),
+            () = at(agent.restart.as_ref().map(|(at, _)| *at)) => agent.restart(),
             () = agent.records.keep() => {}
             Some(asked) = questions.recv() => {
                 // Who asked may have gone.
@@ -242,6 +247,9 @@ struct Agent<'a> {
     connected: Option<Instant>,
     refused_messages: u64,
     home: Home,
+    desk: Desk,
+    /// When the machine is restarted, and who asked for it.
+    restart: Option<(Instant, Request)>,
     /// Who speaks for the cluster.
     aggregator: Option<ClusterInfo>,
     announce_at: Option<Instant>,
@@ -284,6 +292,8 @@ impl<'a> Agent<'a> {
             connected: None,
             refused_messages: 0,
             home: Home::open(State::new(&config.node.state_dir), place),
+            desk: Desk::open(State::new(&config.node.state_dir)),
+            restart: None,
             aggregator: None,
             announce_at: None,
         }
@@ -662,6 +672,10 @@ impl<'a> Agent<'a> {
             return Ok(());
         }
         match Topic::parse(topic, &self.speaker.cluster).map_err(|e| e.to_string())? {
+            Topic::Node(node, NodeTopic::Request(verb)) if node == self.speaker.node => {
+                self.take_request(verb, payload, retained);
+                Ok(())
+            }
             Topic::Node(node, leaf) if node == self.speaker.node => self.take_own(leaf, payload, retained),
             Topic::Node(node, NodeTopic::Info) if payload.is_empty() => {
                 self.peers.remove(&node);
@@ -714,14 +728,100 @@ impl<'a> Agent<'a> {
                     self.namesake = Some((info.id, Instant::now()));
                 }
             }
-            NodeTopic::Availability if payload != ONLINE.as_bytes() => {
-                // The will of our last connection fired late: we are here.
-                let topic = Topic::Node(self.speaker.node.clone(), leaf).in_cluster(&self.speaker.cluster);
-                self.bus.publish_latest(topic, ONLINE.into(), None);
+            // The will of our last connection fired late: we are here.
+            NodeTopic::Availability if payload != ONLINE.as_bytes() && self.restart.is_none() => {
+                self.be(ONLINE)
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Does what was asked, or not, and answers.
+    fn take_request(&mut self, verb: Verb, payload: &[u8], retained: bool) {
+        let allowed = self.config.commands.allows(verb);
+        let taken = self.desk.take(verb, payload, retained, allowed, clock::now());
+        let (request, done) = match taken {
+            Ok(request) if verb == Verb::Reboot => match self.may_restart(|_| true) {
+                Ok(()) => return self.restart_soon(request),
+                Err(why) => (request, Err(why)),
+            },
+            Ok(request) => (request, self.obey(verb)),
+            Err((request, why)) => (request, Err(why)),
+        };
+        self.answer(verb, request, done);
+    }
+
+    fn answer(&self, verb: Verb, request: Request, done: Result<serde_json::Value, String>) {
+        match &done {
+            Ok(_) if verb.acts() => tracing::warn!("{verb}: asked over MQTT, and begun"),
+            Ok(_) => {}
+            Err(why) => tracing::warn!("{verb}: asked over MQTT, and refused: {why}"),
+        }
+        let response = Response {
+            header: self.speaker.header(clock::now()),
+            status: if done.is_ok() { Outcome::Ok } else { Outcome::Error },
+            data: done.as_ref().ok().cloned().unwrap_or_default(),
+            error: done.err(),
+            transaction: request.transaction,
+        };
+        self.say_once(NodeTopic::Response(verb), &response, command::ANSWER_EXPIRY);
+    }
+
+    fn obey(&mut self, verb: Verb) -> Result<serde_json::Value, String> {
+        match verb {
+            Verb::Check => {
+                self.check();
+                self.conclude();
+                self.say();
+                Ok(serde_json::json!({"findings": count(&self.findings)}))
+            }
+            Verb::Refresh => {
+                self.home.begin_anew(Instant::now());
+                self.introduce();
+                self.judge(Pace::Report);
+                self.say();
+                Ok(serde_json::Value::Null)
+            }
+            Verb::Identify => systemd::start_obey("identify").map(|()| serde_json::json!({"seconds": 15})),
+            Verb::Apply if self.host.present("/etc/bramble/prepare") != Ok(true) => {
+                Err("root acts here only while /etc/bramble/prepare exists: sudo touch it".to_owned())
+            }
+            Verb::Apply => systemd::start_prepare().map(|()| serde_json::Value::Null),
+            Verb::Reboot => systemd::start_obey("reboot").map(|()| serde_json::Value::Null),
+        }
+    }
+
+    /// Whether this node may be restarted, as far as those others are concerned that count.
+    fn may_restart(&self, counts: impl Fn(&Name) -> bool) -> Result<(), String> {
+        let server = self.config.cluster.k3s && self.config.cluster.role == Role::Server;
+        let others = self.peers.iter().filter(|(name, _)| counts(name)).map(|(name, peer)| command::Other {
+            name,
+            online: peer.online,
+            server: peer.role.as_deref() == Some("server"),
+        });
+        command::may_restart(server, &others.collect::<Vec<_>>())
+    }
+
+    /// Says first that this node goes: who is asked at the same moment hears it, and of two the first by name goes.
+    fn restart_soon(&mut self, request: Request) {
+        self.be(OFFLINE);
+        self.restart = Some((Instant::now() + ANNOUNCED, request));
+    }
+
+    fn restart(&mut self) {
+        let Some((_, request)) = self.restart.take() else { return };
+        let own = self.speaker.node.clone();
+        let done = self.may_restart(|other| *other < own).and_then(|()| self.obey(Verb::Reboot));
+        if done.is_err() {
+            self.be(ONLINE);
+        }
+        self.answer(Verb::Reboot, request, done);
+    }
+
+    fn be(&self, word: &str) {
+        let topic = Topic::Node(self.speaker.node.clone(), NodeTopic::Availability);
+        self.bus.publish_latest(topic.in_cluster(&self.speaker.cluster), word.into(), None);
     }
 
     fn read_cluster_info(&self, payload: &[u8]) -> Result<ClusterInfo, String> {

@@ -37,6 +37,8 @@ pub mod redact;
 
 /// One file per verb.
 pub mod cli;
+/// What is asked over MQTT.
+pub mod command;
 /// The agent.
 pub mod daemon;
 /// What Home Assistant was told.

@@ -15,6 +15,7 @@ pub mod join;
 pub mod leave;
 pub mod man;
 pub mod mesh;
+pub mod obey;
 pub mod plan;
 pub mod probe;
 pub mod render;
@@ -53,6 +54,7 @@ enum Verb {
     Render(render::Render),
     Run(run::Run),
     Probe(probe::Probe),
+    Obey(obey::Obey),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -113,6 +115,7 @@ impl Bramble {
             Verb::Leave(args) => leave::run(args),
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
+            Verb::Obey(args) => obey::run(args, &config),
             Verb::Forget(_) => forget::run(&config),
             Verb::Bundle(args) => bundle::run(args, &config, path.as_deref()),
             Verb::Render(args) => render::run(args, &config, &host),

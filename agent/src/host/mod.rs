@@ -25,6 +25,7 @@ pub mod hwmon;
 mod journal;
 pub mod kmsg;
 pub mod large;
+pub mod led;
 pub mod netfilter;
 mod netlink;
 pub mod network;

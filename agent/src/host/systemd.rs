@@ -15,8 +15,8 @@ use zbus::{Connection, DynamicType, Message, OwnedObjectPath, OwnedVariant};
 use super::write::{HostMut, NotDone, failpoint};
 use super::{Host, Unreadable, Why};
 
-/// The one unit that the agent may start: the root oneshot that applies the owner's plan. A polkit rule allows this and
-/// nothing else.
+/// The root oneshot that applies the owner's plan. A polkit rule allows the agent to start this, `bramble-obey@.service` for what
+/// it may be asked over MQTT, and nothing else.
 pub const PREPARE: &str = "bramble-prepare.service";
 
 const NAME: &str = "org.freedesktop.systemd1";
@@ -169,6 +169,22 @@ impl HostMut {
 /// systemd refuses, or is not there; the text is its own.
 pub fn start_prepare() -> Result<(), String> {
     ask(Verb::Start, PREPARE)
+}
+
+/// Asks systemd to start the unit that does `what` as root, without waiting for it; see `bramble obey`.
+///
+/// # Errors
+/// As [`start_prepare`].
+pub fn start_obey(what: &str) -> Result<(), String> {
+    ask(Verb::Start, &format!("bramble-obey@{what}.service"))
+}
+
+/// Restarts the machine, in order.
+///
+/// # Errors
+/// systemd refuses, or is not there; the text is its own.
+pub fn reboot() -> Result<(), String> {
+    systemctl(&["--no-block", "reboot"]).map(drop)
 }
 
 fn ask(verb: Verb, unit: &str) -> Result<(), String> {

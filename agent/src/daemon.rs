@@ -34,6 +34,7 @@ use crate::{
     home::Home,
     host::{Host, clock, state::State, systemd},
     identity::{self, Settled},
+    journal,
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
@@ -437,6 +438,7 @@ impl<'a> Agent<'a> {
         statements.extend(self.healths.iter().flat_map(|h| h.statements.iter().cloned()));
         let now = clock::now();
         let dated = self.history.date(statements, now);
+        journal::tell(&self.conditions, &dated.conditions);
         self.conditions = dated.conditions;
         for (event_type, condition) in dated.events {
             let event = self.speaker.event(now, event_type, condition);
@@ -625,7 +627,11 @@ impl<'a> Agent<'a> {
     fn take_event(&mut self, event: Event) {
         match event {
             Event::Connected => {
-                tracing::info!("connected to the broker at {}", self.config.mqtt.broker);
+                tracing::info!(
+                    bramble_condition = "broker",
+                    "connected to the broker at {}",
+                    self.config.mqtt.broker
+                );
                 self.broker = Ok(clock::now());
                 self.home.begin_anew(Instant::now());
                 self.connected = Some(Instant::now());
@@ -637,7 +643,10 @@ impl<'a> Agent<'a> {
             Event::Disconnected { why, next_try } => {
                 // One line when it breaks or breaks in another way, not one for each attempt.
                 if self.broker.as_ref().err() != Some(&why) {
-                    tracing::warn!("not connected to the broker: {why}; next attempt in {next_try:.1?}");
+                    tracing::warn!(
+                        bramble_condition = "broker",
+                        "not connected to the broker: {why}; next attempt in {next_try:.1?}"
+                    );
                 }
                 self.broker = Err(why);
                 self.connected = None;
@@ -648,7 +657,7 @@ impl<'a> Agent<'a> {
             }
             Event::Complaints => {
                 for complaint in self.bus.complaints().told() {
-                    tracing::warn!("{complaint}");
+                    tracing::warn!(bramble_condition = "broker", "{complaint}");
                 }
                 if self.judge(Pace::Sample) {
                     self.say();

@@ -19,6 +19,7 @@ use crate::{
         Host, systemd,
         watch::{Event, Settings, Watch},
     },
+    journal,
     probe::Statement,
 };
 
@@ -165,18 +166,27 @@ impl Guard {
             match finding.state {
                 FindingState::Unmet | FindingState::Blocked if held => {
                     if is_taken_back(host) {
-                        tracing::info!("taken back by bramble revert: {}", finding.title);
+                        tracing::info!(
+                            bramble_finding = finding.id,
+                            "taken back by bramble revert: {}",
+                            finding.title
+                        );
                     } else {
                         let by = suspect(host);
                         let loss = Loss { title: finding.title.clone(), detail: finding.detail.clone(), by };
-                        tracing::warn!("no longer so: {}", loss.sentence());
+                        tracing::warn!(
+                            message_id = journal::LOST,
+                            bramble_finding = finding.id,
+                            "no longer so: {}",
+                            loss.sentence()
+                        );
                         self.lost.insert(finding.id.clone(), loss);
                         // What only a person can mend, root need not try.
                         self.owed |= finding.state == FindingState::Unmet;
                     }
                 }
                 FindingState::Met | FindingState::NotNeeded if self.lost.remove(&finding.id).is_some() => {
-                    tracing::info!("so again: {}", finding.title);
+                    tracing::info!(bramble_finding = finding.id, "so again: {}", finding.title);
                 }
                 _ => {}
             }

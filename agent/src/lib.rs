@@ -48,6 +48,8 @@ pub mod identity;
 /// Findings and health become messages.
 pub mod report;
 
+/// What the journal gets.
+pub mod journal;
 /// What systemd is told, and what it asks.
 pub mod notify;
 /// Numbers that need not be secret.

@@ -10,7 +10,7 @@ use tokio::{
 };
 use wire::report::{Condition, FindingCounts, Status};
 
-use crate::{config::Config, host::Host, shutdown::Shutdown};
+use crate::{config::Config, host::Host, journal, shutdown::Shutdown};
 
 /// systemd cuts longer status lines off somewhere; `systemctl status` is read on a terminal.
 const LONGEST_STATUS: usize = 200;
@@ -91,7 +91,9 @@ impl<'a> Service<'a> {
                         reloading();
                         return Asked::Reload(Box::new(config));
                     }
-                    Err(why) => tracing::error!("the old configuration stays: {why}"),
+                    Err(why) => {
+                        tracing::error!(message_id = journal::BAD_CONFIG, "the old configuration stays: {why}")
+                    }
                 },
                 () = proof => tell(&[NotifyState::Watchdog]),
             }

@@ -525,7 +525,7 @@ impl Alerts {
             entry.said = Some(now);
             self.effects.push(entry.effect(cause));
             let text = format!("raised: {} ({})", entry.problem.title, entry.problem.evidence.join("; "));
-            self.effects.push(Effect::Log(Line { warn: true, text }));
+            self.effects.push(log(&entry, cause, true, text));
         }
         self.entries.insert(cause.clone(), entry);
     }
@@ -534,9 +534,9 @@ impl Alerts {
         if let Some(entry) = self.entries.remove(cause)
             && entry.said.is_some()
         {
-            self.effects.push(Effect::Remove(Topic::Cluster(ClusterTopic::Alert(entry.id))));
             let text = format!("cleared: {}", entry.problem.title);
-            self.effects.push(Effect::Log(Line { warn: false, text }));
+            let line = log(&entry, cause, false, text);
+            self.effects.extend([Effect::Remove(Topic::Cluster(ClusterTopic::Alert(entry.id))), line]);
         }
     }
 
@@ -546,6 +546,14 @@ impl Alerts {
             self.clear(cause);
         }
     }
+}
+
+fn log(entry: &Entry, cause: &Cause, warn: bool, text: String) -> Effect {
+    let node = match cause {
+        Cause::Node(node) | Cause::Condition(node, _, _) => Some(node.clone()),
+        Cause::Mesh | Cause::Link(_, _) => None,
+    };
+    Effect::Log(Line { warn, text, alert: Some(entry.id.clone()), node })
 }
 
 impl Entry {

@@ -119,6 +119,10 @@ pub struct Line {
     pub warn: bool,
     /// The line.
     pub text: String,
+    /// The alert that it is about.
+    pub alert: Option<Name>,
+    /// The node that it is about.
+    pub node: Option<Name>,
 }
 
 /// Why a message was dropped.
@@ -396,7 +400,7 @@ fn presence_line(name: &Name, presence: Option<Presence>) -> Option<Effect> {
         Some(Presence::LastKnown) => return None,
         None => (false, format!("{name} has left")),
     };
-    Some(Effect::Log(Line { warn, text }))
+    Some(Effect::Log(Line { warn, text, alert: None, node: Some(name.clone()) }))
 }
 
 /// Whether the broker is there.
@@ -502,7 +506,7 @@ impl Cluster {
                     if *count == 1 {
                         let text =
                             format!("message dropped: {} (further ones are only counted)", refusal.as_str());
-                        effects.push(Effect::Log(Line { warn: true, text }));
+                        effects.push(Effect::Log(Line { warn: true, text, alert: None, node: None }));
                     }
                 }
             }

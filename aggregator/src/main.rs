@@ -12,7 +12,9 @@ use bramble_aggregator::{
     serve,
 };
 use clap::{CommandFactory as _, Parser};
-use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    filter::LevelFilter, fmt::format::debug_fn, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 /// sysexits: wrong arguments, a failure of the system, a wrong configuration.
 const USAGE: u8 = 64;
@@ -105,11 +107,16 @@ fn start_journal() {
             // The crate's own mapping makes every INFO line a notice.
             use tracing_journald::{Priority, PriorityMappings};
             let mappings = PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() };
-            registry.with(layer.with_priority_mappings(mappings)).init();
+            registry.with(layer.with_field_prefix(None).with_priority_mappings(mappings)).init();
         }
         None => {
+            // The words say it; fields are for the journal.
+            let words = debug_fn(|to, field, value| match field.name() {
+                "message" => write!(to, "{value:?}"),
+                _ => Ok(()),
+            });
             let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
-            registry.with(layer).init();
+            registry.with(layer.fmt_fields(words)).init();
         }
     }
 }

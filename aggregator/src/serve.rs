@@ -40,7 +40,7 @@ use wire::{
 };
 
 use crate::{
-    cluster::{self, Cluster, Effect, Message},
+    cluster::{self, Cluster, Effect, Line, Message},
     config::{Config, Web},
     notify::{Asked, Service},
     publish::{home_assistant, prometheus, web},
@@ -296,8 +296,13 @@ fn apply(shared: &Shared, bus: &Bus, effects: Vec<Effect>) {
                 bus.publish_latest(topic.in_cluster(shared.cluster().name()), Vec::new(), None);
             }
             Effect::PageChanged => shared.changed.notify_one(),
-            Effect::Log(line) if line.warn => tracing::warn!("{}", line.text),
-            Effect::Log(line) => tracing::info!("{}", line.text),
+            Effect::Log(Line { warn, text, alert, node }) => {
+                let (alert, node) = (alert.as_ref().map(Name::as_str), node.as_ref().map(Name::as_str));
+                match warn {
+                    true => tracing::warn!(bramble_alert = alert, bramble_node = node, "{text}"),
+                    false => tracing::info!(bramble_alert = alert, bramble_node = node, "{text}"),
+                }
+            }
         }
     }
 }

@@ -282,7 +282,10 @@ impl Bus {
 
 fn fits(topic: &str, payload: &[u8]) -> bool {
     if payload.len() > MAX_PAYLOAD {
-        tracing::error!(topic, bytes = payload.len(), "message not sent: larger than {MAX_PAYLOAD} bytes");
+        tracing::error!(
+            "message on {topic} not sent: {} bytes, of which the largest may have {MAX_PAYLOAD}",
+            payload.len()
+        );
     }
     payload.len() <= MAX_PAYLOAD
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::Config, host::Host};
+use crate::{config::Config, host::Host, journal};
 
 pub mod apply;
 pub mod bundle;
@@ -76,12 +76,12 @@ pub fn main() -> ExitCode {
         // Whoever read has seen enough: `bramble status | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            let usage = error.is::<crate::config::BadConfig>();
             // One line in the journal with the priority of an error, one on a terminal.
             match std::env::var_os("JOURNAL_STREAM") {
-                Some(_) => tracing::error!("{error:#}"),
+                Some(_) => tracing::error!(message_id = usage.then_some(journal::BAD_CONFIG), "{error:#}"),
                 None => eprintln!("bramble: {error:#}"),
             }
-            let usage = error.is::<crate::config::BadConfig>();
             ExitCode::from(if usage { USAGE } else { FAILURE })
         }
     }

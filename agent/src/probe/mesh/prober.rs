@@ -147,7 +147,7 @@ impl Prober {
             if let Ok(programs) = &mut self.programs
                 && let Err(why) = programs.add_peer(address)
             {
-                tracing::error!(peer = %name, "not probed: {why}");
+                tracing::error!(bramble_peer = %name, "{name} is not probed: {why}");
                 continue;
             }
             self.names.insert(address, name.clone());

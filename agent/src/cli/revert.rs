@@ -26,7 +26,7 @@ pub struct Revert {
     /// The receipt to undo; the last one that is not undone yet when none is given
     #[arg(value_name = "RECEIPT")]
     receipt: Option<String>,
-    /// List the receipts
+    /// List the receipts, and of each what is not undone yet
     #[arg(long, conflicts_with_all = ["receipt", "keep"])]
     list: bool,
     /// Leave this file as it is now; can be given more than once
@@ -81,16 +81,25 @@ fn list(receipts: &[Receipt]) -> String {
     if receipts.is_empty() {
         return "no receipts: bramble has changed nothing here\n".into();
     }
-    let line = |receipt: &Receipt| {
-        format!(
+    let mut text = String::new();
+    for receipt in receipts {
+        text += &format!(
             "{}  {}  {} changes  {}\n",
             receipt.name,
             receipt.at.strftime("%Y-%m-%d %H:%M:%S UTC"),
             receipt.acts.len(),
             receipt.state.words()
-        )
-    };
-    receipts.iter().map(line).collect()
+        );
+        // What is still there: the last of these is what the next revert begins with.
+        if receipt.state != State::Reverted {
+            let left = receipt.acts.iter().enumerate().filter(|(n, _)| !receipt.is_undone(*n));
+            text.extend(left.map(|(_, act)| format!("    {}\n", act.object())));
+        }
+    }
+    if let Some(last) = receipts.iter().rfind(|receipt| receipt.state != State::Reverted) {
+        text += &format!("to undo {}: sudo bramble revert\n", last.name);
+    }
+    text
 }
 
 fn undo(args: &Revert, host: &HostMut) -> Result<(String, ExitCode), NotDone> {

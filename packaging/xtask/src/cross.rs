@@ -106,7 +106,7 @@ pub(crate) struct Built {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&[Purpose::Cross])?;
     let began = Instant::now();
-    let built = build(Arch::Arm64, if arguments.thin { Lto::Thin } else { Lto::Fat })?;
+    let built = build(&Place::here()?, Arch::Arm64, if arguments.thin { Lto::Thin } else { Lto::Fat })?;
     let seconds = began.elapsed().as_secs_f64();
     for one in &built {
         println!("{} {:.1} MB, needs glibc {}", one.path.display(), one.bytes as f64 / 1e6, one.glibc);
@@ -117,21 +117,37 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the programs are.
-///
-/// # Errors
-///
-/// As [`build::target`].
-pub(crate) fn folder(arch: Arch) -> Result<PathBuf> {
-    Ok(build::target()?.join("cross").join(arch.target()).join("release"))
+/// Where something is built.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The sources.
+    pub(crate) source: PathBuf,
+    /// What the compiler writes.
+    pub(crate) target: PathBuf,
 }
 
-/// Builds the programs, into a folder of cargo's target folder that is kept between runs.
+impl Place {
+    /// The checkout, and a folder of cargo's target folder that is kept between runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`build::target`].
+    pub(crate) fn here() -> Result<Self> {
+        Ok(Self { source: root().to_owned(), target: build::target()?.join("cross") })
+    }
+
+    /// Where the programs are.
+    pub(crate) fn folder(&self, arch: Arch) -> PathBuf {
+        self.target.join(arch.target()).join("release")
+    }
+}
+
+/// Builds the programs.
 ///
 /// # Errors
 ///
 /// The build fails, and its reason stands on standard error; or the programs ask for a newer C library than Debian 12's.
-pub(crate) fn build(arch: Arch, lto: Lto) -> Result<Vec<Built>> {
+pub(crate) fn build(place: &Place, arch: Arch, lto: Lto) -> Result<Vec<Built>> {
     let mut cargo = Command::new("/usr/bin/cargo");
     // The cargo that runs this xtask is another one, and hands its own choices down.
     for (name, _) in std::env::vars_os() {
@@ -146,10 +162,10 @@ pub(crate) fn build(arch: Arch, lto: Lto) -> Result<Vec<Built>> {
     cargo
         .args(["build", "--release", "--locked", "--target", arch.target(), "--bins"])
         .args(PROGRAMS.iter().flat_map(|program| ["--package", program]))
-        .current_dir(root())
+        .current_dir(&place.source)
         .env("PATH", "/usr/bin:/bin")
         .env("RUSTC", "/usr/bin/rustc")
-        .env("CARGO_TARGET_DIR", build::target()?.join("cross"))
+        .env("CARGO_TARGET_DIR", &place.target)
         .env(
             format!("CARGO_TARGET_{}_LINKER", arch.target().replace('-', "_").to_uppercase()),
             format!("{}-gcc", arch.gnu()),
@@ -163,24 +179,24 @@ pub(crate) fn build(arch: Arch, lto: Lto) -> Result<Vec<Built>> {
         }
         // What is shipped is the same wherever it is built.
         Lto::Fat => {
-            cargo.env("RUSTFLAGS", without_paths()?);
+            cargo.env("RUSTFLAGS", without_paths(&place.source)?);
         }
     }
     succeed(cargo)?;
-    let folder = folder(arch)?;
+    let folder = place.folder(arch);
     PROGRAMS.iter().map(|program| judge(arch, program, &folder.join(program))).collect()
 }
 
 /// The compiler's options that keep this machine's paths out of what panics say.
-fn without_paths() -> Result<String> {
+fn without_paths(source: &Path) -> Result<String> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
     let home = home.context("neither CARGO_HOME nor HOME says where cargo keeps its crates")?;
-    let (home, root) = (home.canonicalize()?, root().canonicalize()?);
+    let (home, source) = (home.canonicalize()?, source.canonicalize()?);
     Ok(format!(
         "--remap-path-prefix={}=/cargo --remap-path-prefix={}=/bramble",
         home.display(),
-        root.display()
+        source.display()
     ))
 }
 

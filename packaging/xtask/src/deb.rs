@@ -13,7 +13,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::build::{self, Profile, succeed};
-use crate::cross::{self, Arch, Lto, PROGRAMS};
+use crate::cross::{self, Arch, Lto, PROGRAMS, Place};
 use crate::setup::{self, Purpose};
 use crate::{licence, root};
 
@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
     /// Optimise less across crates, as the tests on machines do: a third of the time.
     #[arg(long)]
     thin: bool,
+    /// Build each a second time, from a copy of the sources in another folder, and demand the same bytes.
+    #[arg(long, conflicts_with = "thin")]
+    check: bool,
     /// Print one JSON object last.
     #[arg(long)]
     json: bool,
@@ -33,7 +36,7 @@ pub(crate) struct Arguments {
 
 /// One package.
 #[derive(Debug, Serialize)]
-struct Package {
+pub(crate) struct Package {
     name: String,
     arch: String,
     path: PathBuf,
@@ -54,7 +57,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let arches = if arguments.arch.is_empty() { &own[..] } else { &arguments.arch };
     let mut packages = Vec::new();
     for arch in arches {
-        packages.extend(build(*arch, lto)?);
+        let here = build(&Place::here()?, *arch, lto)?;
+        if arguments.check {
+            is_same_elsewhere(&here, *arch)?;
+        }
+        packages.extend(here);
     }
     for package in &packages {
         println!(
@@ -71,18 +78,83 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the packages are.
+/// Where the packages are: those that are only tested apart from those that are shipped.
 ///
 /// # Errors
 ///
 /// As [`build::target`].
-pub(crate) fn folder() -> Result<PathBuf> {
-    Ok(build::target()?.join("deb"))
+pub(crate) fn folder(lto: Lto) -> Result<PathBuf> {
+    Ok(build::target()?.join(match lto {
+        Lto::Fat => "deb",
+        Lto::Thin => "deb-thin",
+    }))
 }
 
-fn build(arch: Arch, lto: Lto) -> Result<Vec<Package>> {
-    cross::build(arch, lto)?;
-    let folder = folder()?;
+/// The packages for an architecture that were built last.
+///
+/// # Errors
+///
+/// There are none.
+pub(crate) fn built(arch: Arch, lto: Lto) -> Result<Vec<PathBuf>> {
+    let folder = folder(lto)?;
+    let path =
+        |program| folder.join(format!("{program}_{}_{}.deb", env!("CARGO_PKG_VERSION"), arch.debian()));
+    let paths: Vec<PathBuf> = PROGRAMS.into_iter().map(path).collect();
+    ensure!(paths.iter().all(|path| path.exists()), "there are no packages in {}", folder.display());
+    Ok(paths)
+}
+
+/// Builds the packages from a copy of the sources in a folder with another name, with nothing left of an earlier build.
+fn is_same_elsewhere(here: &[Package], arch: Arch) -> Result<()> {
+    let elsewhere = build::target()?.join(format!("deb-check-{}", std::process::id()));
+    let place = Place { source: elsewhere.join("a/copy of it"), target: elsewhere.join("b") };
+    fs::create_dir_all(&place.source)?;
+    let compared =
+        copy_sources(&place.source).and_then(|()| build_into(&elsewhere.join("c"), &place, arch, Lto::Fat));
+    fs::remove_dir_all(&elsewhere).with_context(|| format!("removing {}", elsewhere.display()))?;
+    for (one, other) in here.iter().zip(compared?) {
+        ensure!(
+            one.sha256 == other.sha256,
+            "{} depends on where it is built: {} and {}",
+            one.name,
+            one.sha256,
+            other.sha256
+        );
+        println!("{} {} is the same when it is built elsewhere", one.name, one.arch);
+    }
+    Ok(())
+}
+
+/// Copies what git knows, and what it would take.
+fn copy_sources(to: &Path) -> Result<()> {
+    let mut list = Command::new("git");
+    list.args(["-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    let list = list.current_dir(root()).output().context("starting git")?;
+    ensure!(list.status.success(), "git: {}", String::from_utf8_lossy(&list.stderr).trim());
+    for name in String::from_utf8(list.stdout)?.split_terminator('\0') {
+        let (from, to) = (root().join(name), to.join(name));
+        fs::create_dir_all(to.parent().context("a file has a folder")?)?;
+        // A file that was removed and is still in git's list is not among the sources.
+        if from.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(&from)?, &to)?;
+        } else if from.exists() {
+            fs::copy(&from, &to).with_context(|| format!("copying {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds both packages for an architecture, where the tests and [`crate::repo`] look for them.
+///
+/// # Errors
+///
+/// A step fails, or lintian finds an error or a warning.
+pub(crate) fn build(place: &Place, arch: Arch, lto: Lto) -> Result<Vec<Package>> {
+    build_into(&folder(lto)?, place, arch, lto)
+}
+
+fn build_into(folder: &Path, place: &Place, arch: Arch, lto: Lto) -> Result<Vec<Package>> {
+    cross::build(place, arch, lto)?;
     let stage = folder.join(format!("stage-{}", arch.debian()));
     if stage.exists() {
         fs::remove_dir_all(&stage).with_context(|| format!("emptying {}", stage.display()))?;
@@ -91,12 +163,12 @@ fn build(arch: Arch, lto: Lto) -> Result<Vec<Package>> {
     fs::create_dir_all(&source)?;
     documents(&built)?;
     for program in PROGRAMS {
-        fs::copy(cross::folder(arch)?.join(program), built.join(program))?;
+        fs::copy(place.folder(arch).join(program), built.join(program))?;
         fs::write(built.join(format!("{program}.licences")), licence::of(program, arch.target())?)?;
     }
     for part in ["packaging", "systemd", "docs", "debian"] {
         let mut copy = Command::new("cp");
-        copy.args(["--archive", "--no-target-directory"]).arg(root().join(part)).arg(source.join(part));
+        copy.args(["--archive", "--no-target-directory"]).arg(place.source.join(part)).arg(source.join(part));
         succeed(copy)?;
     }
     let version = version_of(&source)?;

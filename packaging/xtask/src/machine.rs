@@ -12,7 +12,8 @@ use testbed::machine::store::Store;
 use testbed::machine::{Blueprint, Gift, MACHINES, Machine};
 
 use crate::build::{self, Profile};
-use crate::cross::{self, Arch, Lto};
+use crate::cross::{self, Arch, Lto, Place};
+use crate::deb;
 use crate::root;
 use crate::setup::{self, Purpose};
 use crate::test::{self, Tally};
@@ -26,7 +27,7 @@ pub(crate) enum Verb {
     Build(BuildArguments),
     /// Boot a machine with bramble in it and run a command, or commands from standard input, line by line.
     Run(RunArguments),
-    /// Run the tests on machines, or on all of them; the last line counts them.
+    /// Build the packages and run the tests on machines, or on all of them; the last lines count them.
     Test(TestArguments),
 }
 
@@ -45,6 +46,9 @@ pub(crate) struct BuildArguments {
 pub(crate) struct RunArguments {
     /// The machine, as `list` names it.
     name: String,
+    /// Install the packages, instead of putting the program there.
+    #[arg(long)]
+    packages: bool,
     /// More files to put into the machine, as HERE:THERE.
     #[arg(long = "with", value_name = "HERE:THERE")]
     with: Vec<String>,
@@ -72,6 +76,7 @@ struct Outcome {
     /// How long its latest boot took, until systemd said that all was running.
     boot_seconds: Option<f64>,
     test_seconds: f64,
+    is_good: bool,
     passed: u64,
     failed: u64,
     /// With the reason of each.
@@ -134,16 +139,26 @@ fn build(machine: &Blueprint, fresh: bool) -> Result<()> {
     machine.build(&store).with_context(|| format!("building {}", machine.name))
 }
 
-/// Everything that machines need, this program as root, and bramble for each kind of them.
-fn prepare(machines: &[&Blueprint]) -> Result<()> {
+/// What a machine's programs are built for.
+fn arch(machine: &Blueprint) -> Result<Arch> {
+    if machine.is_arm64() { Ok(Arch::Arm64) } else { Arch::native() }
+}
+
+/// Everything that machines need, this program as root, and bramble for each kind of them, also as packages if wanted.
+fn prepare(machines: &[&Blueprint], packages: bool) -> Result<()> {
     if !build::is_built_for_root() {
         setup::ensure(&[Purpose::Machine])?;
-        if machines.iter().any(|machine| machine.is_arm64()) {
-            setup::ensure(&[Purpose::Cross])?;
-            cross::build(Arch::Arm64, Lto::Thin)?;
-        }
-        if machines.iter().any(|machine| !machine.is_arm64()) {
-            build::programs(Profile::Dev)?;
+        build::programs(Profile::Dev)?;
+        for one in [Arch::Amd64, Arch::Arm64] {
+            let wanted =
+                machines.iter().map(|machine| arch(machine)).collect::<Result<Vec<_>>>()?.contains(&one);
+            if wanted && packages {
+                setup::ensure(&[Purpose::Cross, Purpose::Package])?;
+                deb::build(&Place::here()?, one, Lto::Thin)?;
+            } else if wanted && one != Arch::native()? {
+                setup::ensure(&[Purpose::Cross])?;
+                cross::build(&Place::here()?, one, Lto::Thin)?;
+            }
         }
     }
     build::become_root()
@@ -151,11 +166,19 @@ fn prepare(machines: &[&Blueprint]) -> Result<()> {
 
 fn run_on(arguments: &RunArguments) -> Result<ExitCode> {
     let machine = Blueprint::named(&arguments.name)?;
-    prepare(&[machine])?;
-    let bramble =
-        if machine.is_arm64() { cross::folder(Arch::Arm64)? } else { build::target()?.join("debug") }
-            .join("bramble");
-    let mut gifts = vec![Gift::program(&bramble)];
+    prepare(&[machine], arguments.packages)?;
+    let arch = arch(machine)?;
+    let mut gifts = Vec::new();
+    if arguments.packages {
+        for package in deb::built(arch, Lto::Thin)? {
+            let name = package.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            gifts.push(Gift { from: package, to: format!("/srv/{name}") });
+        }
+    } else {
+        let own = arch == Arch::native()?;
+        let folder = if own { build::target()?.join("debug") } else { Place::here()?.folder(arch) };
+        gifts.push(Gift::program(&folder.join("bramble")));
+    }
     for with in &arguments.with {
         let (from, to) =
             with.split_once(':').with_context(|| format!("--with {with}: give it as HERE:THERE"))?;
@@ -163,6 +186,9 @@ fn run_on(arguments: &RunArguments) -> Result<ExitCode> {
     }
     let mut running = machine.start(&store()?, &gifts)?;
     eprintln!("{} is up after {:.1} s", machine.name, running.booted_in().as_secs_f64());
+    if arguments.packages {
+        running.run("dpkg --install /srv/*.deb </dev/null")?.good()?;
+    }
     let code = if arguments.command.is_empty() {
         for line in stdin().lock().lines() {
             say(&mut *running, &line?)?;
@@ -182,12 +208,30 @@ fn say(machine: &mut dyn Machine, command: &str) -> Result<i32> {
     Ok(answer.code)
 }
 
+/// Runs the tests whose names contain `filter`.
+fn run_tests(machine: &'static str, filter: &str) -> Result<Outcome> {
+    let began = Instant::now();
+    let mut tally = Tally::default();
+    let mut tests = build::cargo(&["test", "--locked", "--package", "testbed", "--test", "it", "--", filter]);
+    tests.current_dir(root());
+    test::follow(tests, &mut tally)?;
+    Ok(Outcome {
+        machine,
+        build_seconds: 0.0,
+        boot_seconds: None,
+        test_seconds: began.elapsed().as_secs_f64(),
+        is_good: tally.failed == 0 && !tally.broken && tally.passed + tally.skipped.len() as u64 > 0,
+        passed: tally.passed,
+        failed: tally.failed,
+        skipped: tally.skipped,
+    })
+}
+
 fn test_on(arguments: &TestArguments) -> Result<ExitCode> {
     let machines = chosen(&arguments.names)?;
-    prepare(&machines)?;
+    prepare(&machines, true)?;
     let store = store()?;
     let mut outcomes = Vec::new();
-    let mut good = true;
     for machine in machines {
         let began = Instant::now();
         // Without room the tests say themselves that they are skipped, and why.
@@ -195,22 +239,15 @@ fn test_on(arguments: &TestArguments) -> Result<ExitCode> {
             build(machine, false)?;
         }
         let build_seconds = began.elapsed().as_secs_f64();
-        let began = Instant::now();
-        let mut tally = Tally::default();
-        let mut tests = build::cargo(&["test", "--locked", "--package", "testbed", "--test", "it", "--"]);
-        tests.arg(format!("machine::{}::", machine.name)).current_dir(root());
-        test::follow(tests, &mut tally)?;
-        good &= tally.failed == 0 && !tally.broken && tally.passed + tally.skipped.len() as u64 > 0;
-        outcomes.push(Outcome {
-            machine: machine.name,
-            build_seconds,
-            boot_seconds: machine.last_boot(&store),
-            test_seconds: began.elapsed().as_secs_f64(),
-            passed: tally.passed,
-            failed: tally.failed,
-            skipped: tally.skipped,
-        });
+        let mut outcome = run_tests(machine.name, &format!("machine::{}::", machine.name))?;
+        (outcome.build_seconds, outcome.boot_seconds) = (build_seconds, machine.last_boot(&store));
+        outcomes.push(outcome);
     }
+    // Some tests of the packages take two machines, or none that is booted.
+    if arguments.names.is_empty() {
+        outcomes.push(run_tests("packages", "package::")?);
+    }
+    let good = outcomes.iter().all(|outcome| outcome.is_good);
     for outcome in &outcomes {
         println!(
             "{:15} built in {:.1} s, boots in {}, {} passed, {} failed, {} skipped, {:.1} s",

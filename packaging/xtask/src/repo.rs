@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use crate::build::{self, succeed};
+use crate::cross::Lto;
 use crate::deb;
 use crate::setup::{self, Purpose};
 
@@ -26,6 +27,9 @@ pub(crate) struct Arguments {
     /// The secret OpenPGP key to sign with, as `gpg --export-secret-keys` writes it; without a passphrase.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    /// The packages; those in target/deb by default.
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
     /// Where to; target/repo by default.
     #[arg(long, value_name = "DIR")]
     into: Option<PathBuf>,
@@ -42,17 +46,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(into) => into.clone(),
         None => build::target()?.join("repo"),
     };
+    let packages = match &arguments.from {
+        Some(from) => from.clone(),
+        None => deb::folder(Lto::Fat)?,
+    };
     let pool = repository.join("pool").join(COMPONENT).join("b/bramble");
     fs::create_dir_all(&pool).with_context(|| format!("making {}", pool.display()))?;
     let mut count = 0;
-    for entry in fs::read_dir(deb::folder()?).context("looking for packages; cargo xtask deb makes them")? {
+    for entry in fs::read_dir(&packages).context("looking for packages; cargo xtask deb makes them")? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
             fs::copy(&path, pool.join(path.file_name().context("a file has a name")?))?;
             count += 1;
         }
     }
-    ensure!(count > 0, "there are no packages in {}; cargo xtask deb makes them", deb::folder()?.display());
+    ensure!(count > 0, "there are no packages in {}; cargo xtask deb makes them", packages.display());
     let suite = repository.join("dists").join(SUITE);
     for arch in ARCHES {
         list(&repository, &suite, arch)?;

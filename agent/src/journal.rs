@@ -20,7 +20,7 @@ pub const LOST: &str = "a85fd751e90646e1acf1ab39fe2f4c76";
 pub const BAD_CONFIG: &str = "e85d6db6d5454dc4a36f5c26852eeda4";
 
 /// Conditions that have lines of their own, which say more: the connection's, and the guard's.
-const TOLD_ELSEWHERE: [&str; 2] = ["broker", "drift"];
+const TOLD_ELSEWHERE: [&str; 3] = ["broker", "broker-refuses", "drift"];
 
 /// Writes into the journal under systemd, otherwise to standard error.
 pub fn start() {

@@ -91,7 +91,7 @@ fn target() -> Result<PathBuf> {
     Ok(test.ancestors().nth(3).context("the test lies in cargo's target folder")?.to_owned())
 }
 
-fn store() -> Result<Store> {
+pub(crate) fn store() -> Result<Store> {
     Store::within(&target()?, |line| eprintln!("{line}"))
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn lacks(name: &str) -> Option<String> {
 }
 
 /// Why the machine's tests cannot run here and now.
-fn missing(machine: &Blueprint) -> Option<String> {
+pub(crate) fn missing(machine: &Blueprint) -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("needs root".to_owned());
     }
@@ -378,7 +378,9 @@ fn count(findings: &BTreeMap<String, Finding>, state: &str) -> usize {
 
 /// Raspberry Pi's own kernel takes `cgroup_enable=memory`. Debian's does not know it, so what can be shown with Debian's is
 /// how far the argument comes, and that bramble does not call the outcome good.
-fn the_firmwares_missing_memory_controller_is_named_with_its_cure(machine: &mut dyn Machine) -> Result<()> {
+pub(crate) fn the_firmwares_missing_memory_controller_is_named_with_its_cure(
+    machine: &mut dyn Machine,
+) -> Result<()> {
     const FILE: &str = "/boot/firmware/cmdline.txt";
     const CURE: &str = "cgroup_enable=memory";
     let sum = machine.run(&format!("sha256sum {FILE}"))?.good()?;

@@ -1,38 +1,35 @@
-//! The Debian packages: how hard their units are, what they do on a booted Debian and in a root without systemd, and that
-//! nothing is left of them.
+//! The Debian packages: how hard their units are, that a root without systemd takes them and gives them back, and that apt
+//! takes them from a signed repository only. What they do on booted machines stands in `installed`.
 //!
-//! The packages are those that `cargo xtask deb` made last.
+//! The packages are those that `cargo xtask deb --thin` made last.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
-use testbed::{
-    machine::{Blueprint, Gift, Machine, store::Store},
-    watch::until,
-};
+use testbed::machine::{Blueprint, Gift, store::Store};
+
+use crate::installed::property;
 
 /// Each unit's highest score of `systemd-analyze security`, in tenths.
-const HARDNESS: [(&str, u32); 5] = [
+pub(crate) const HARDNESS: [(&str, u32); 5] = [
     ("bramble-aggregator.service", 15),
     ("bramble.service", 18),
     ("bramble-probe.service", 26),
     ("bramble-prepare.service", 50),
     ("bramble-failed@.service", 15),
 ];
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// cargo's target folder.
-fn target() -> Result<PathBuf> {
+pub(crate) fn target() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     Ok(test.ancestors().nth(3).context("the test lies in cargo's target folder")?.to_owned())
 }
@@ -41,15 +38,23 @@ fn store() -> Result<Store> {
     Store::within(&target()?, |line| eprintln!("{line}"))
 }
 
-/// The newest packages for this machine's architecture.
-fn packages() -> Result<[PathBuf; 2]> {
-    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let folder = target()?.join("deb");
+fn folder() -> Result<PathBuf> {
+    Ok(target()?.join("deb-thin"))
+}
+
+/// The newest packages for an architecture, by Debian's name for it.
+pub(crate) fn packages_for(arch: &str) -> Result<[PathBuf; 2]> {
     let version = env!("CARGO_PKG_VERSION");
+    let folder = folder()?;
     let package = |name: &str| folder.join(format!("{name}_{version}_{arch}.deb"));
     let packages = [package("bramble"), package("bramble-aggregator")];
-    ensure!(packages.iter().all(|path| path.exists()), "no packages; cargo xtask deb");
+    ensure!(packages.iter().all(|path| path.exists()), "no packages; cargo xtask deb --thin --arch {arch}");
     Ok(packages)
+}
+
+/// Those for this machine.
+fn packages() -> Result<[PathBuf; 2]> {
+    packages_for(if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" })
 }
 
 /// Why the tests with packages cannot run here and now.
@@ -69,7 +74,7 @@ pub(crate) fn no_judge() -> Option<String> {
     judge.is_err().then(|| "needs systemd-analyze".to_owned())
 }
 
-fn said(command: &mut Command) -> Result<String> {
+pub(crate) fn said(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("starting {command:?}"))?;
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -78,7 +83,7 @@ fn said(command: &mut Command) -> Result<String> {
 }
 
 /// The score in a table of `systemd-analyze security`, in tenths.
-fn score(text: &str) -> Option<u32> {
+pub(crate) fn score(text: &str) -> Option<u32> {
     let (_, rest) = text.split_once("Overall exposure level for ")?;
     let (_, rest) = rest.split_once(": ")?;
     let (whole, tenths) = rest.split_whitespace().next()?.split_once('.')?;
@@ -112,12 +117,12 @@ pub(crate) fn units_are_understood_and_as_hard_as_they_are_meant_to_be() -> Resu
     Ok(())
 }
 
-/// Everything that an installation may change, with the sums of what it may write.
-const TREE: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root -o -path /srv \
+/// Everything that an installation may change, with the sums of what it may write. systemd itself writes `.updated` at boots.
+pub(crate) const TREE: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root -o -path /srv \
                     -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/lib/systemd \
-                    -o -path /var/tmp \\) -prune -o -type d -printf '%M %U:%G %p\\n' \
+                    -o -path /var/tmp -o -name .updated \\) -prune -o -type d -printf '%M %U:%G %p\\n' \
                     -o -printf '%M %U:%G %s %p %l\\n' | sort; \
-                    find /etc /usr/lib/systemd -type f -exec sha256sum {} + | sort -k 2";
+                    find /etc /usr/lib/systemd -type f ! -name .updated -exec sha256sum {} + | sort -k 2";
 /// The accounts: a user stays when a package goes, so that its number is nobody else's later.
 const ACCOUNTS: [&str; 8] = [
     "/etc/passwd",
@@ -131,9 +136,8 @@ const ACCOUNTS: [&str; 8] = [
 ];
 
 /// What two lists do not share, without the accounts.
-fn difference(before: &str, after: &str) -> Vec<String> {
-    let lines =
-        |text: &str| -> std::collections::BTreeSet<String> { text.lines().map(str::to_owned).collect() };
+pub(crate) fn difference(before: &str, after: &str) -> Vec<String> {
+    let lines = |text: &str| -> BTreeSet<String> { text.lines().map(str::to_owned).collect() };
     let (before, after) = (lines(before), lines(after));
     let is_account = |line: &String| line.split_whitespace().any(|word| ACCOUNTS.contains(&word));
     before.symmetric_difference(&after).filter(|line| !is_account(line)).cloned().collect()
@@ -173,130 +177,18 @@ pub(crate) fn a_root_without_systemd_takes_the_packages_and_forgets_them() -> Re
     Ok(())
 }
 
-/// Boots `machine` with the packages in it.
-fn boot(name: &str) -> Result<Box<dyn Machine>> {
-    let gifts: Vec<Gift> = packages()?
-        .iter()
-        .map(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            Gift { from: path.clone(), to: format!("/srv/{name}") }
-        })
-        .collect();
-    Blueprint::named(name)?.start(&store()?, &gifts)
-}
-
-pub(crate) fn debian_12_runs_what_it_installs_and_purges_it() -> Result<()> {
-    live_and_go("debian12")
-}
-
-pub(crate) fn debian_13_runs_what_it_installs_and_purges_it() -> Result<()> {
-    live_and_go("debian13")
-}
-
-/// A property of a unit.
-fn property(machine: &mut dyn Machine, unit: &str, name: &str) -> Result<String> {
-    machine.run(&format!("systemctl show --value --property={name} {unit}"))?.good()
-}
-
-/// States of findings by id, as the agent or the command tells them.
-fn findings(text: &str) -> Result<Vec<(String, String)>> {
-    let document: Value = serde_json::from_str(text)?;
-    let list = document["findings"].as_array().or_else(|| document["findings"]["findings"].as_array());
-    let mut findings: Vec<(String, String)> = list
-        .context("findings are told")?
-        .iter()
-        .map(|f| (f["id"].to_string(), f["state"].to_string().to_lowercase().replace(['_', '-'], " ")))
-        .collect();
-    findings.sort();
-    Ok(findings)
-}
-
-fn live_and_go(name: &str) -> Result<()> {
-    let mut machine = boot(name)?;
-    let machine = &mut *machine;
-    let before = machine.run(TREE)?.good()?;
-    machine.run("dpkg --install /srv/*.deb")?.good()?;
-    for unit in ["bramble", "bramble-probe", "bramble-aggregator"] {
-        let state = property(machine, unit, "ActiveState")?;
-        ensure!(
-            state == "active",
-            "{unit} is {state}: {}",
-            machine.run("journalctl -b --no-pager -n 40")?.out
-        );
-        ensure!(!property(machine, unit, "StatusText")?.is_empty(), "{unit} says nothing of itself");
-    }
-    ensure!(property(machine, "bramble-prepare", "ConditionResult")? == "no", "root has acted unasked");
-    for (unit, highest) in HARDNESS.iter().filter(|(unit, _)| !unit.contains('@')) {
-        let text = machine.run(&format!("systemd-analyze security --no-pager {unit}"))?.good()?;
-        let score = score(&text).with_context(|| text.clone())?;
-        ensure!(score <= *highest, "{unit} has {score}, at most {highest} is wanted:\n{text}");
-    }
-
-    // The walls around the agent hide nothing that its user would see without them.
-    let within = until(PATIENCE, "the agent tells its findings", || {
-        let said = machine.run("bramble status --json")?;
-        Ok(findings(&said.out).ok().filter(|findings| findings.len() > 20))
-    })?;
-    let check = "setpriv --reuid=bramble --regid=bramble --clear-groups bramble check --json";
-    let without = findings(&machine.run(check)?.out)?;
-    let differ: Vec<_> = without.iter().filter(|finding| !within.contains(finding)).collect();
-    ensure!(differ.is_empty() && within.len() == without.len(), "the agent tells otherwise of {differ:?}");
-
-    // A configuration that is not good: kept out at a reload, named in one line, and no reason to try again and again.
-    machine
-        .run("printf '[mqtt]\\nhots = 1\\n' >/etc/bramble/conf.d/a.toml; systemctl reload bramble")?
-        .good()?;
-    let named = "/etc/bramble/conf.d/a.toml: line 2: hots: unknown field";
-    until(PATIENCE, "the journal names file, line and key", || {
-        let lines = machine.run("journalctl -b -u bramble -o cat -p err --no-pager")?.out;
-        Ok(lines.contains(named).then_some(()))
-    })?;
-    ensure!(property(machine, "bramble", "ActiveState")? == "active", "the old configuration did not stay");
+pub(crate) fn the_catalogue_explains_what_the_journal_refers_to() -> Result<()> {
+    let read = |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("reading {path}"));
+    let is_id = |word: &&str| word.len() == 32 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    let ids = |text: &str| -> BTreeSet<String> {
+        text.split(|c: char| !c.is_ascii_alphanumeric()).filter(is_id).map(str::to_owned).collect()
+    };
+    let referred = ids(&(read("agent/src/journal.rs")? + &read("systemd/system/bramble-failed@.service")?));
+    let explained = ids(&read("packaging/catalog/bramble.catalog")?);
     ensure!(
-        machine.run("systemctl restart bramble")?.code != 0,
-        "it started with a configuration that is not good"
+        referred == explained && explained.len() == 4,
+        "referred to: {referred:?}, explained: {explained:?}"
     );
-    ensure!(property(machine, "bramble", "NRestarts")? == "0", "it was tried again and again");
-    let check = machine.run("bramble check --list")?;
-    ensure!(check.code == 64 && check.err.contains(named), "check says {}: {}", check.code, check.err);
-    until(PATIENCE, "the failure has its own entry, with an explanation", || {
-        let entry =
-            machine.run("journalctl -b --no-pager --catalog MESSAGE_ID=6d1b4f6c0a5e4b0f9a7c2e8d3f915b24")?;
-        Ok(entry.out.contains("To start it again:").then_some(()))
-    })?;
-    machine
-        .run("rm /etc/bramble/conf.d/a.toml; systemctl reset-failed; systemctl restart bramble")?
-        .good()?;
-    let pid = property(machine, "bramble", "MainPID")?;
-    machine.run("systemctl reload bramble bramble-probe bramble-aggregator")?.good()?;
-    until(PATIENCE, "a good configuration is taken anew", || {
-        let lines = machine.run("journalctl -b -o cat --no-pager")?.out;
-        Ok((lines.matches("the configuration is taken anew").count() >= 3).then_some(()))
-    })?;
-    ensure!(property(machine, "bramble", "MainPID")? == pid, "a reload is no restart");
-
-    // The owner's switch. This kernel's settings cannot be written from here, so root stops at the first of them; what it did
-    // before must have reached the machine, and goes with the receipt.
-    let prepared = machine.run("touch /etc/bramble/prepare; systemctl start bramble-prepare")?;
-    let journal = machine.run("journalctl -b -u bramble-prepare -o cat --no-pager")?.out;
-    ensure!(journal.contains("done  mount bpf on /sys/fs/bpf"), "{}{journal}", prepared.err);
-    machine
-        .run("mountpoint -q /sys/fs/bpf")
-        .and_then(|m| m.good())
-        .context("the mount stayed in the unit")?;
-    machine.run("rm /etc/bramble/prepare; bramble revert")?.good()?;
-
-    // The same version once more, as an upgrade does.
-    let id = machine.run("cat /var/lib/bramble/id")?.good()?;
-    machine.run("dpkg --install /srv/*.deb")?.good()?;
-    ensure!(machine.run("cat /var/lib/bramble/id")?.good()? == id, "the upgrade lost the state");
-    ensure!(property(machine, "bramble", "ActiveState")? == "active", "the upgrade left it stopped");
-
-    machine.run("dpkg --purge bramble bramble-aggregator")?.good()?;
-    let running = machine.run("pgrep -x 'bramble.*'")?.out;
-    ensure!(running.is_empty(), "these still run: {running}");
-    let left = difference(&before, &machine.run(TREE)?.good()?);
-    ensure!(left.is_empty(), "not as before: {left:#?}");
     Ok(())
 }
 
@@ -329,7 +221,13 @@ fn repository(folder: &Path) -> Result<()> {
     ensure!(stopped.success(), "gpg's agent does not end");
     let into = folder.join("apt");
     let xtask = target()?.join("debug/xtask");
-    said(Command::new(xtask).args(["repo", "--key", key, "--into"]).arg(&into))?;
+    said(
+        Command::new(xtask)
+            .args(["repo", "--key", key, "--into"])
+            .arg(&into)
+            .arg("--from")
+            .arg(self::folder()?),
+    )?;
 
     for name in ["debian12", "debian13"] {
         let pack = folder.join("repo.tar");

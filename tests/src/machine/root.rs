@@ -16,9 +16,10 @@ use crate::process::{bound, run};
 
 /// What every machine has beyond Debian's minimum.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,nftables,procps,util-linux,e2fsprogs,\
-                        libpam-systemd,libnss-systemd,polkitd,iputils-ping,tzdata";
-/// Jobs of the clock that would only disturb, and logins that nobody makes.
-const MASKED: [&str; 9] = [
+                        libpam-systemd,libnss-systemd,polkitd,iputils-ping,tzdata,mosquitto,mosquitto-clients";
+/// Jobs of the clock that would only disturb, logins that nobody makes, and the broker, which only some tests start.
+const MASKED: [&str; 10] = [
+    "mosquitto.service",
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
     "e2scrub_all.timer",

@@ -1,0 +1,677 @@
+//! The packages on booted machines: what they start, say, may and limit, what an upgrade keeps, and what a purge leaves.
+//!
+//! Containers show everything above the kernel, emulated boards what the kernel has to do, and the card a Pi's boot file.
+//! `cargo xtask machine test NAME` builds the packages and runs the tests of one machine.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread::sleep,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Failed, Trial};
+use serde_json::Value;
+use testbed::{
+    machine::{Blueprint, Gift, MACHINES, Machine},
+    watch::until,
+};
+
+use crate::{
+    machine as bare,
+    package::{HARDNESS, TREE, difference, packages_for, said, score, target},
+};
+
+/// What can be tested with the packages at `/srv`.
+struct Test {
+    name: &'static str,
+    run: fn(&mut dyn Machine) -> Result<()>,
+}
+
+macro_rules! test {
+    ($name:ident) => {
+        Test { name: stringify!($name), run: $name }
+    };
+}
+
+/// On this machine's kernel.
+const CONTAINER: &[Test] = &[
+    test!(it_runs_what_it_installs_and_a_purge_leaves_nothing),
+    test!(a_bad_configuration_is_named_alike_by_unit_and_command),
+    test!(an_upgrade_keeps_settings_state_and_identity),
+    test!(the_agent_may_start_prepare_and_nothing_else),
+    test!(the_journal_can_be_asked_by_field_and_is_quiet_otherwise),
+    test!(what_the_owner_switched_off_stays_off),
+    test!(an_installation_that_was_cut_short_is_completed),
+];
+/// On a kernel of its own.
+const BOARD: &[Test] = &[
+    test!(it_measures_keeps_its_limits_and_prepares_before_the_next_boot_is_over),
+    test!(it_measures_on_a_kernel_that_hides_its_types),
+];
+/// On machines that the firmware boots from a card.
+const CARD: &[Test] = &[test!(it_mends_the_cards_boot_file_and_gives_it_back)];
+
+/// How long anything may take in a machine; an emulated one on a busy host needs most of it.
+const PATIENCE: Duration = Duration::from_secs(300);
+const UNITS: [&str; 3] = ["bramble", "bramble-probe", "bramble-aggregator"];
+
+/// All tests on all machines, named after both.
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for machine in MACHINES {
+        let tests = match (machine.has_card(), machine.has_own_kernel()) {
+            (true, _) => CARD,
+            (false, true) => BOARD,
+            (false, false) => CONTAINER,
+        };
+        let missing =
+            bare::missing(machine).or_else(|| packages(machine).err().map(|why| format!("{why:#}")));
+        for test in tests {
+            let name = format!("machine::{}::installed::{}", machine.name, test.name);
+            let run = test.run;
+            let trial = Trial::test(name, move || {
+                on(machine, run).map_err(|error| Failed::from(format!("{error:#}")))
+            });
+            trials.push(match &missing {
+                Some(reason) => trial.with_kind(reason.clone()).with_ignored_flag(true),
+                None => trial,
+            });
+        }
+    }
+    trials
+}
+
+fn packages(machine: &Blueprint) -> Result<[PathBuf; 2]> {
+    packages_for(if machine.is_arm64() { "arm64" } else { "amd64" })
+}
+
+/// Runs a test on a fresh machine that has the packages' files, and shuts it down in order.
+fn on(blueprint: &Blueprint, test: fn(&mut dyn Machine) -> Result<()>) -> Result<()> {
+    let mut gifts: Vec<Gift> = packages(blueprint)?
+        .iter()
+        .map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Gift { from: path.clone(), to: format!("/srv/{name}") }
+        })
+        .collect();
+    let older = Older::of(&packages(blueprint)?)?;
+    if !blueprint.has_own_kernel() {
+        gifts.extend(older.packages.iter().map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Gift { from: path.clone(), to: format!("/srv/older/{name}") }
+        }));
+    }
+    let mut machine = blueprint.start(&bare::store()?, &gifts)?;
+    test(&mut *machine)?;
+    machine.stop()
+}
+
+/// The packages as an earlier release would have had them: a lower version, and configuration files with other texts.
+struct Older {
+    folder: PathBuf,
+    packages: Vec<PathBuf>,
+}
+
+impl Older {
+    fn of(packages: &[PathBuf]) -> Result<Self> {
+        let folder = target()?.join("tmp").join(format!("older-{}", std::process::id()));
+        let mut older = Self { folder: folder.clone(), packages: Vec::new() };
+        for package in packages {
+            let name = package.file_name().context("a package has a name")?.to_string_lossy().into_owned();
+            let tree = folder.join(&name).with_extension("tree");
+            fs::create_dir_all(&folder)?;
+            said(Command::new("dpkg-deb").arg("--raw-extract").arg(package).arg(&tree))?;
+            edit(&tree.join("DEBIAN/control"), |text| text.replace("\nVersion: ", "\nVersion: 0.0.1~"))?;
+            for file in fs::read_dir(tree.join("etc/bramble"))?.flatten().map(|entry| entry.path()) {
+                if file.is_file() {
+                    edit(&file, |text| format!("# As it was.\n{text}"))?;
+                }
+            }
+            let built = folder.join(&name);
+            let mut build = Command::new("dpkg-deb");
+            said(build.args(["-Zgzip", "-z1", "--root-owner-group", "--build"]).arg(&tree).arg(&built))?;
+            fs::remove_dir_all(&tree)?;
+            older.packages.push(built);
+        }
+        Ok(older)
+    }
+}
+
+impl Drop for Older {
+    fn drop(&mut self) {
+        // Nothing depends on it; the next run uses another folder.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn edit(path: &Path, change: impl Fn(&str) -> String) -> Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(fs::write(path, change(&text))?)
+}
+
+/// Installs both packages; a question would end it, for nobody answers.
+fn install(machine: &mut dyn Machine) -> Result<()> {
+    machine.run("dpkg --install /srv/*.deb </dev/null")?.good().map(drop)
+}
+
+/// A property of a unit.
+pub(crate) fn property(machine: &mut dyn Machine, unit: &str, name: &str) -> Result<String> {
+    machine.run(&format!("systemctl show --value --property={name} {unit}"))?.good()
+}
+
+fn expect_active(machine: &mut dyn Machine) -> Result<()> {
+    for unit in UNITS {
+        let state = property(machine, unit, "ActiveState")?;
+        ensure!(
+            state == "active",
+            "{unit} is {state}: {}",
+            machine.run("journalctl -b --no-pager -n 40")?.out
+        );
+    }
+    Ok(())
+}
+
+/// What the agent says, once it says anything.
+fn status(machine: &mut dyn Machine) -> Result<Option<Value>> {
+    Ok(serde_json::from_str(&machine.run("bramble status --json")?.out).ok())
+}
+
+/// States of findings by id, as the agent or the command tells them.
+fn findings(text: &str) -> Result<Vec<(String, String)>> {
+    let document: Value = serde_json::from_str(text)?;
+    let list = document["findings"].as_array().or_else(|| document["findings"]["findings"].as_array());
+    let mut findings: Vec<(String, String)> = list
+        .context("findings are told")?
+        .iter()
+        .map(|f| (f["id"].to_string(), f["state"].to_string().to_lowercase().replace(['_', '-'], " ")))
+        .collect();
+    findings.sort();
+    Ok(findings)
+}
+
+/// Entries of this boot's journal that the fields in `which` select.
+fn entries(machine: &mut dyn Machine, which: &str) -> Result<Vec<Value>> {
+    let text = machine.run(&format!("journalctl -b --no-pager -o json {which}"))?.out;
+    text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+}
+
+fn field<'a>(entry: &'a Value, name: &str) -> &'a str {
+    entry[name].as_str().unwrap_or_default()
+}
+
+fn it_runs_what_it_installs_and_a_purge_leaves_nothing(machine: &mut dyn Machine) -> Result<()> {
+    let before = machine.run(TREE)?.good()?;
+    install(machine)?;
+    expect_active(machine)?;
+    for unit in UNITS {
+        ensure!(!property(machine, unit, "StatusText")?.is_empty(), "{unit} says nothing of itself");
+    }
+    ensure!(preparations(machine)? == 0, "root has acted unasked");
+    for (unit, highest) in HARDNESS.iter().filter(|(unit, _)| !unit.contains('@')) {
+        let text = machine.run(&format!("systemd-analyze security --no-pager {unit}"))?.good()?;
+        let score = score(&text).with_context(|| text.clone())?;
+        ensure!(score <= *highest, "{unit} has {score}, at most {highest} is wanted:\n{text}");
+    }
+
+    // The walls around the agent hide nothing that its user would see without them.
+    let within = until(PATIENCE, "the agent tells its findings", || {
+        let said = machine.run("bramble status --json")?;
+        Ok(findings(&said.out).ok().filter(|findings| findings.len() > 20))
+    })?;
+    let check = "setpriv --reuid=bramble --regid=bramble --clear-groups bramble check --json";
+    let without = findings(&machine.run(check)?.out)?;
+    let differ: Vec<_> = without.iter().filter(|finding| !within.contains(finding)).collect();
+    ensure!(differ.is_empty() && within.len() == without.len(), "the agent tells otherwise of {differ:?}");
+
+    let pid = property(machine, "bramble", "MainPID")?;
+    machine.run("systemctl reload bramble bramble-probe bramble-aggregator")?.good()?;
+    until(PATIENCE, "a good configuration is taken anew", || {
+        let lines = machine.run("journalctl -b -o cat --no-pager")?.out;
+        Ok((lines.matches("the configuration is taken anew").count() >= 3).then_some(()))
+    })?;
+    ensure!(property(machine, "bramble", "MainPID")? == pid, "a reload is no restart");
+
+    // The owner's switch. This kernel's settings cannot be written from here, so root stops at the first of them; what it did
+    // before must have reached the machine, and goes with the receipt.
+    let prepared = machine.run("touch /etc/bramble/prepare; systemctl start bramble-prepare")?;
+    let journal = machine.run("journalctl -b -u bramble-prepare -o cat --no-pager")?.out;
+    ensure!(journal.contains("done  mount bpf on /sys/fs/bpf"), "{}{journal}", prepared.err);
+    ensure!(preparations(machine)? == 1, "systemd did not log that root began: {journal}");
+    machine
+        .run("mountpoint -q /sys/fs/bpf")
+        .and_then(|m| m.good())
+        .context("the mount stayed in the unit")?;
+    let removed = machine.run("dpkg --remove bramble")?.good()?;
+    ensure!(
+        removed.contains("/sys/fs/bpf") && removed.contains("sudo bramble revert"),
+        "it does not say what was applied and how to undo it: {removed}"
+    );
+    install(machine)?;
+    machine.run("rm /etc/bramble/prepare; bramble revert")?.good()?;
+
+    let purged = machine.run("dpkg --purge bramble bramble-aggregator")?.good()?;
+    ensure!(!purged.contains("bramble revert"), "it says that something is still applied: {purged}");
+    let running = machine.run("pgrep -x 'bramble.*'")?.out;
+    ensure!(running.is_empty(), "these still run: {running}");
+    let left = difference(&before, &machine.run(TREE)?.good()?);
+    ensure!(left.is_empty(), "not as before: {left:#?}");
+    Ok(())
+}
+
+fn a_bad_configuration_is_named_alike_by_unit_and_command(machine: &mut dyn Machine) -> Result<()> {
+    install(machine)?;
+    machine.run("cp /var/lib/bramble/id /srv/id")?.good()?;
+    machine
+        .run("printf '[mqtt]\\nhots = 1\\n' >/etc/bramble/conf.d/a.toml; systemctl reload bramble")?
+        .good()?;
+    let named = "/etc/bramble/conf.d/a.toml: line 2: hots: unknown field";
+    let errors = "-u bramble -p err";
+    until(PATIENCE, "the journal names file, line and key", || {
+        let entries = entries(machine, errors)?;
+        Ok(entries.iter().any(|entry| field(entry, "MESSAGE").contains(named)).then_some(()))
+    })?;
+    ensure!(property(machine, "bramble", "ActiveState")? == "active", "the old configuration did not stay");
+
+    let before = entries(machine, errors)?.len();
+    ensure!(
+        machine.run("systemctl restart bramble")?.code != 0,
+        "it started with a configuration that is not good"
+    );
+    ensure!(property(machine, "bramble", "NRestarts")? == "0", "it was tried again and again");
+    let own: Vec<Value> = entries(machine, errors)?
+        .into_iter()
+        .skip(before)
+        .filter(|entry| field(entry, "_COMM") == "bramble")
+        .collect();
+    ensure!(own.len() == 1, "one line is wanted: {own:?}");
+    let line = field(&own[0], "MESSAGE");
+    ensure!(line.starts_with(named), "the unit says {line}");
+    for command in [
+        "bramble check --list",
+        "bramble check --config /etc/bramble/conf.d/a.toml",
+        "bramble --config /etc/bramble/conf.d/a.toml plan",
+    ] {
+        let check = machine.run(command)?;
+        ensure!(
+            check.code == 64 && check.err.trim_end() == format!("bramble: {line}"),
+            "{command} ends with {} and says {}, the unit says {line}",
+            check.code,
+            check.err
+        );
+    }
+    until(PATIENCE, "the failure has its own entry, with an explanation", || {
+        let entry =
+            machine.run("journalctl -b --no-pager --catalog MESSAGE_ID=6d1b4f6c0a5e4b0f9a7c2e8d3f915b24")?;
+        Ok(entry.out.contains("To start it again:").then_some(()))
+    })?;
+    machine.run("cmp /var/lib/bramble/id /srv/id")?.good().context("the state was touched")?;
+    machine
+        .run("rm /etc/bramble/conf.d/a.toml; systemctl reset-failed; systemctl restart bramble")?
+        .good()?;
+    expect_active(machine)
+}
+
+/// How often root has begun to apply the plan in this boot; a start whose condition is not met does not count.
+fn preparations(machine: &mut dyn Machine) -> Result<usize> {
+    let begun = "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5 UNIT=bramble-prepare.service";
+    Ok(entries(machine, begun)?.len())
+}
+
+/// How often systemd has started a unit.
+fn starts(machine: &mut dyn Machine, unit: &str) -> Result<usize> {
+    Ok(entries(machine, &format!("MESSAGE_ID=39f53479d3a045ac8e11786248231fbf UNIT={unit}.service"))?.len())
+}
+
+fn an_upgrade_keeps_settings_state_and_identity(machine: &mut dyn Machine) -> Result<()> {
+    const KEPT: &str = "/var/lib/bramble/id /etc/bramble/conf.d/own.toml /etc/bramble/mqtt-password \
+                        /etc/bramble/aggregator-mqtt-password /etc/bramble/prepare";
+    machine.run("dpkg --install /srv/older/*.deb </dev/null")?.good()?;
+    let own = "printf '[node]\\nname = \"attic\"\\n' >/etc/bramble/conf.d/own.toml; \
+               (umask 077; echo secret >/etc/bramble/mqtt-password; echo other >/etc/bramble/aggregator-mqtt-password); \
+               touch /etc/bramble/prepare; systemctl restart bramble";
+    machine.run(own)?.good()?;
+    let sums = machine.run(&format!("stat -c '%n %a %U' {KEPT}; sha256sum {KEPT}"))?.good()?;
+    let name = |status: &Value| status["info"]["node"].as_str() == Some("attic");
+    until(PATIENCE, "the agent has the owner's name", || Ok(status(machine)?.filter(name)))?;
+    let before = UNITS.map(|unit| starts(machine, unit).unwrap_or_default());
+
+    install(machine)?;
+    let now = machine.run(&format!("stat -c '%n %a %U' {KEPT}; sha256sum {KEPT}"))?.good()?;
+    ensure!(now == sums, "before:\n{sums}\nafter:\n{now}");
+    expect_active(machine)?;
+    until(PATIENCE, "the agent still has the owner's name", || Ok(status(machine)?.filter(name)))?;
+    for (unit, before) in UNITS.into_iter().zip(before) {
+        let count = starts(machine, unit)? - before;
+        ensure!(count == 1, "{unit} was started {count} times by one upgrade");
+        ensure!(property(machine, unit, "NRestarts")? == "0", "{unit} failed meanwhile");
+    }
+    ensure!(preparations(machine)? == 0, "the upgrade made root act, which only a boot should");
+    let files = machine.run("cat /etc/bramble/*.toml; ls /etc/bramble")?.good()?;
+    ensure!(!files.contains("As it was") && !files.contains("dpkg-"), "an old file is left: {files}");
+    let version =
+        machine.run("dpkg-query --show --showformat='${Version} ' bramble bramble-aggregator")?.good()?;
+    ensure!(!version.contains('~'), "{version}");
+    Ok(())
+}
+
+fn the_agent_may_start_prepare_and_nothing_else(machine: &mut dyn Machine) -> Result<()> {
+    install(machine)?;
+    let mut ask = |user: &str, verb: &str, unit: &str| {
+        machine.run(&format!(
+            "setpriv --reuid={user} --regid={user} --clear-groups systemctl --no-ask-password {verb} {unit}"
+        ))
+    };
+    ask("bramble", "start", "bramble-prepare.service")?.good().context("the agent may not start prepare")?;
+    for (user, verb, unit) in [
+        ("bramble", "stop", "bramble-prepare.service"),
+        ("bramble", "restart", "bramble-prepare.service"),
+        ("bramble", "reload-or-restart", "bramble-prepare.service"),
+        ("bramble", "restart", "bramble.service"),
+        ("bramble", "restart", "systemd-networkd.service"),
+        ("bramble", "start", "bramble-failed@bramble.service"),
+        ("bramble", "start", "reboot.target"),
+        ("daemon", "start", "bramble-prepare.service"),
+    ] {
+        let answer = ask(user, verb, unit)?;
+        ensure!(
+            answer.code != 0 && (answer.err.contains("authentication") || answer.err.contains("denied")),
+            "{user} may {verb} {unit}: {} {}",
+            answer.code,
+            answer.err
+        );
+    }
+    // Its condition is not met, so it was started and did nothing.
+    let told = entries(machine, "UNIT=bramble-prepare.service")?;
+    ensure!(
+        told.iter().any(|entry| field(entry, "MESSAGE").contains("ondition check")),
+        "it was not started: {told:?}"
+    );
+    ensure!(preparations(machine)? == 0, "it has acted");
+    Ok(())
+}
+
+/// A broker, and another node behind a link that is this one's uplink.
+const NEIGHBOUR: &str = "set -e
+ip netns add bed-peer
+ip link add bed0 type veth peer name bed1 netns bed-peer
+ip addr add 10.99.0.1/24 dev bed0
+ip link set bed0 up
+ip -n bed-peer addr add 10.99.0.2/24 dev bed1
+ip -n bed-peer link set bed1 up
+ip -n bed-peer link set lo up
+printf 'listener 1883 10.99.0.1\\nallow_anonymous true\\n' >/run/bed-broker.conf
+systemd-run --quiet --unit=bed-broker mosquitto -c /run/bed-broker.conf
+mkdir -p /run/bed-peer
+common='[mqtt]\\nhost = \"10.99.0.1\"\\n\\n[report]\\ninterval = \"1s\"\\n\\n'
+printf \"$common\"'[node]\\nname = \"n1\"\\n\\n[probe]\\nuplink = \"bed0\"\\n' >/etc/bramble/conf.d/bed.toml
+printf \"$common\"'[node]\\nname = \"n2\"\\nstate_dir = \"/run/bed-peer\"\\nruntime_dir = \"/run/bed-peer\"\\n\\n\
+[probe]\\nuplink = \"bed1\"\\n' >/run/bed-peer.toml
+printf '[mqtt]\\nhost = \"10.99.0.1\"\\n' >/etc/bramble/aggregator.toml
+for verb in probe run; do
+  systemd-run --quiet --unit=bed-peer-$verb ip netns exec bed-peer bramble --config /run/bed-peer.toml $verb
+done
+systemctl reload bramble bramble-probe bramble-aggregator
+";
+
+/// Gives the machine a neighbour, and waits until both measure their link with the kernel's stamps.
+fn meet_neighbour(machine: &mut dyn Machine) -> Result<()> {
+    machine.run(NEIGHBOUR)?.good()?;
+    let measured = until(PATIENCE, "the kernel stamps the round trips with the neighbour", || {
+        let Some(status) = status(machine)? else { return Ok(None) };
+        let peer = &status["mesh"]["peers"]["n2"];
+        let good = status["state"]["tier"]["stamps"] == "kernel"
+            && peer["answered"].as_u64().is_some_and(|answered| answered > 3)
+            && peer["heard"].as_u64().is_some_and(|heard| heard > 3)
+            && peer["round_trip"]["median_us"].as_f64().is_some_and(|median| median > 0.0);
+        Ok(good.then_some(()))
+    });
+    measured.or_else(|why| {
+        let journal =
+            machine.run("bramble status; journalctl -b --no-pager -u 'bramble*' -u 'bed*' -n 60")?;
+        Err(why.context(journal.out))
+    })
+}
+
+/// What the broker hands to anybody who asks for this node's messages.
+fn report_of(machine: &mut dyn Machine, leaf: &str) -> Result<Value> {
+    let listen = format!("mosquitto_sub -V mqttv5 -h 10.99.0.1 -C 1 -W 120 -t 'bramble/home/node/n1/{leaf}'");
+    Ok(serde_json::from_str(&machine.run(&listen)?.good()?)?)
+}
+
+fn the_journal_can_be_asked_by_field_and_is_quiet_otherwise(machine: &mut dyn Machine) -> Result<()> {
+    install(machine)?;
+    meet_neighbour(machine)?;
+    let peer = |action: &str| format!("systemctl {action} bed-peer-run bed-peer-probe");
+    machine.run("ip route add default via 10.99.0.2")?.good()?;
+    until(PATIENCE, "the agent has seen the default route", || {
+        let said = machine.run("bramble status --json")?.out;
+        Ok(findings(&said).ok().filter(|f| f.contains(&("\"default-route\"".into(), "\"met\"".into()))))
+    })?;
+
+    // Nothing happens: nothing is said.
+    sleep(Duration::from_secs(5));
+    let after =
+        |cursor: &str| format!("-u bramble -u bramble-probe -u bramble-aggregator --after-cursor='{cursor}'");
+    let cursor = machine.run("journalctl -b -n 0 --show-cursor | sed -n 's/^-- cursor: //p'")?.good()?;
+    sleep(Duration::from_secs(60));
+    let said = entries(machine, &after(&cursor))?;
+    for unit in UNITS.map(|unit| format!("{unit}.service")) {
+        let own: Vec<_> = said.iter().filter(|entry| field(entry, "_SYSTEMD_UNIT") == unit).collect();
+        ensure!(own.len() <= 1, "{unit} has said within a minute in which nothing happened: {own:#?}");
+    }
+
+    machine.run("ip route del default")?.good()?;
+    machine.run("ip -n bed-peer link set bed1 down")?.good()?;
+    for (which, priority, id, text) in [
+        ("BRAMBLE_FINDING=default-route", "4", "a85fd751e90646e1acf1ab39fe2f4c76", "no longer so: "),
+        ("BRAMBLE_CONDITION=path-cut", "3", "ee10ae87d58c4e3dba992dcb315623e6", "raised: "),
+        ("BRAMBLE_ALERT", "4", "", "raised: "),
+    ] {
+        let entry = until(PATIENCE, &format!("the journal has {which}"), || {
+            // journalctl takes fields with their values only; aggregator's alerts are looked for by name.
+            let which = if which.contains('=') { which } else { "-u bramble-aggregator" };
+            let mut found = entries(machine, which)?;
+            found.retain(|entry| which.contains('=') || !field(entry, "BRAMBLE_ALERT").is_empty());
+            Ok(found.into_iter().next())
+        })?;
+        let right = field(&entry, "PRIORITY") == priority
+            && field(&entry, "MESSAGE_ID") == id
+            && field(&entry, "MESSAGE").starts_with(text);
+        ensure!(right, "{which}: {entry:#}");
+    }
+    let entry = &entries(machine, "BRAMBLE_CONDITION=path-cut")?[0];
+    ensure!(field(entry, "BRAMBLE_SUBJECT").contains("n2"), "{entry:#}");
+    let explained = machine.run("journalctl -b --no-pager --catalog BRAMBLE_CONDITION=path-cut")?.good()?;
+    ensure!(explained.contains("bramble status"), "the catalogue does not explain it: {explained}");
+
+    machine.run("ip -n bed-peer link set bed1 up; ip route add default via 10.99.0.2")?.good()?;
+    for which in ["BRAMBLE_CONDITION=path-cut", "BRAMBLE_FINDING=default-route"] {
+        until(PATIENCE, &format!("the journal says that {which} is over"), || {
+            let is_over = |entry: &Value| {
+                let text = field(entry, "MESSAGE");
+                field(entry, "PRIORITY") == "6"
+                    && (text.starts_with("over: ") || text.starts_with("so again: "))
+            };
+            Ok(entries(machine, which)?.iter().any(is_over).then_some(()))
+        })?;
+    }
+    machine.run(&peer("stop"))?.good()?;
+    let connected = entries(machine, "BRAMBLE_CONDITION=broker")?;
+    ensure!(
+        connected.iter().any(|e| field(e, "MESSAGE").starts_with("connected to the broker")),
+        "{connected:?}"
+    );
+    Ok(())
+}
+
+fn what_the_owner_switched_off_stays_off(machine: &mut dyn Machine) -> Result<()> {
+    install(machine)?;
+    machine.run("systemctl disable --now bramble-probe; systemctl mask --now bramble-aggregator")?.good()?;
+    machine.run("systemctl disable bramble-prepare; systemctl restart bramble")?.good()?;
+    for step in ["", "install", "reboot"] {
+        match step {
+            "install" => install(machine)?,
+            "reboot" => machine.reboot()?,
+            _ => {}
+        }
+        for (unit, state) in
+            [("bramble", "active"), ("bramble-probe", "inactive"), ("bramble-aggregator", "inactive")]
+        {
+            let now = property(machine, unit, "ActiveState")?;
+            ensure!(now == state, "{unit} is {now} after {step:?}");
+        }
+        let enabled =
+            machine.run("systemctl is-enabled bramble bramble-probe bramble-prepare bramble-aggregator")?;
+        let enabled: Vec<_> = enabled.out.split_whitespace().collect();
+        ensure!(enabled == ["enabled", "disabled", "disabled", "masked"], "after {step:?}: {enabled:?}");
+    }
+    let said = until(PATIENCE, "the agent says that its companion is away", || status(machine))?;
+    ensure!(said.to_string().contains("bramble probe does not answer"), "{said}");
+    machine.run("dpkg --purge bramble bramble-aggregator")?.good().map(drop)
+}
+
+/// The power fails between unpacking and setting up; the disk is full; dpkg is stopped.
+fn an_installation_that_was_cut_short_is_completed(machine: &mut dyn Machine) -> Result<()> {
+    let before = machine.run(TREE)?.good()?;
+    machine.run("dpkg --unpack /srv/*.deb")?.good()?;
+    machine.reboot()?;
+    machine.run("dpkg --configure --pending </dev/null")?.good()?;
+    expect_active(machine)?;
+    // An upgrade that ends between the two is taken up again, with the daemons that were running.
+    machine.run("dpkg --unpack /srv/*.deb; dpkg --configure --pending </dev/null")?.good()?;
+    expect_active(machine)?;
+    // Set up, removed without its configuration, purged while nothing of the program is there any more.
+    machine.run("dpkg --remove bramble bramble-aggregator")?.good()?;
+    machine.run("test -e /etc/bramble/bramble.toml")?.good()?;
+    machine.run("dpkg --purge bramble bramble-aggregator")?.good()?;
+    let left = difference(&before, &machine.run(TREE)?.good()?);
+    ensure!(left.is_empty(), "not as before: {left:#?}");
+    Ok(())
+}
+
+fn it_measures_keeps_its_limits_and_prepares_before_the_next_boot_is_over(
+    machine: &mut dyn Machine,
+) -> Result<()> {
+    let before = machine.run(TREE)?.good()?;
+    install(machine)?;
+    expect_active(machine)?;
+    meet_neighbour(machine)?;
+    let row = report_of(machine, "mesh")?;
+    ensure!(row["peers"]["n2"]["sent"].as_u64().is_some_and(|sent| sent > 0), "the broker has {row}");
+    let check = machine.run("bramble check --json")?;
+    ensure!(
+        (0..=2).contains(&check.code) && findings(&check.out)?.len() > 20,
+        "{} {}",
+        check.code,
+        check.err
+    );
+    for unit in ["bramble", "bramble-probe"] {
+        a_unit_is_slowed_down_at_one_limit_and_begins_anew_at_the_other(machine, unit)
+            .with_context(|| format!("limits of {unit}"))?;
+    }
+
+    let id = machine.run("cat /var/lib/bramble/id")?.good()?;
+    machine.run("rm /etc/bramble/conf.d/bed.toml; touch /etc/bramble/prepare; sync")?.good()?;
+    machine.reboot()?;
+    expect_active(machine)?;
+    ensure!(machine.run("cat /var/lib/bramble/id")?.good()? == id, "the reboot made it another node");
+    let journal = machine.run("journalctl -b -u bramble-prepare -o cat --no-pager")?.out;
+    ensure!(
+        property(machine, "bramble-prepare", "Result")? == "success"
+            && journal.contains("to take it back: sudo bramble revert"),
+        "{journal}"
+    );
+    // Settings of the kernel are set before the agent looks: it finds them met.
+    let said = until(PATIENCE, "the agent tells its findings", || {
+        let said = machine.run("bramble status --json")?;
+        Ok(findings(&said.out).ok().filter(|findings| findings.len() > 20))
+    })?;
+    let met: BTreeSet<_> = said.iter().filter(|(_, state)| state == "\"met\"").map(|(id, _)| id).collect();
+    let once: BTreeSet<_> = findings(&check.out)?.into_iter().collect();
+    ensure!(
+        once.iter().any(|(id, state)| state == "\"unmet\"" && met.contains(id)),
+        "the boot has mended nothing: {journal}"
+    );
+
+    // What was applied stays over a purge, with the way back.
+    let purged = machine.run("dpkg --purge bramble bramble-aggregator")?.good()?;
+    ensure!(purged.contains("sudo apt install bramble && sudo bramble revert"), "{purged}");
+    let after = machine.run(TREE)?.good()?;
+    let paths: BTreeSet<String> = difference(&before, &after)
+        .iter()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned))
+        .filter(|path| !path.starts_with("/var/lib/bramble"))
+        .collect();
+    ensure!(!paths.is_empty(), "nothing was applied: {journal}");
+    let unsaid: Vec<_> = paths.iter().filter(|path| !purged.contains(path.as_str())).collect();
+    ensure!(unsaid.is_empty(), "{unsaid:?} were changed and are not told: {purged}");
+    install(machine)?;
+    machine.run("bramble revert")?.good()?;
+    machine.run("dpkg --purge bramble bramble-aggregator")?.good()?;
+    let left = difference(&before, &machine.run(TREE)?.good()?);
+    ensure!(left.is_empty(), "not as before: {left:#?}");
+    Ok(())
+}
+
+/// A greedy process in the unit's group stands for a leak: the unit's own limits hold it.
+fn a_unit_is_slowed_down_at_one_limit_and_begins_anew_at_the_other(
+    machine: &mut dyn Machine,
+    unit: &str,
+) -> Result<()> {
+    let group = format!("/sys/fs/cgroup/system.slice/{unit}.service");
+    let limits = machine.run(&format!("cat {group}/memory.high {group}/memory.max"))?.good()?;
+    let told = [property(machine, unit, "MemoryHigh")?, property(machine, unit, "MemoryMax")?];
+    ensure!(limits.split_whitespace().eq(told.iter()), "the kernel holds {limits}, systemd says {told:?}");
+    ensure!(told.iter().all(|limit| limit.parse::<u64>().is_ok()), "there is no limit: {told:?}");
+
+    let greedy = format!("sh -c 'echo $$ >{group}/cgroup.procs; exec tail /dev/zero'");
+    let pid = property(machine, unit, "MainPID")?;
+    let hog = machine.run(&format!("{greedy} >/dev/null 2>&1 & echo $!"))?.good()?;
+    until(PATIENCE, "the kernel slows it down", || {
+        let events = machine.run(&format!("cat {group}/memory.events"))?.good()?;
+        Ok(events.lines().any(|l| l.strip_prefix("high ").is_some_and(|n| n != "0")).then_some(()))
+    })?;
+    machine.run(&format!("kill -9 {hog}"))?.good()?;
+    ensure!(property(machine, unit, "MainPID")? == pid, "the first limit ended it");
+
+    machine.run(&format!("systemctl set-property --runtime {unit} MemoryHigh=infinity"))?.good()?;
+    let ended = machine.run(&greedy)?;
+    ensure!(ended.code == 137, "the greedy process ended with {}: {}", ended.code, ended.err);
+    until(PATIENCE, "the unit runs again", || {
+        let begun =
+            property(machine, unit, "NRestarts")? == "1" && property(machine, unit, "SubState")? == "running";
+        Ok(begun.then_some(()))
+    })?;
+    ensure!(property(machine, unit, "MainPID")? != pid, "nothing was ended");
+    let why = entries(machine, &format!("UNIT={unit}.service"))?;
+    ensure!(why.iter().any(|e| field(e, "MESSAGE").contains("oom-kill")), "it ended for another reason");
+    Ok(())
+}
+
+fn it_measures_on_a_kernel_that_hides_its_types(machine: &mut dyn Machine) -> Result<()> {
+    machine.run("mount -t tmpfs hidden /sys/kernel/btf")?.good()?;
+    install(machine)?;
+    expect_active(machine)?;
+    meet_neighbour(machine)?;
+    let check = findings(&machine.run("bramble check --json")?.out)?;
+    let btf = check.iter().find(|(id, _)| id == "\"btf\"").context("there is no finding")?;
+    ensure!(btf.1 == "\"not needed\"", "{btf:?}");
+    let state = report_of(machine, "state")?;
+    let drops = state["conditions"].as_array().into_iter().flatten().find(|c| c["id"] == "drop-reasons");
+    ensure!(drops.is_some(), "it says nothing of the other program: {state}");
+    Ok(())
+}
+
+fn it_mends_the_cards_boot_file_and_gives_it_back(machine: &mut dyn Machine) -> Result<()> {
+    install(machine)?;
+    expect_active(machine)?;
+    bare::the_firmwares_missing_memory_controller_is_named_with_its_cure(machine)?;
+    expect_active(machine)?;
+    let purged = machine.run("dpkg --purge bramble bramble-aggregator")?.good()?;
+    ensure!(!purged.contains("bramble revert"), "it says that something is still applied: {purged}");
+    Ok(())
+}

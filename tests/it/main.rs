@@ -12,6 +12,7 @@ mod fit;
 mod hostile;
 mod installed;
 mod join;
+mod leave;
 mod machine;
 mod mesh;
 mod node;
@@ -174,6 +175,13 @@ const TESTS: &[&[Test]] = &[
         Container every_cause_of_the_doctor_is_named_and_is_the_only_one,
         Container what_check_finds_in_k3s_way_is_named_before_a_join,
         Container a_url_that_is_none_is_refused_with_what_is_wanted,
+    ],
+    tests![
+        leave,
+        Container a_node_that_leaves_is_as_it_was_before_it_joined,
+        Container pods_are_moved_as_their_budgets_allow,
+        Container a_node_without_network_leaves_and_says_what_remains,
+        Container a_leave_that_is_killed_is_brought_to_its_end_by_the_next,
     ],
     tests![
         package,

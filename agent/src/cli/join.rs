@@ -311,6 +311,8 @@ impl Joining<'_> {
             work.live.push(Live::ReadUnits);
         }
         if !now.is_enabled() || now.is_down() {
+            // Whatever comes into it later is K3s' and its network's, and goes with them.
+            work.live.push(Live::SeePacketFilter);
             work.live.push(Live::StartUnit { unit: name.into() });
         }
         Ok(work)

@@ -12,7 +12,7 @@ use super::revert::told;
 use super::{USAGE, block_on};
 use crate::converge::apply::heal;
 use crate::converge::receipt::{Receipt, Receipts};
-use crate::converge::revert::revert;
+use crate::converge::revert::{Outcome, revert};
 use crate::host::write::{HostMut, NotDone};
 use crate::k3s::leave::{self, Options, Remains, Step, Survey};
 use crate::k3s::path;
@@ -130,11 +130,14 @@ fn here(
     options: &Options,
     report: &mut Report,
 ) -> Result<bool, NotDone> {
-    report.notes = leave::clean(host, options, &mut |step| report.step(step))?;
+    report.notes = leave::clean(host, ours, options, &mut |step| report.step(step))?;
     let mut whole = true;
     for receipt in ours {
         let keep = leave::kept(receipt, options);
         let reverted = revert(host, receipts, receipt, &keep, |act, outcome| {
+            if !matches!(outcome, Outcome::Restored | Outcome::Stays(_)) {
+                report.stays.push(act.object());
+            }
             report.act(&told(act, outcome, &receipt.name));
         })?;
         if reverted {
@@ -145,9 +148,9 @@ fn here(
     if let Some(script) = leave::uninstaller(host.host()).filter(|_| whole && !options.keep_data) {
         host.succeed(&[script], Duration::from_secs(300))?;
         report.step(Step { id: "uninstall", said: format!("{script} has taken the program away") });
+        leave::sweep(host)?;
     }
     host.reload_units()?;
-    leave::sweep(host)?;
     Ok(whole)
 }
 
@@ -201,6 +204,8 @@ struct Report {
     node: String,
     steps: Vec<Step>,
     notes: Vec<String>,
+    /// What somebody else has changed since, and what could not be put back.
+    stays: Vec<String>,
     remains: Vec<Remains>,
 }
 
@@ -242,6 +247,7 @@ impl Report {
                 "ended": word,
                 "steps": self.steps.iter().map(|step| json!({ "id": step.id, "said": step.said })).collect::<Vec<_>>(),
                 "notes": self.notes,
+                "stays": self.stays,
                 "remains": self.remains.iter()
                     .map(|remains| json!({ "what": remains.what, "command": remains.command }))
                     .collect::<Vec<_>>(),

@@ -42,6 +42,8 @@ pub enum Live {
         /// The device or file.
         path: String,
     },
+    /// Writes down which tables and chains the packet filter has, so that those that come later can be told from them.
+    SeePacketFilter,
     /// Lets systemd read its files again.
     ReadUnits,
     /// Enables a unit and asks for its start.
@@ -101,6 +103,7 @@ impl Live {
             Live::LoadModule { name } => format!("module {name}"),
             Live::Mount { point, .. } | Live::ShareMount { point } => format!("mount {point}"),
             Live::SwapOff { path } => format!("swap {path}"),
+            Live::SeePacketFilter => "what the packet filter has".into(),
             Live::ReadUnits => "what systemd has read".into(),
             Live::StartUnit { unit } | Live::StopUnit { unit } => unit.clone(),
         }
@@ -124,6 +127,10 @@ impl Live {
             Live::StartUnit { unit } | Live::StopUnit { unit } => {
                 let unit = look(host, unit)?;
                 Ok(vec![("is-enabled".into(), unit.enabled), ("is-active".into(), unit.active)])
+            }
+            Live::SeePacketFilter => {
+                let names = host.host().packet_filter().map_err(unreadable)?;
+                Ok(names.into_iter().map(|name| (name, String::new())).collect())
             }
             Live::LoadModule { .. } | Live::Mount { .. } | Live::ShareMount { .. } | Live::ReadUnits => {
                 Ok(Before::new())
@@ -155,6 +162,7 @@ impl Live {
                 // Some are up only when the clock is right, which may take minutes.
                 host.start_unit(unit)
             }
+            Live::SeePacketFilter => Ok(()),
             Live::ReadUnits => host.reload_units(),
             Live::StopUnit { unit } => {
                 host.reload_units()?;
@@ -205,6 +213,8 @@ impl Live {
                     stop(host, unit)?;
                 }
             }
+            // Seeing has changed nothing.
+            Live::SeePacketFilter => {}
             Live::ReadUnits => host.reload_units()?,
             Live::StopUnit { unit } => {
                 host.reload_units()?;

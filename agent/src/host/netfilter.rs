@@ -26,8 +26,13 @@ const QUERY: &str = "chains of the packet filter";
 /// `NFNL_SUBSYS_NFTABLES`, with `NFT_MSG_GETCHAIN` and `NFT_MSG_NEWCHAIN`.
 const GET_CHAIN: u16 = (10 << 8) | 4;
 const NEW_CHAIN: u16 = (10 << 8) | 3;
+/// `NFT_MSG_GETTABLE` and `NFT_MSG_NEWTABLE`.
+const GET_TABLE: u16 = (10 << 8) | 1;
+const NEW_TABLE: u16 = 10 << 8;
 /// `NFTA_CHAIN_NAME`.
 const NAME: u16 = 3;
+/// `NFTA_TABLE_NAME`, and `NFTA_CHAIN_TABLE`.
+const TABLE: u16 = 1;
 /// `NLA_TYPE_MASK`.
 const KIND: u16 = 0x3fff;
 const DUMP: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
@@ -48,34 +53,67 @@ impl Host {
                 return Err(Unreadable { path: path.into(), why: Why::Failed(why.into()) });
             }
         }
-        let loaded = self.text_if_present("/proc/modules")?.unwrap_or_default();
-        if !loaded.lines().any(|line| line.starts_with("nf_tables ")) {
-            return Ok(Chains::default());
+        let chains = self.nf_tables(GET_CHAIN, NEW_CHAIN)?;
+        Ok(Chains(chains.iter().filter_map(|body| attribute(body, NAME)).collect()))
+    }
+
+    /// The tables of nf_tables and their chains, as nft names them: `ip filter`, `ip filter INPUT`.
+    ///
+    /// # Errors
+    /// On a captured tree, or without the right.
+    pub fn packet_filter(&self) -> Result<BTreeSet<String>, Unreadable> {
+        let mut names = BTreeSet::new();
+        for body in self.nf_tables(GET_TABLE, NEW_TABLE)? {
+            names.extend(attribute(&body, TABLE).map(|table| format!("{} {table}", family(&body))));
+        }
+        for body in self.nf_tables(GET_CHAIN, NEW_CHAIN)? {
+            let chain = attribute(&body, TABLE).zip(attribute(&body, NAME));
+            names.extend(chain.map(|(table, chain)| format!("{} {table} {chain}", family(&body))));
+        }
+        Ok(names)
+    }
+
+    fn nf_tables(&self, get: u16, new: u16) -> Result<Vec<Vec<u8>>, Unreadable> {
+        let failed = |why| Unreadable { path: QUERY.into(), why };
+        if !self.is_live() {
+            return Err(failed(Why::NotLive));
+        }
+        let loaded = self.text_if_present("/proc/modules")?;
+        // A kernel without modules has it built in, or not.
+        if loaded.is_some_and(|text| !text.lines().any(|line| line.starts_with("nf_tables "))) {
+            return Ok(Vec::new());
         }
         // struct nfgenmsg: any family, version 0, no resource.
-        let request = message(GET_CHAIN, DUMP, &[&[0; 4]]);
+        let request = message(get, DUMP, &[&[0; 4]]);
         let answer = Netlink::open(SockProtocol::NetlinkNetFilter).and_then(|netlink| netlink.dump(&request));
         let messages = answer.map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => failed(Why::Denied),
             _ => failed(Why::Failed(error.to_string())),
         })?;
-        Ok(Chains(
-            messages
-                .iter()
-                .filter(|(kind, _)| *kind == NEW_CHAIN)
-                .filter_map(|(_, body)| name(body))
-                .collect(),
-        ))
+        Ok(messages.into_iter().filter(|(kind, _)| *kind == new).map(|(_, body)| body).collect())
     }
 }
 
-/// The name among a chain's attributes, which follow the four bytes of struct nfgenmsg.
-fn name(body: &[u8]) -> Option<String> {
+/// nft's word for the family in struct nfgenmsg.
+fn family(body: &[u8]) -> &'static str {
+    match body.first().copied().map(i32::from) {
+        Some(libc::NFPROTO_IPV4) => "ip",
+        Some(libc::NFPROTO_IPV6) => "ip6",
+        Some(libc::NFPROTO_INET) => "inet",
+        Some(libc::NFPROTO_ARP) => "arp",
+        Some(libc::NFPROTO_BRIDGE) => "bridge",
+        Some(libc::NFPROTO_NETDEV) => "netdev",
+        _ => "unknown",
+    }
+}
+
+/// A text among attributes, which follow the four bytes of struct nfgenmsg.
+fn attribute(body: &[u8], wanted: u16) -> Option<String> {
     let mut attributes = body.get(4..)?;
     while let Some((header, _)) = attributes.split_first_chunk::<4>() {
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
         let kind = u16::from_ne_bytes([header[2], header[3]]) & KIND;
-        if kind == NAME {
+        if kind == wanted {
             let text = attributes.get(4..length)?.split(|byte| *byte == 0).next()?;
             return Some(String::from_utf8_lossy(text).into_owned());
         }
@@ -92,9 +130,10 @@ mod tests {
     #[test]
     fn the_name_is_found_among_a_chain_s_attributes() {
         let body = [vec![2, 0, 0, 0], text(1, "nat"), text(NAME, "KUBE-SERVICES")].concat();
-        assert_eq!(name(&body).as_deref(), Some("KUBE-SERVICES"));
+        assert_eq!(attribute(&body, NAME).as_deref(), Some("KUBE-SERVICES"));
+        assert_eq!((attribute(&body, TABLE).as_deref(), family(&body)), (Some("nat"), "ip"));
         for garbage in [&body[..4], &body[..9], &[][..], &[0; 12]] {
-            assert_eq!(name(garbage), None, "{garbage:?}");
+            assert_eq!(attribute(garbage, NAME), None, "{garbage:?}");
         }
     }
 }

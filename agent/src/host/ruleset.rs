@@ -13,17 +13,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 impl HostMut {
     /// Deletes all chains whose name begins with one of `prefixes`, and the rules that lead to them; says how many there
-    /// were. A table of iptables' that has held such chains and holds no rule any more goes too.
+    /// were.
+    ///
+    /// What was made for them goes with them: a table or a hook that is not among those `seen` before, and is empty. When
+    /// it is not known which were seen, all stay.
     ///
     /// # Errors
     /// nft is not installed, or refuses.
-    pub fn delete_chains(&self, prefixes: &[&str]) -> Result<usize, NotDone> {
+    pub fn delete_chains(
+        &self,
+        prefixes: &[&str],
+        seen: Option<&BTreeSet<String>>,
+    ) -> Result<usize, NotDone> {
         let ruleset = self.succeed(&["nft", "--json", "list", "ruleset"], PATIENCE)?;
         let parsed: Value = serde_json::from_str(&ruleset).map_err(|error| {
             let next = "nft --json list ruleset";
             NotDone::new("reading", "the packet filter's rules", error.to_string(), next)
         })?;
-        let (commands, chains) = commands(&parsed, prefixes);
+        let (commands, chains) = commands(&parsed, prefixes, seen);
         if !commands.is_empty() {
             self.succeed(&["nft", &commands.join("; ")], PATIENCE)?;
         }
@@ -32,7 +39,7 @@ impl HostMut {
 }
 
 /// What nft is to do, and how many chains go.
-fn commands(ruleset: &Value, prefixes: &[&str]) -> (Vec<String>, usize) {
+fn commands(ruleset: &Value, prefixes: &[&str], seen: Option<&BTreeSet<String>>) -> (Vec<String>, usize) {
     let entries = |kind: &'static str| {
         ruleset["nftables"].as_array().into_iter().flatten().filter_map(move |entry| entry.get(kind))
     };
@@ -60,28 +67,57 @@ fn commands(ruleset: &Value, prefixes: &[&str]) -> (Vec<String>, usize) {
             commands.push(format!("{verb} chain {family} {table} {}", text(chain, "name")));
         }
     }
-    let touched: BTreeSet<(String, String)> = chains.iter().map(|chain| table_of(chain)).collect();
+    let is_new = |name: &String| seen.is_some_and(|seen| !seen.contains(name));
+    let is_kept_rule =
+        |rule: &Value| !ours(&text(rule, "chain")) && !rules.iter().any(|gone| std::ptr::eq(*gone, rule));
+    let is_made_for_them = |chain: &Value| {
+        let (family, table) = table_of(chain);
+        let name = text(chain, "name");
+        let has_rules = entries("rule").any(|rule| {
+            table_of(rule) == table_of(chain) && text(rule, "chain") == name && is_kept_rule(rule)
+        });
+        is_new(&format!("{family} {table} {name}")) && is_hook(chain) && !has_rules
+    };
+    // Whatever hooks a run that was cut off has left belong to tables that are new.
+    let mut touched: BTreeSet<(String, String)> = chains.iter().map(|chain| table_of(chain)).collect();
+    touched.extend(
+        entries("table")
+            .map(|table| (text(table, "family"), text(table, "name")))
+            .filter(|(family, table)| is_new(&format!("{family} {table}"))),
+    );
     for (family, table) in touched {
         let here = |entry: &&Value| table_of(entry) == (family.clone(), table.clone());
-        let other_rules = entries("rule")
+        let (made, kept): (Vec<&Value>, Vec<&Value>) = entries("chain")
             .filter(here)
-            .any(|rule| !ours(&text(rule, "chain")) && !rules.iter().any(|gone| std::ptr::eq(*gone, rule)));
-        let other_chains =
-            entries("chain").filter(here).any(|chain| !ours(&text(chain, "name")) && !is_empty_hook(chain));
+            .filter(|chain| !ours(&text(chain, "name")))
+            .partition(|chain| is_made_for_them(chain));
         let holds_more = ["set", "map", "flowtable", "counter", "quota", "limit", "ct helper"]
             .iter()
             .any(|kind| entries(kind).any(|entry| here(&entry)));
-        let is_of_iptables = ["ip", "ip6"].contains(&family.as_str())
-            && ["filter", "nat", "mangle", "raw", "security"].contains(&table.as_str());
-        if is_of_iptables && !other_rules && !other_chains && !holds_more {
-            commands.push(format!("delete table {family} {table}"));
+        match is_of_iptables(&family, &table)
+            && is_new(&format!("{family} {table}"))
+            && kept.is_empty()
+            && !holds_more
+        {
+            true => commands.push(format!("delete table {family} {table}")),
+            false => {
+                let hooks = made.iter().filter(|_| is_of_iptables(&family, &table));
+                commands.extend(
+                    hooks.map(|chain| format!("delete chain {family} {table} {}", text(chain, "name"))),
+                );
+            }
         }
     }
     (commands, chains.len())
 }
 
+/// A table that iptables makes by itself.
+fn is_of_iptables(family: &str, table: &str) -> bool {
+    ["ip", "ip6"].contains(&family) && ["filter", "nat", "mangle", "raw", "security"].contains(&table)
+}
+
 /// A chain that iptables makes by itself and that lets everything pass.
-fn is_empty_hook(chain: &Value) -> bool {
+fn is_hook(chain: &Value) -> bool {
     let name = chain["name"].as_str().unwrap_or_default();
     chain.get("hook").is_some()
         && chain["policy"] == "accept"
@@ -123,7 +159,7 @@ mod tests {
             rule("filter", "CILIUM_INPUT", 9, "CILIUM_INPUT"),
             chain("filter", "ufw-before"),
         ] });
-        let (commands, chains) = commands(&ruleset, &["CILIUM_"]);
+        let (commands, chains) = commands(&ruleset, &["CILIUM_"], None);
         assert_eq!(chains, 1);
         let expected = [
             "delete rule ip filter INPUT handle 7",
@@ -134,25 +170,27 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_iptables_goes_when_nothing_is_left_in_it() {
-        let whole = |more: Value| {
+    fn what_was_made_for_them_goes_and_what_was_there_before_stays() {
+        let whole = |more: Value, seen: &[&str]| {
             let mut entries = vec![
+                json!({ "table": { "family": "ip", "name": "nat" } }),
                 chain("nat", "CILIUM_POST_nat"),
                 hook("nat", "POSTROUTING", "accept"),
                 rule("nat", "POSTROUTING", 3, "CILIUM_POST_nat"),
             ];
             entries.extend(more.as_array().cloned().unwrap_or_default());
-            commands(&json!({ "nftables": entries }), &["CILIUM_"]).0
+            let seen: BTreeSet<String> = seen.iter().map(|name| name.to_string()).collect();
+            commands(&json!({ "nftables": entries }), &["CILIUM_"], Some(&seen)).0
         };
-        assert!(whole(json!([])).contains(&"delete table ip nat".to_owned()));
-        for more in [
-            json!([rule("nat", "POSTROUTING", 4, "mine")]),
-            json!([chain("nat", "mine")]),
-            json!([{ "set": { "family": "ip", "table": "nat", "name": "s" } }]),
-        ] {
-            assert!(!whole(more.clone()).iter().any(|command| command.contains("table")), "{more}");
-        }
+        let ends = |commands: Vec<String>| commands.last().cloned().unwrap_or_default();
+        assert_eq!(ends(whole(json!([]), &[])), "delete table ip nat");
+        assert_eq!(ends(whole(json!([]), &["ip nat"])), "delete chain ip nat POSTROUTING");
+        let own = "delete chain ip nat CILIUM_POST_nat";
+        assert_eq!(ends(whole(json!([]), &["ip nat", "ip nat POSTROUTING"])), own);
+        assert_eq!(ends(whole(json!([rule("nat", "POSTROUTING", 4, "mine")]), &[])), own);
+        let set = json!([{ "set": { "family": "ip", "table": "nat", "name": "s" } }]);
+        assert!(!whole(set, &[]).iter().any(|command| command.contains("delete table")));
         let others = json!({ "nftables": [hook("filter", "INPUT", "accept")] });
-        assert_eq!(commands(&others, &["CILIUM_"]), (vec![], 0));
+        assert_eq!(commands(&others, &["CILIUM_"], None), (vec![], 0));
     }
 }

@@ -190,8 +190,8 @@ pub fn reboot() -> Result<(), String> {
 fn ask(verb: Verb, unit: &str) -> Result<(), String> {
     match on_the_bus(async |bus| call_for(bus, verb, unit).await) {
         Ok(()) => Ok(()),
-        // It is not loaded, so it does not run.
-        Err(error) if matches!(verb, Verb::Stop) && is_unknown(&error) => Ok(()),
+        // What systemd does not know neither runs nor is started at boot.
+        Err(error) if matches!(verb, Verb::Stop | Verb::Disable) && is_unknown(&error) => Ok(()),
         Err(error) if is_no_bus(&error) => systemctl(&verb.arguments(unit)).map(drop),
         Err(error) => Err(words(&error)),
     }

@@ -6,10 +6,12 @@
 //! again, and what was to be done elsewhere and could not be is handed back as commands.
 //! Follows k3s-io/k3s install.sh (killall and uninstall), k3s-io/docs networking (Cilium), `agent/data/leftovers.csv`.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::api::{Api, Deleted, Evicted, Pod};
 use super::path;
+use crate::converge::live::Live;
 use crate::converge::receipt::{Act, Receipt, State};
 use crate::facts::Facts;
 use crate::host::Host;
@@ -327,13 +329,19 @@ async fn drain(api: &Api, node: &str, limit: Duration, tell: &mut dyn FnMut(Step
 }
 
 /// Cleans this node; the order is the point. `tell` hears of each step that found something.
-pub fn clean(host: &HostMut, options: &Options, tell: &mut dyn FnMut(Step)) -> Result<Vec<String>, NotDone> {
+pub fn clean(
+    host: &HostMut,
+    ours: &[Receipt],
+    options: &Options,
+    tell: &mut dyn FnMut(Step),
+) -> Result<Vec<String>, NotDone> {
     let mut notes = Vec::new();
+    let seen = packet_filter(ours);
     for unit in UNITS {
         stop(host, unit, tell)?;
     }
     // Before the processes go: without Cilium's agent its links hold routes that nobody mends.
-    network(host, tell, &mut notes)?;
+    network(host, seen.as_ref(), tell, &mut notes)?;
     let mut groups = 0;
     for group in UNITS.map(|unit| format!("/sys/fs/cgroup/system.slice/{unit}")).iter().map(String::as_str) {
         groups += usize::from(host.kill_group(group)?);
@@ -345,7 +353,7 @@ pub fn clean(host: &HostMut, options: &Options, tell: &mut dyn FnMut(Step)) -> R
     host.stop_unit("kubepods.slice")?;
     said(tell, "processes", groups, "groups of processes ended");
     // An agent of Cilium that still ran may have put them back.
-    network(host, tell, &mut notes)?;
+    network(host, seen.as_ref(), tell, &mut notes)?;
     let mut mounts = 0;
     for point in MOUNTS {
         mounts += host.unmount_all(point)?.len();
@@ -361,6 +369,11 @@ pub fn clean(host: &HostMut, options: &Options, tell: &mut dyn FnMut(Step)) -> R
             files += usize::from(host.remove_all(&format!("/run/netns/{name}"))?);
         }
     }
+    // Whoever makes the first namespace there mounts the directory upon itself.
+    if host.host().list("/run/netns").is_ok_and(|names| names.is_empty()) {
+        host.unmount_all("/run/netns")?;
+        host.remove_directory("/run/netns")?;
+    }
     for name in host.host().list_if_present("/sys/fs/bpf/tc/globals").unwrap_or_default() {
         if name.starts_with("cilium_") {
             files += usize::from(host.remove_all(&format!("/sys/fs/bpf/tc/globals/{name}"))?);
@@ -375,6 +388,7 @@ pub fn clean(host: &HostMut, options: &Options, tell: &mut dyn FnMut(Step)) -> R
     }
     said(tell, "files", files, "files and directories removed");
     give_back(host, tell)?;
+    sweep(host)?;
     Ok(notes)
 }
 
@@ -400,7 +414,7 @@ fn give_back(host: &HostMut, tell: &mut dyn FnMut(Step)) -> Result<(), NotDone> 
     Ok(())
 }
 
-/// Directories that the rest has left empty; after the receipts, which may still have put something there.
+/// Directories that the rest has left empty. Before the receipts: when those are undone nothing of K3s is here any more.
 pub fn sweep(host: &HostMut) -> Result<(), NotDone> {
     DIRECTORIES.into_iter().try_for_each(|path| host.remove_directory(path).map(drop))
 }
@@ -429,7 +443,12 @@ fn stop(host: &HostMut, unit: &str, tell: &mut dyn FnMut(Step)) -> Result<(), No
     Ok(())
 }
 
-fn network(host: &HostMut, tell: &mut dyn FnMut(Step), notes: &mut Vec<String>) -> Result<(), NotDone> {
+fn network(
+    host: &HostMut,
+    seen: Option<&BTreeSet<String>>,
+    tell: &mut dyn FnMut(Step),
+    notes: &mut Vec<String>,
+) -> Result<(), NotDone> {
     let mut found = 0;
     for link in links(host.host())? {
         found += usize::from(host.delete_link(&link)?);
@@ -459,7 +478,7 @@ fn network(host: &HostMut, tell: &mut dyn FnMut(Step), notes: &mut Vec<String>) 
     if filters > 0 {
         tell(Step { id: "filters", said: format!("{filters} programs of Cilium detached") });
     }
-    match host.delete_chains(&CHAINS) {
+    match host.delete_chains(&CHAINS, seen) {
         Ok(0) => {}
         Ok(chains) => tell(Step { id: "chains", said: format!("{chains} chains deleted") }),
         // Without nft they are left, and a reboot takes them.
@@ -517,6 +536,17 @@ pub fn receipts(all: Vec<Receipt>) -> Vec<Receipt> {
         .collect();
     ours.reverse();
     ours
+}
+
+/// What the packet filter had before the join; `None` when nobody wrote it down.
+fn packet_filter(ours: &[Receipt]) -> Option<BTreeSet<String>> {
+    // The first join knows: what a second one saw was K3s' already.
+    ours.iter().rev().flat_map(|receipt| &receipt.acts).find_map(|act| match act {
+        Act::Live { live: Live::SeePacketFilter, before } => {
+            Some(before.iter().map(|(name, _)| name.clone()).collect())
+        }
+        _ => None,
+    })
 }
 
 /// Files of a receipt that stay with K3s' data.

@@ -4,7 +4,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 
@@ -13,11 +15,13 @@ use bramble::k3s::doctor::EXAMINATIONS;
 use serde_json::{Value, json};
 use testbed::{
     k3s::{
-        Authority, Cluster, Fault, Manner, Server, Settings, Validity,
-        program::{Script, Trouble},
+        Cluster, Server, Settings,
+        program::{Script, Trouble, VERSION},
         site::{self, RELEASE, Site},
     },
     machine::{Gift, Machine as _, store::Store},
+    namespace::Namespace,
+    process::Process,
     watch::until,
 };
 
@@ -25,9 +29,9 @@ use testbed::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the token lies in the machine.
 const TOKEN: &str = "/etc/bramble/token";
-/// All files that somebody could have changed, with their sums.
+/// All files that somebody could have changed, with their sums; without bramble's receipts and iproute2's folder of names.
 const FILES: &str = "find /etc /usr/local /opt /var/lib /run /srv -xdev -not -path '/run/*/journal*' -not -path '/run/systemd/*' \
-                     -not -path '/run/udev/*' -not -path '/var/lib/systemd/*' -printf '%M %U:%G %p %l\\n' | sort; \
+                     -not -path '/run/udev/*' -not -path /run/netns -not -path '/var/lib/bramble*' -not -path '/var/lib/systemd/*' -printf '%M %U:%G %p %l\\n' | sort; \
                      find /etc /usr/local -type f -exec sha256sum {} + | sort -k 2";
 /// The machine's name.
 const NODE: &str = "bed";
@@ -117,267 +121,89 @@ pub(crate) fn the_stand_in_tells_troubles_as_k3s_does() -> Result<()> {
     Ok(())
 }
 
-/// One thing that is wrong, how it is brought about, and what it is called.
-struct Case {
-    /// The examination that names it.
-    id: &'static str,
-    /// Whether it stops the join, or only warns.
-    stops: bool,
-    /// Makes it so.
-    arrange: fn(&mut Bench) -> Result<Asked>,
-}
-
-/// How the doctor is asked.
-#[derive(Default)]
-struct Asked {
-    /// Where the server is; without, where a good one is.
-    url: Option<String>,
-    /// What stands in the token's file; without, that server's token.
-    token: Option<String>,
-    /// Kept until the doctor was asked.
-    server: Option<Server>,
-    /// Undoes in the machine what was done for this case.
-    undo: &'static str,
-}
-
-/// The site with one machine for all cases, and servers beside it as they are needed.
-struct Bench {
-    site: Site,
-}
-
-impl Bench {
-    /// A further server, on a port of its own.
-    fn server(&self, settings: Settings) -> Result<Server> {
-        self.site.lan().within(|| Server::start(settings, Cluster::default(), (site::SERVER, 0).into()))
-    }
-
-    /// Runs a command in the machine.
-    fn sh(&mut self, command: &str) -> Result<()> {
-        self.site.machine.run(command)?.good().map(drop)
-    }
-
-    /// What the doctor says of every examination.
-    fn diagnose(&mut self, url: &str, token: &str) -> Result<BTreeMap<String, Value>> {
-        fs::write(self.site.machine.path(TOKEN), token)?;
-        let machine = &mut self.site.machine;
-        let before = machine.run(FILES)?.good()?;
-        let said =
-            machine.run(&format!("bramble join --check --json --server '{url}' --token-file {TOKEN}"))?;
-        ensure!(machine.run(FILES)?.good()? == before, "looking has changed something");
-        let document: Value = serde_json::from_str(&said.out).with_context(|| format!("{said:?}"))?;
-        let list = |key: &str| document[key].as_array().cloned().with_context(|| format!("no {key}"));
-        let all = [list("examinations")?, list("requirements")?].concat();
-        all.iter().map(|one| Ok((one["id"].as_str().context("an id")?.to_owned(), one.clone()))).collect()
-    }
-}
-
-/// A server that is as `change` makes it.
-fn odd(bench: &Bench, change: impl FnOnce(&mut Settings)) -> Result<Asked> {
-    let mut settings = Settings::new(PASSWORD)?;
-    change(&mut settings);
-    let server = bench.server(settings)?;
-    Ok(Asked {
-        url: Some(server.url()),
-        token: server.token().ok(),
-        server: Some(server),
-        ..Asked::default()
-    })
-}
-
-/// A good server, one of whose answers is spoilt.
-fn spoilt(bench: &Bench, path: &str, fault: Fault) -> Result<Asked> {
-    let asked = odd(bench, |_| ())?;
-    asked.server.as_ref().context("it is there")?.set_fault(path, Some(fault));
-    Ok(asked)
-}
-
-fn mannered(bench: &Bench, manner: Manner) -> Result<Asked> {
-    let asked = odd(bench, |_| ())?;
-    asked.server.as_ref().context("it is there")?.set_manner(manner);
-    Ok(asked)
-}
-
-fn at(url: &str) -> Result<Asked> {
-    Ok(Asked { url: Some(url.to_owned()), ..Asked::default() })
-}
-
-fn with_token(token: impl Into<String>) -> Result<Asked> {
-    Ok(Asked { token: Some(token.into()), ..Asked::default() })
-}
-
-fn pin(of: &str) -> String {
-    of.repeat(64)
-}
-
-macro_rules! case {
-    ($id:literal, $stops:literal, $arrange:expr) => {
-        Case { id: $id, stops: $stops, arrange: $arrange }
-    };
-}
-
-/// Every examination has at least one case, but the disk's: this machine's disk is as quick as it is.
-const CASES: &[Case] = &[
-    case!("token-file", true, |bench| {
-        bench.sh(&format!("touch {TOKEN}; chmod 644 {TOKEN}"))?;
-        Ok(Asked { undo: "chmod 600 /etc/bramble/token", ..Asked::default() })
-    }),
-    case!("token", true, |_| with_token("")),
-    case!("token", true, |_| with_token("\n\n")),
-    case!("token", true, |_| with_token("K10")),
-    case!("token", true, |_| with_token("K10abc::server:word")),
-    case!("token", true, |_| with_token(format!("K10{}::server:", pin("a")))),
-    case!("token", true, |_| with_token(format!("K10{}::word", pin("a")))),
-    case!("token-kind", false, |_| with_token(PASSWORD)),
-    case!("token-accepted", true, |bench| {
-        let token = bench.site.token()?;
-        with_token(token.replace(PASSWORD, "another"))
-    }),
-    case!("token-pin", true, |_| with_token(format!("K10{}::server:{PASSWORD}", pin("0")))),
-    case!("server-mdns", false, |bench| {
-        bench.sh(&format!(
-            "grep -q first.local /etc/hosts || echo '{} first.local' >>/etc/hosts",
-            site::SERVER
-        ))?;
-        odd(bench, |settings| settings.names = Some(vec!["first.local".to_owned()]))
-            .map(|asked| named(asked, "first.local"))
-    }),
-    case!("server-resolves", true, |_| at("https://nowhere.home:6443")),
-    case!("server-route", true, |bench| {
-        bench.sh("ip route delete default")?;
-        Ok(Asked { undo: "ip route add default via 198.18.66.1", ..at("https://203.0.113.1:6443")? })
-    }),
-    case!("server-host", true, |_| at("https://198.18.66.99:6443")),
-    case!("server-listens", true, |_| at("https://198.18.66.1:7")),
-    case!("server-answers", true, |bench| mannered(bench, Manner::Silent)),
-    case!("server-tls", true, |bench| mannered(bench, Manner::Plain)),
-    case!("server-tls", true, |bench| mannered(bench, Manner::HangUp)),
-    case!("server-k3s", true, |bench| spoilt(
-        bench,
-        "/cacerts",
-        Fault::Status(404, "nothing here".to_owned())
-    )),
-    case!("server-k3s", true, |bench| spoilt(bench, "/cacerts", Fault::Huge(5 << 30))),
-    case!("server-k3s", true, |bench| spoilt(bench, "/cacerts", Fault::CutOff)),
-    case!("server-k3s", true, |bench| spoilt(bench, "/cacerts", Fault::Redirect("/cacerts".to_owned()))),
-    case!("certificate-not-yet-valid", true, |bench| odd(bench, |settings| settings.validity =
-        Validity::NotYet)),
-    case!("certificate-expired", true, |bench| odd(bench, |settings| settings.validity = Validity::Expired)),
-    case!("certificate-name", true, |bench| odd(bench, |s| s.names =
-        Some(vec!["elsewhere.home".to_owned()]))),
-    case!("certificate-chain", true, |bench| {
-        let other = Authority::single("k3s-server-ca")?;
-        odd(bench, |settings| settings.signer = Some(other.into()))
-    }),
-    case!("certificate-public", false, |bench| {
-        let public = Authority::single("public-ca")?;
-        fs::write(bench.site.machine.path("/srv/public.pem"), public.pem())?;
-        bench.sh("mkdir -p /etc/ssl/certs && cp /srv/public.pem /etc/ssl/certs/ca-certificates.crt")?;
-        let asked = odd(bench, |settings| settings.signer = Some(public.into()))?;
-        Ok(Asked { undo: "rm /etc/ssl/certs/ca-certificates.crt", ..asked })
-    }),
-    case!("server-ready", true, |bench| {
-        spoilt(bench, "/v1-k3s/config", Fault::Status(503, "runtime core not ready".to_owned()))
-    }),
-    case!("node-name", true, |bench| {
-        bench.sh("mkdir -p /etc/rancher/node && (umask 077; echo mine >/etc/rancher/node/password)")?;
-        let asked = odd(bench, |_| ())?;
-        let path = format!("/api/v1/namespaces/kube-system/secrets/{NODE}.node-password.k3s");
-        let server = asked.server.as_ref().context("it is there")?;
-        server.cluster(|cluster| cluster.put(&path, json!({"data": {"hash": "another node's"}})));
-        Ok(Asked { undo: "rm -r /etc/rancher", ..asked })
-    }),
-    case!("cluster-network", true, |bench| {
-        odd(bench, |settings| settings.config = json!({"FlannelBackend": "vxlan"}))
-    }),
-    case!("cluster-network", true, |bench| {
-        odd(bench, |s| s.config = json!({"ClusterIPRange": {"IP": "10.52.0.0", "Mask": "//8AAA=="}}))
-    }),
-    case!("shutdown-delay", false, |bench| {
-        bench.sh("mkdir -p /etc/systemd/logind.conf.d && printf '[Login]\\nInhibitDelayMaxSec=5\\n' >/etc/systemd/logind.conf.d/a.conf")?;
-        Ok(Asked { undo: "rm -r /etc/systemd/logind.conf.d", ..Asked::default() })
-    }),
-];
-
-/// The server under a name of its own.
-fn named(asked: Asked, name: &str) -> Asked {
-    let url = asked.url.map(|url| url.replace(&site::SERVER.to_string(), name));
-    Asked { url, ..asked }
-}
-
-pub(crate) fn every_cause_of_the_doctor_is_named_and_is_the_only_one() -> Result<()> {
-    let site = site(&Script::default(), Settings::new(PASSWORD)?)?;
-    let mut bench = Bench { site };
-    bench.sh(&format!("(umask 077; touch {TOKEN})"))?;
-    let ids: Vec<&str> = EXAMINATIONS.iter().map(|examination| examination.id).collect();
-    let (url, token) = (bench.site.url(), bench.site.token()?);
-    let good = bench.diagnose(&url, &token)?;
-    let bad: Vec<_> = ids.iter().filter(|id| ["wrong", "warned"].contains(&state(&good, id))).collect();
-    ensure!(bad.is_empty(), "all is well, and the doctor names {bad:?}: {good:?}");
-    let mut shown = BTreeSet::from(["disk-sync"]);
-    for (number, case) in CASES.iter().enumerate() {
-        let asked =
-            (case.arrange)(&mut bench).with_context(|| format!("arranging {} ({number})", case.id))?;
-        let said =
-            bench.diagnose(asked.url.as_deref().unwrap_or(&url), asked.token.as_deref().unwrap_or(&token));
-        if !asked.undo.is_empty() {
-            bench.sh(asked.undo)?;
-        }
-        let said = said.with_context(|| format!("asking about {} ({number})", case.id))?;
-        let wanted = if case.stops { "wrong" } else { "warned" };
-        let found: Vec<_> = ids.iter().filter(|id| state(&said, id) == wanted).collect();
-        ensure!(found == [&case.id], "{} ({number}) is named {found:?}: {said:?}", case.id);
-        let one = said[case.id].to_string();
-        ensure!(!one.contains(PASSWORD), "{}: a secret is told: {one}", case.id);
-        let next = said[case.id]["next"].as_str().unwrap_or_default();
-        ensure!(!next.is_empty(), "{}: no next step: {one}", case.id);
-        shown.insert(case.id);
-    }
-    let missing: Vec<_> = ids.iter().filter(|id| !shown.contains(*id)).collect();
-    ensure!(missing.is_empty(), "no case shows {missing:?}");
-    Ok(())
+/// What the pre-flight says of every examination and requirement; looking changes nothing.
+fn diagnose(site: &mut Site, url: &str) -> Result<BTreeMap<String, Value>> {
+    let before = site.machine.run(FILES)?.good()?;
+    let said =
+        site.machine.run(&format!("bramble join --check --json --server '{url}' --token-file {TOKEN}"))?;
+    let differ = difference(&before, &site.machine.run(FILES)?.good()?);
+    ensure!(differ.is_empty(), "looking has changed {differ:#?}");
+    let document: Value = serde_json::from_str(&said.out).with_context(|| format!("{said:?}"))?;
+    let list = |key: &str| document[key].as_array().cloned().with_context(|| format!("no {key}"));
+    let all = [list("examinations")?, list("requirements")?].concat();
+    all.iter().map(|one| Ok((one["id"].as_str().context("an id")?.to_owned(), one.clone()))).collect()
 }
 
 fn state<'a>(said: &'a BTreeMap<String, Value>, id: &str) -> &'a str {
     said.get(id).and_then(|one| one["state"].as_str()).unwrap_or_default()
 }
 
+/// The token's file, as its owner would write it.
+fn write_token(site: &mut Site, token: &str) -> Result<()> {
+    site.machine.run(&format!("(umask 077; printf '%s\\n' '{token}' >{TOKEN})"))?.good().map(drop)
+}
+
+/// Every examination is shown by a test of `doctor.rs` or of this file; a slow disk by its own unit test, because this
+/// machine's is as quick as it is.
+pub(crate) fn every_cause_of_the_doctor_is_shown_by_a_test() -> Result<()> {
+    let tests = [include_str!("doctor.rs"), include_str!("join.rs")].concat();
+    let missing: Vec<_> = EXAMINATIONS
+        .iter()
+        .map(|examination| examination.id)
+        .filter(|id| *id != "disk-sync" && !tests.contains(&format!("\"{id}\"")))
+        .collect();
+    ensure!(missing.is_empty(), "no test shows {missing:?}");
+    Ok(())
+}
+
 /// What `bramble check` knows and stands in K3s' way: how it comes about, and how it goes again.
-const OBSTACLES: [(&str, &str, &str); 4] = [
-    ("default-route", "ip route delete default", "ip route add default via 198.18.66.1"),
-    ("address-ranges", "ip address add 10.42.7.1/24 dev up0", "ip address delete 10.42.7.1/24 dev up0"),
+const OBSTACLES: [(&str, &str, &str, &str); 5] = [
+    ("default-route", "wrong", "ip route delete default", "ip route add default via 198.18.66.1"),
+    (
+        "address-ranges",
+        "wrong",
+        "ip address add 10.42.7.1/24 dev up0",
+        "ip address delete 10.42.7.1/24 dev up0",
+    ),
     (
         "ports",
+        "wrong",
         "systemd-run --quiet --unit=taker systemd-socket-activate -l 6444 /bin/true",
         "systemctl stop taker",
     ),
     (
         "leftover-flannel",
+        "wrong",
         "ip link add flannel.1 type vxlan id 1 dstport 8472 dev up0",
         "ip link delete flannel.1",
     ),
+    (
+        "shutdown-delay",
+        "warned",
+        "mkdir /etc/systemd/logind.conf.d; printf '[Login]\nInhibitDelayMaxSec=5\n' >/etc/systemd/logind.conf.d/a.conf",
+        "rm -r /etc/systemd/logind.conf.d",
+    ),
 ];
 
-pub(crate) fn what_check_finds_in_k3s_way_is_named_before_a_join() -> Result<()> {
-    let mut bench = Bench { site: site(&Script::default(), Settings::new(PASSWORD)?)? };
-    bench.sh(&format!("(umask 077; touch {TOKEN})"))?;
-    let (url, token) = (bench.site.url(), bench.site.token()?);
-    for (id, arrange, undo) in OBSTACLES {
-        ensure!(state(&bench.diagnose(&url, &token)?, id) != "wrong", "{id} before anything was done");
-        bench.sh(arrange)?;
+pub(crate) fn what_stands_in_k3s_way_on_the_node_is_named_before_a_join() -> Result<()> {
+    let mut site = site(&Script::default(), Settings::new(PASSWORD)?)?;
+    let (url, token) = (site.url(), site.token()?);
+    write_token(&mut site, &token)?;
+    for (id, wanted, arrange, undo) in OBSTACLES {
+        ensure!(state(&diagnose(&mut site, &url)?, id) != wanted, "{id} before anything was done");
+        site.machine.run(arrange)?.good()?;
         let said = until(PATIENCE, id, || {
-            let said = bench.diagnose(&url, &token)?;
-            Ok((state(&said, id) == "wrong").then_some(said))
+            let said = diagnose(&mut site, &url)?;
+            Ok((state(&said, id) == wanted).then_some(said))
         })?;
         ensure!(said[id]["next"].as_str().is_some_and(|next| !next.is_empty()), "{}", said[id]);
-        bench.sh(undo)?;
+        site.machine.run(undo)?.good()?;
     }
     Ok(())
 }
 
 pub(crate) fn a_url_that_is_none_is_refused_with_what_is_wanted() -> Result<()> {
     let mut site = site(&Script::default(), Settings::new(PASSWORD)?)?;
-    let token = site.token()?;
-    fs::write(site.machine.path(TOKEN), token)?;
     for (url, named) in [
         ("first.home:6443", "https://"),
         ("http://first.home:6443", "https"),
@@ -394,8 +220,225 @@ pub(crate) fn a_url_that_is_none_is_refused_with_what_is_wanted() -> Result<()> 
     let server = site.lan().within(|| {
         Server::start(Settings::new(PASSWORD)?, Cluster::default(), (site::SERVER_6, site::PORT).into())
     })?;
-    let mut bench = Bench { site };
-    let said = bench.diagnose(&server.url(), &server.token()?)?;
+    write_token(&mut site, &server.token()?)?;
+    let said = diagnose(&mut site, &server.url())?;
     ensure!(state(&said, "token-accepted") == "good", "{said:?}");
+    Ok(())
+}
+
+/// What a machine is beside its files: network, packet filter, mounts, units, processes that outlive a unit.
+const STATE: &str = "ip -brief link | cut -d' ' -f1 | sort; ip -o address | awk '{print $2, $4}' | grep -v fe80: | sort; ip rule; ip -6 rule; \
+                     ip route show table all | grep -v fe80: | sort; ip netns; nft list ruleset; cut -d' ' -f2,3 /proc/mounts | grep -v '^/run/netns ' | sort; \
+                     systemctl list-unit-files --no-legend --no-pager 'k3s*'; pgrep -af '^/(var/lib/rancher|usr/local/bin)' ; true";
+/// An owner's own rules and settings, which must outlive a join and a leave.
+const OWNERS: &str = "set -e
+nft 'add table ip filter; add chain ip filter INPUT { type filter hook input priority 0; policy accept; }
+     add chain ip filter OUTPUT { type filter hook output priority 0; policy accept; }
+     add rule ip filter INPUT tcp dport 22 counter accept; add table ip mangle; add chain ip mangle MINE; add table ip nat
+     add chain ip nat POSTROUTING { type nat hook postrouting priority srcnat; policy accept; }
+     add rule ip nat POSTROUTING ip saddr 192.0.2.0/24 counter masquerade
+     add table inet mine; add chain inet mine KEEP'
+mkdir -p /etc/rancher/k3s; echo 'mirrors: {}' >/etc/rancher/k3s/registries.yaml";
+
+/// What the machine is to become.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Agent,
+    Server,
+    FirstServer,
+}
+
+/// Writes the node's settings and its token.
+fn configure(site: &mut Site, role: Role) -> Result<()> {
+    let (cluster, whom) = match role {
+        Role::Agent => ("agent", format!("server = \"{}\"", site.url())),
+        Role::Server => ("server", format!("server = \"{}\"", site.url())),
+        Role::FirstServer => ("server", "init = true".to_owned()),
+    };
+    let text = format!(
+        "[cluster]\nrole = \"{cluster}\"\n# What a container on this kernel cannot have, and the stand-in does not need.\n\
+         accept = [\"kernel-options-cilium\", \"memory-cgroup\", \"cgroup-controllers\", \"bpffs\"]\n\n\
+         [mqtt]\nhost = \"{}\"\n\n[report]\ninterval = \"1s\"\n\n\
+         [k3s]\n{whom}\ntoken_file = \"{TOKEN}\"\nversion = \"{VERSION}\"\nsource = \"{RELEASE}\"\n\
+         labels = [\"where=attic\"]\n",
+        site::SERVER,
+    );
+    fs::write(site.machine.path("/etc/bramble/conf.d/k3s.toml"), text)?;
+    let token = if role == Role::FirstServer { PASSWORD.to_owned() } else { site.token()? };
+    write_token(site, &token)
+}
+
+/// Joins unattended; what it printed.
+fn join(site: &mut Site) -> Result<String> {
+    let said = site.machine.run("bramble join --yes </dev/null")?;
+    if said.code != 0 {
+        let journal = journal(site)?;
+        anyhow::bail!("bramble join ended with {}: {}{}\n{journal}", said.code, said.out, said.err);
+    }
+    Ok(said.out + &said.err)
+}
+
+pub(crate) fn a_fresh_node_joins_until_it_is_ready_and_leaves_as_it_was() -> Result<()> {
+    let mut site = site(&Script { cilium: Some(500), ..Script::default() }, Settings::new(PASSWORD)?)?;
+    site.machine.run(OWNERS)?.good()?;
+    configure(&mut site, Role::Agent)?;
+    let files = site.machine.run(FILES)?.good()?;
+    let state = site.machine.run(STATE)?.good()?;
+
+    let said = join(&mut site)?;
+    ensure!(said.contains("bed is Ready"), "{said}");
+    ensure!(site.is_ready(NODE)?, "the cluster does not call it Ready");
+    let node = site.node(NODE)?.context("it is registered")?;
+    ensure!(node["metadata"]["labels"]["where"] == "attic", "{node}");
+    ensure!(site.machine.run("systemctl is-enabled k3s-agent")?.good()? == "enabled");
+
+    // Once more changes nothing and restarts nothing.
+    let pid = "systemctl show --value --property=MainPID k3s-agent";
+    let (before, first) = (site.machine.run(FILES)?.good()?, site.machine.run(pid)?.good()?);
+    let said = join(&mut site)?;
+    ensure!(said.contains("bed is Ready"), "{said}");
+    ensure!(site.machine.run(pid)?.good()? == first, "K3s was restarted");
+    let after = site.machine.run(FILES)?.good()?;
+    ensure!(before == after, "the second join changed {:#?}", difference(&before, &after));
+
+    let left = site.machine.run("bramble leave --yes </dev/null")?;
+    ensure!(left.code == 1, "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
+    // What an agent may not do is said, and is enough.
+    ensure!(left.out.contains("kubectl delete node --ignore-not-found bed"), "{}", left.out);
+    ensure!(site.ask("DELETE", &format!("/api/v1/nodes/{NODE}"), "")?.0 == 200, "an administrator could not");
+    let differ = difference(&files, &site.machine.run(FILES)?.good()?);
+    ensure!(differ.is_empty(), "files are not as before: {differ:#?}");
+    let differ = difference(&state, &site.machine.run(STATE)?.good()?);
+    ensure!(differ.is_empty(), "the machine is not as before: {differ:#?}");
+    let said = join(&mut site)?;
+    ensure!(said.contains("bed is Ready"), "it does not come back: {said}");
+    Ok(())
+}
+
+/// Lines that only one of two texts has.
+fn difference(before: &str, after: &str) -> Vec<String> {
+    let lines = |text: &str| -> BTreeSet<String> { text.lines().map(str::to_owned).collect() };
+    let (before, after) = (lines(before), lines(after));
+    let only = |sign: &str, here: &BTreeSet<String>, there: &BTreeSet<String>| -> Vec<String> {
+        here.difference(there).map(|line| format!("{sign} {line}")).collect()
+    };
+    [only("-", &before, &after), only("+", &after, &before)].concat()
+}
+
+/// Where no secret may be: command lines and environments of all processes but K3s' own, the journal, and all files that
+/// others may read.
+const SECRETS: &str = "for p in /proc/[0-9]*; do \
+                         grep -l WORD $p/cmdline $p/environ; \
+                       done 2>/dev/null; \
+                       journalctl --no-pager -o export | grep -c WORD | grep -v '^0$'; \
+                       find / -xdev -type f -perm /077 -not -path '/proc/*' -not -path '/sys/*' -exec grep -l WORD {} + 2>/dev/null; true";
+
+pub(crate) fn the_token_is_nowhere_where_others_look_and_status_tells_of_k3s() -> Result<()> {
+    let mut site = site(&Script { cilium: Some(500), ..Script::default() }, Settings::new(PASSWORD)?)?;
+    let said = site.lan().path("/run/bed/said");
+    let broker = listen(site.lan(), site::SERVER, &said)?;
+    configure(&mut site, Role::Agent)?;
+    let service = "useradd --system --no-create-home bramble; install -d -o bramble /var/lib/bramble; \
+                   systemd-run --quiet --unit=bramble --property=RuntimeDirectory=bramble bramble run";
+    site.machine.run(service)?.good()?;
+    join(&mut site)?;
+    let status = until(PATIENCE, "the agent tells of K3s", || {
+        let status = site.machine.run("bramble status --json")?;
+        Ok(status.out.contains("k3s").then_some(status.out))
+    })?;
+    ensure!(!status.contains(PASSWORD), "status tells the token");
+    let support = site
+        .machine
+        .run("bramble check; bramble check --json; bramble plan; bramble revert --list; bramble status")?;
+    ensure!(!(support.out + &support.err).contains(PASSWORD), "a command tells the token");
+    // In brackets, so that the search does not find itself.
+    let word = format!("[{}]{}", &PASSWORD[..1], &PASSWORD[1..]);
+    let found = site.machine.run(&SECRETS.replace("WORD", &word))?.out;
+    ensure!(found.is_empty(), "the token is told by {found}");
+    let reports = until(PATIENCE, "the node reports K3s", || {
+        let reports = fs::read_to_string(&said)?;
+        Ok((reports.contains("bramble/") && reports.contains("k3s")).then_some(reports))
+    })?;
+    ensure!(!reports.contains(PASSWORD), "a report tells the token: {reports}");
+    drop(broker);
+    Ok(())
+}
+
+/// A broker in the server's network, and somebody who writes down all that it is told.
+fn listen(lan: &Namespace, address: Ipv4Addr, said: &Path) -> Result<[Process; 2]> {
+    let conf = lan.path("/run/bed/mosquitto.conf");
+    fs::write(&conf, format!("listener 1883 {address}\nallow_anonymous true\nuser root\n"))?;
+    let mut mosquitto = lan.command("mosquitto");
+    mosquitto.args(["-c", "/run/bed/mosquitto.conf"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut listener = lan.command("sh");
+    let listen = format!("until mosquitto_sub -h {address} -t '#' -v; do sleep 0.1; done");
+    listener.args(["-c", &listen]).stdout(fs::File::create(said)?).stderr(Stdio::null());
+    Ok([Process::spawn("mosquitto", mosquitto)?, Process::spawn("mosquitto_sub", listener)?])
+}
+
+pub(crate) fn a_reboot_in_the_middle_of_a_join_is_healed() -> Result<()> {
+    let script = Script { cilium: Some(500), delay: 4000, ..Script::default() };
+    let mut site = site(&script, Settings::new(PASSWORD)?)?;
+    configure(&mut site, Role::Agent)?;
+    site.machine.run("systemd-run --quiet --unit=joining bramble join --yes")?.good()?;
+    until(PATIENCE, "K3s is being started", || {
+        let state = site.machine.run("systemctl is-active k3s-agent")?.out;
+        Ok((state.trim() == "activating").then_some(()))
+    })?;
+    ensure!(site.node(NODE)?.is_none(), "it was quicker than the reboot");
+    site.machine.reboot()?;
+    // What was begun goes on by itself, and the next run has nothing left to do but to wait.
+    let said = join(&mut site)?;
+    ensure!(said.contains("bed is Ready") && site.is_ready(NODE)?, "{said}");
+    let unfinished = site.machine.run("find / -xdev -name '*.bramble-*' -o -xdev -name '*.partial'")?.out;
+    ensure!(unfinished.is_empty(), "half a file is left: {unfinished}");
+    Ok(())
+}
+
+pub(crate) fn a_first_server_begins_a_cluster_and_another_one_joins_it() -> Result<()> {
+    let mut site = site(&Script { cilium: Some(500), ..Script::default() }, Settings::new(PASSWORD)?)?;
+    configure(&mut site, Role::FirstServer)?;
+    let said = join(&mut site)?;
+    ensure!(said.contains("bed is Ready as first server"), "{said}");
+    let manifests = site.machine.run("cat /var/lib/rancher/k3s/server/manifests/*")?.good()?;
+    ensure!(manifests.contains("kind: HelmChart") && manifests.contains("bootstrap: true"), "{manifests}");
+    ensure!(
+        !site.machine.run("cat /etc/rancher/k3s/config.yaml")?.good()?.contains(PASSWORD),
+        "the token is in it"
+    );
+    let left = site.machine.run("bramble leave --yes </dev/null")?;
+    ensure!([0, 1].contains(&left.code), "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
+
+    // The same machine, now beside a server that is there already.
+    configure(&mut site, Role::Server)?;
+    let said = join(&mut site)?;
+    ensure!(said.contains("bed is Ready as server"), "{said}");
+    let members = |site: &Site| -> Result<Vec<String>> {
+        Ok(site.stand_in().context("it is the stand-in")?.cluster(|c| c.members.keys().cloned().collect()))
+    };
+    ensure!(members(&site)? == [NODE], "{:?}", members(&site)?);
+    let left = site.machine.run("bramble leave --yes </dev/null")?;
+    ensure!([0, 1].contains(&left.code), "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
+    ensure!(members(&site)?.is_empty(), "its member of etcd is left");
+    ensure!(site.node(NODE)?.is_none(), "its Node object is left");
+    Ok(())
+}
+
+/// Another server's learner keeps this one waiting, and the wait is named.
+pub(crate) fn a_server_waits_while_another_one_joins() -> Result<()> {
+    let mut site = site(&Script { cilium: Some(500), ..Script::default() }, Settings::new(PASSWORD)?)?;
+    configure(&mut site, Role::Server)?;
+    let learner = |site: &Site, is_learner| -> Result<()> {
+        let server = site.stand_in().context("it is the stand-in")?;
+        server.cluster(|cluster| cluster.members.insert("pi9".to_owned(), is_learner));
+        Ok(())
+    };
+    learner(&site, true)?;
+    site.machine.run("systemd-run --quiet --unit=joining bramble join --yes")?.good()?;
+    let line = "too many learner members in cluster";
+    until(PATIENCE, line, || Ok(journal(&mut site)?.contains(line).then_some(())))?;
+    ensure!(site.node(NODE)?.is_none(), "it did not wait");
+    learner(&site, false)?;
+    until(PATIENCE, "the node is Ready", || Ok(site.is_ready(NODE)?.then_some(())))?;
     Ok(())
 }

@@ -168,6 +168,8 @@ fn ask(host: &str, port: u16, token: &Token) -> Result<Value> {
 }
 
 fn write_kubeconfig(node: &Node, admin: &Pair, pem: &str, port: u16) -> Result<()> {
+    keep(&tls(node, "client-admin.crt"), &admin.certificates)?;
+    keep(&tls(node, "client-admin.key"), &admin.key)?;
     let encode = |text: &str| STANDARD.encode(text);
     let text = format!(
         "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {}\n    server: https://127.0.0.1:{port}\n  \

@@ -16,10 +16,11 @@ use testbed::machine::{Blueprint, Gift, store::Store};
 use crate::installed::property;
 
 /// Each unit's highest score of `systemd-analyze security`, in tenths.
-pub(crate) const HARDNESS: [(&str, u32); 5] = [
+pub(crate) const HARDNESS: [(&str, u32); 6] = [
     ("bramble-aggregator.service", 15),
     ("bramble.service", 18),
     ("bramble-probe.service", 26),
+    ("bramble-join.service", 45),
     ("bramble-prepare.service", 50),
     ("bramble-failed@.service", 15),
 ];

@@ -137,7 +137,7 @@ async fn findings(host: &Host, config: &Config, role: &Role, token_file: &str) -
     let evidence = doctor::gather(host, &facts, config, role, token_file).await;
     Findings {
         examined: doctor::examine(&evidence, &config.cluster.accept),
-        required: doctor::requirements(&facts, config),
+        required: doctor::requirements(host, &facts, config),
     }
 }
 
@@ -262,7 +262,7 @@ impl Joining<'_> {
         }
         let settings =
             configuration::settings(self.config, &self.role, version, &self.token_file).map_err(refused)?;
-        let existing = existing(host).map_err(unreadable)?;
+        let existing = configuration::existing(host).map_err(unreadable)?;
         let files =
             configuration::files(&settings, &existing, self.config, &self.role, version).map_err(refused)?;
         for file in files {
@@ -367,20 +367,6 @@ fn unreadable(unreadable: Unreadable) -> NotDone {
 
 fn refused(refused: configuration::Refused) -> NotDone {
     NotDone::new("writing", "K3s' configuration", refused.what, refused.next)
-}
-
-/// The files that K3s reads, in its order.
-fn existing(host: &Host) -> Result<Vec<configuration::Existing>, Unreadable> {
-    let names = host.list_if_present(path::CONFIG_D)?;
-    let is_read = |name: &&String| name.ends_with(".yaml") || name.ends_with(".yml");
-    let drop_ins = names.iter().filter(is_read).map(|name| format!("{}/{name}", path::CONFIG_D));
-    let mut existing = Vec::new();
-    for path in [path::CONFIG.to_owned()].into_iter().chain(drop_ins) {
-        if let Some(text) = host.text_if_present(&path)? {
-            existing.push(configuration::Existing { path, text });
-        }
-    }
-    Ok(existing)
 }
 
 impl Work {

@@ -13,6 +13,7 @@ use super::path;
 use crate::config::Config;
 use crate::config::k3s::{Role, Setting, Version};
 use crate::facts::table;
+use crate::host::{Host, Unreadable};
 
 /// The first line of a file that bramble may replace.
 const MARK: &str = "# Written by bramble join";
@@ -63,15 +64,14 @@ struct Flag {
     name: &'static str,
     role: &'static str,
     since: (u32, u32),
-    alike: bool,
 }
 
 static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
-    table::rows(include_str!("../../data/k3s_flags.csv"), ["name", "role", "since", "alike"])
-        .map(|[name, role, since, alike]| {
+    table::rows(include_str!("../../data/k3s_flags.csv"), ["name", "role", "since"])
+        .map(|[name, role, since]| {
             let (major, minor) = since.split_once('.').expect("the table holds versions");
             let number = |text: &str| text.parse().expect("the table holds numbers");
-            Flag { name, role, since: (number(major), number(minor)), alike: alike == "yes" }
+            Flag { name, role, since: (number(major), number(minor)) }
         })
         .collect()
 });
@@ -79,9 +79,45 @@ static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
 /// Versions whose settings the table knows.
 pub const KNOWN: std::ops::RangeInclusive<(u32, u32)> = (1, 30)..=(1, 35);
 
-/// Names of settings that must be alike on all servers.
-pub fn alike() -> impl Iterator<Item = &'static str> {
-    FLAGS.iter().filter(|flag| flag.alike).map(|flag| flag.name)
+/// What all servers must have alike, as far as a server tells it: the setting, its name in what the server says of
+/// itself, and its value where nobody sets it. K3s' `CriticalControlArgs`; secrets are not told, and the cluster's DNS
+/// follows from its range.
+const ALIKE: [(&str, &str, &str); 13] = [
+    ("cluster-cidr", "ClusterIPRange", "10.42.0.0/16"),
+    ("cluster-domain", "ClusterDomain", "cluster.local"),
+    ("disable-cloud-controller", "DisableCCM", "false"),
+    ("disable-helm-controller", "DisableHelmController", "false"),
+    ("disable-network-policy", "DisableNPC", "false"),
+    ("egress-selector-mode", "EgressSelectorMode", "agent"),
+    ("embedded-registry", "EmbeddedRegistry", "false"),
+    ("flannel-backend", "FlannelBackend", "vxlan"),
+    ("flannel-external-ip", "FlannelExternalIP", "false"),
+    ("flannel-ipv6-masq", "FlannelIPv6Masq", "false"),
+    ("secrets-encryption", "EncryptSecrets", "false"),
+    ("service-cidr", "ServiceIPRange", "10.43.0.0/16"),
+    ("disable: servicelb", "DisableServiceLB", "false"),
+];
+
+/// What this node, as a server, would have of that which all servers must have alike: the setting, its name in what a
+/// server tells, its value.
+pub fn alike(settings: &Settings, existing: &[Existing]) -> Vec<(&'static str, &'static str, String)> {
+    let mut all: Vec<(String, Vec<String>)> =
+        settings.iter().map(|(key, values)| (key.clone(), values.texts.clone())).collect();
+    // What cannot be read is refused when the files are made.
+    let owners = existing.iter().filter_map(|file| read(&file.text).ok()).flatten();
+    all.extend(owners.map(|(key, _, values)| (key, values)));
+    let values = |key: &str| {
+        all.iter().filter(|(known, _)| known == key).flat_map(|(_, texts)| texts).collect::<Vec<_>>()
+    };
+    ALIKE
+        .map(|(flag, told, default)| {
+            let value = match flag.split_once(": ") {
+                Some((list, item)) => values(list).iter().any(|value| *value == item).to_string(),
+                None => values(flag).first().map_or(default.to_owned(), |value| (*value).clone()),
+            };
+            (flag, told, value)
+        })
+        .into()
 }
 
 /// Whether a version of K3s takes a setting in this role; `Err` says why not.
@@ -191,6 +227,20 @@ pub fn settings(
         })?;
     }
     Ok(settings)
+}
+
+/// The files that K3s reads, in its order.
+pub fn existing(host: &Host) -> Result<Vec<Existing>, Unreadable> {
+    let names = host.list_if_present(path::CONFIG_D)?;
+    let is_read = |name: &&String| name.ends_with(".yaml") || name.ends_with(".yml");
+    let drop_ins = names.iter().filter(is_read).map(|name| format!("{}/{name}", path::CONFIG_D));
+    let mut existing = Vec::new();
+    for path in [path::CONFIG.to_owned()].into_iter().chain(drop_ins) {
+        if let Some(text) = host.text_if_present(&path)? {
+            existing.push(Existing { path, text });
+        }
+    }
+    Ok(existing)
 }
 
 /// The files to write, given those that are there.
@@ -479,11 +529,25 @@ mod tests {
     }
 
     #[test]
-    fn what_must_be_alike_on_all_servers_is_marked() {
-        let alike: Vec<&str> = alike().collect();
-        assert!(
-            alike.contains(&"cluster-cidr") && alike.contains(&"secrets-encryption") && alike.len() == 16
-        );
+    fn what_must_be_alike_on_all_servers_is_what_was_written_or_k3s_own_value() {
+        for (flag, ..) in ALIKE.iter().filter(|(flag, ..)| !flag.contains(':')) {
+            assert!(FLAGS.iter().any(|known| known.name == *flag && known.role == "server"), "{flag}");
+        }
+        let config = config("init = true", true);
+        let settings = settings(&config, &Role::First, &version("v1.35.2+k3s1"), "/t").unwrap();
+        let owners = Existing { path: path::CONFIG.into(), text: "secrets-encryption: true\n".into() };
+        let alike = alike(&settings, &[owners]);
+        let value = |flag| alike.iter().find(|(known, ..)| *known == flag).unwrap().2.as_str();
+        for (flag, wanted) in [
+            ("flannel-backend", "none"),
+            ("disable-network-policy", "true"),
+            ("disable: servicelb", "true"),
+            ("secrets-encryption", "true"),
+            ("egress-selector-mode", "agent"),
+            ("cluster-cidr", "10.42.0.0/16"),
+        ] {
+            assert_eq!(value(flag), wanted, "{flag}");
+        }
     }
 
     #[test]

@@ -8,12 +8,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::path;
 use super::token::{Kind, Token};
+use super::{configuration, path};
 use crate::config::Config;
 use crate::config::cluster::{Profile, Range};
 use crate::config::k3s::Role;
 use crate::facts::Facts;
+use crate::fit::{self, Feature, Fit};
 use crate::host::disk::SyncTimes;
 use crate::host::http::{Tls, Trouble, Url};
 use crate::host::{Host, Unreadable, Why, clock};
@@ -90,6 +91,9 @@ pub struct Evidence {
     pub has_password: Result<bool, Unreadable>,
     /// Ranges that the cluster is to have.
     pub ranges: [(Range, &'static str); 2],
+    /// What this node, as a server beside others, would have of that which all must have alike: the setting, its name in
+    /// what a server tells, its value. Empty for other roles, and where the settings are refused when they are made.
+    pub alike: Vec<(&'static str, &'static str, String)>,
     /// Whether the cluster's network is Cilium.
     pub cilium: bool,
     /// The time, and whether somebody keeps it right.
@@ -299,6 +303,7 @@ pub async fn gather(host: &Host, facts: &Facts, config: &Config, role: &Role, to
         name,
         has_password: facts.k3s.has_password.clone(),
         ranges: [(config.cluster.pods, "pods"), (config.cluster.services, "services")],
+        alike: alike(host, config, role, token_file),
         cilium: config.cluster.cilium,
         now: clock::now(),
         clock_is_kept: host.clock_error().map(|error| error.is_some()),
@@ -306,6 +311,19 @@ pub async fn gather(host: &Host, facts: &Facts, config: &Config, role: &Role, to
         disk: role.is_server().then(|| host.sync_times(&existing(host, path::DATA), DISK_TEST)),
         inhibit: inhibit(host),
         shutdown: config.k3s.shutdown,
+    }
+}
+
+fn alike(
+    host: &Host,
+    config: &Config,
+    role: &Role,
+    token_file: &str,
+) -> Vec<(&'static str, &'static str, String)> {
+    let (Role::Server(_), Some(version)) = (role, &config.k3s.version) else { return vec![] };
+    match (configuration::settings(config, role, version, token_file), configuration::existing(host)) {
+        (Ok(settings), Ok(existing)) => configuration::alike(&settings, &existing),
+        _ => vec![],
     }
 }
 
@@ -364,7 +382,7 @@ pub fn examine(evidence: &Evidence, accept: &[String]) -> Vec<Examined> {
 }
 
 /// What `bramble check` finds that stands in K3s' way, and whether the kernel is fit: requirements that are not met.
-pub fn requirements(facts: &Facts, config: &Config) -> Vec<Examined> {
+pub fn requirements(host: &Host, facts: &Facts, config: &Config) -> Vec<Examined> {
     let examined = |judged: Judged| {
         let evidence = judged.evidence();
         let verdict = match (judged.state(), stops(judged.requirement)) {
@@ -390,7 +408,31 @@ pub fn requirements(facts: &Facts, config: &Config) -> Vec<Examined> {
         let Requirement { id, title, why, .. } = judged.requirement;
         Examined { id, title, why, verdict }
     };
-    require::judge(REQUIREMENTS, facts, config).map(examined).collect()
+    let mut required: Vec<Examined> = require::judge(REQUIREMENTS, facts, config).map(examined).collect();
+    required.push(kernel_fit(&fit::judge(&fit::observe(host, facts), &config.cluster)));
+    required
+}
+
+/// Which wanted settings of Cilium, Istio and K3s will not work on this kernel. What K3s and Cilium cannot do without is a
+/// requirement of its own, so this only warns.
+fn kernel_fit(features: &[Feature]) -> Examined {
+    let named = |wanted: fn(&Fit) -> bool| -> Vec<String> {
+        let of = features.iter().filter(|feature| feature.wanted && wanted(&feature.fit));
+        of.map(|feature| format!("{}: {}", feature.setting.key, feature.setting.value)).collect()
+    };
+    let not = named(|fit| matches!(fit, Fit::WorksNot { .. }));
+    let unknown = named(|fit| matches!(fit, Fit::Unknown(_)));
+    let verdict = match (not.is_empty(), unknown.is_empty()) {
+        (false, _) => warned(not.join(", "), "sudo bramble check --fit tells why, and what works instead"),
+        (true, false) => Verdict::Unknown(format!("{}: sudo bramble check --fit", unknown.join(", "))),
+        (true, true) => good("all that [cluster] asks for"),
+    };
+    Examined {
+        id: "kernel-fit",
+        title: "the wanted settings of Cilium and Istio work on this kernel",
+        why: "a part of them does not come up on this node, or falls back to something slower",
+        verdict,
+    }
 }
 
 /// Whether a node that does not meet it would fail in K3s or in its network. What others need, bramble among them, does
@@ -823,6 +865,18 @@ fn cluster_network(evidence: &Evidence) -> Verdict {
     if evidence.cilium && text("FlannelBackend").is_some_and(|backend| backend != "none") {
         other.push(format!("flannel-backend: {}", text("FlannelBackend").unwrap_or_default()));
     }
+    for (setting, key, ours) in &evidence.alike {
+        let told = match config.get(key) {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Bool(on)) => on.to_string(),
+            // Ranges are looked at below, for every role.
+            _ => continue,
+        };
+        // It was named above already.
+        if told != *ours && *setting != "flannel-backend" {
+            other.push(format!("{setting}: {told}, and here it is {ours}"));
+        }
+    }
     for ((range, whose), key) in evidence.ranges.iter().zip(["ClusterIPRange", "ServiceIPRange"]) {
         if let Some(told) = config.get(key).and_then(network)
             && told != range.to_string()
@@ -834,7 +888,8 @@ fn cluster_network(evidence: &Evidence) -> Verdict {
         true => good("no Flannel, and the ranges are the same"),
         false => wrong(
             format!("the cluster has {}", other.join(", ")),
-            "write the cluster's values into [cluster] here (pods, services, cilium), or begin a cluster anew with these",
+            "write the cluster's values into [cluster] (pods, services, cilium) and k3s.settings here, or begin a cluster anew \
+             with these",
         ),
     }
 }
@@ -894,5 +949,173 @@ fn shutdown_delay(evidence: &Evidence) -> Verdict {
         Ok(Some(delay)) => good(format!("logind waits {} s", delay.as_secs())),
         // The kubelet writes a drop-in of its own where nobody has set it.
         Ok(None) => good("nobody has set it, and the kubelet sets it itself"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::cluster::Cluster;
+
+    /// A server to be that begins the cluster, of which all is good.
+    fn first() -> Evidence {
+        let cluster = Cluster::default();
+        Evidence {
+            role: Role::First,
+            token_file: "/t".into(),
+            token: Ok(("secret\n".into(), 0)),
+            name: Ok("pi-1".into()),
+            has_password: Ok(false),
+            ranges: [(cluster.pods, "pods"), (cluster.services, "services")],
+            alike: vec![],
+            cilium: true,
+            now: "2026-11-23T12:00:00Z".parse().unwrap(),
+            clock_is_kept: Ok(true),
+            conversation: None,
+            disk: None,
+            inhibit: Ok(None),
+            shutdown: Duration::from_secs(30),
+        }
+    }
+
+    fn joining() -> (Evidence, Url) {
+        let url = Url::parse("https://pi-1:6443").unwrap();
+        (Evidence { role: Role::Agent(url.clone()), ..first() }, url)
+    }
+
+    fn said() -> Conversation {
+        Conversation {
+            cacerts: Ok(()),
+            is_public: false,
+            pin: None,
+            validity: None,
+            verified: None,
+            config: None,
+            bootstrap: None,
+            password: None,
+        }
+    }
+
+    fn wrongs(evidence: &Evidence) -> Vec<&'static str> {
+        let examined = examine(evidence, &[]);
+        let wrong = examined.iter().filter(|one| matches!(one.verdict, Verdict::Wrong { .. }));
+        wrong.map(|one| one.id).collect()
+    }
+
+    #[test]
+    fn every_examination_has_an_id_of_its_own_and_is_no_requirement() {
+        let ids: BTreeSet<&str> = EXAMINATIONS.iter().map(|one| one.id).collect();
+        assert_eq!(ids.len(), EXAMINATIONS.len());
+        assert!(REQUIREMENTS.iter().all(|requirement| !ids.contains(requirement.id)));
+        for id in [
+            "default-route",
+            "ports",
+            "leftover-flannel",
+            "leftover-cilium",
+            "memory-cgroup",
+            "address-ranges",
+        ] {
+            let requirement = REQUIREMENTS.iter().find(|requirement| requirement.id == id).unwrap();
+            assert!(stops(requirement), "{id}");
+        }
+        for id in ["btf", "clock", "longhorn-modules", "wireless-power-save", "tracefs"] {
+            assert!(
+                !REQUIREMENTS.iter().any(|requirement| requirement.id == id && stops(requirement)),
+                "{id}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_begins_a_cluster_asks_nobody() {
+        assert_eq!(wrongs(&first()), [""; 0]);
+        assert!(examine(&first(), &[]).iter().all(|one| !matches!(one.verdict, Verdict::Unknown(_))));
+    }
+
+    #[test]
+    fn a_server_with_other_values_than_the_others_is_told_which() {
+        let url = Url::parse("https://pi-1:6443").unwrap();
+        let config = Some(Ok(serde_json::json!({
+            "EncryptSecrets": true, "EgressSelectorMode": "agent", "FlannelBackend": "none", "DisableNPC": true,
+        })));
+        let alike = [
+            ("secrets-encryption", "EncryptSecrets", "false"),
+            ("egress-selector-mode", "EgressSelectorMode", "agent"),
+            ("embedded-registry", "EmbeddedRegistry", "false"),
+        ];
+        let evidence = Evidence {
+            role: Role::Server(url),
+            conversation: Some(Conversation { config, ..said() }),
+            alike: alike.map(|(setting, key, ours)| (setting, key, ours.to_owned())).into(),
+            ..first()
+        };
+        let Verdict::Wrong { what, .. } = cluster_network(&evidence) else { panic!("they differ") };
+        assert_eq!(what, "the cluster has secrets-encryption: true, and here it is false");
+    }
+
+    #[test]
+    fn a_slow_disk_is_told_with_its_figures() {
+        let with = |milliseconds| {
+            let p99 = Duration::from_millis(milliseconds);
+            let times = SyncTimes { writes: 500, median: Duration::from_millis(1), p99 };
+            disk_sync(&Evidence { disk: Some(Ok(times)), ..first() })
+        };
+        assert!(matches!(with(10), Verdict::Good(_)));
+        let Verdict::Warned { what, .. } = with(60) else { panic!("60 ms") };
+        assert!(what.contains("500 writes") && what.contains("60.0 ms"), "{what}");
+        let Verdict::Wrong { next, .. } = with(101) else { panic!("101 ms") };
+        assert!(next.contains("SSD"), "{next}");
+        let slow = Evidence { disk: Some(Err(Unreadable::malformed("/x", "y"))), ..first() };
+        assert!(matches!(disk_sync(&slow), Verdict::Unknown(_)));
+    }
+
+    #[test]
+    fn a_cause_that_the_owner_accepts_does_not_stop_a_join() {
+        let times = SyncTimes { writes: 9, median: SLOW, p99: SLOW * 2 };
+        let slow = Evidence { disk: Some(Ok(times)), ..first() };
+        assert_eq!(wrongs(&slow), ["disk-sync"]);
+        let accepted = examine(&slow, &["disk-sync".into()]);
+        assert!(accepted.iter().all(|one| !matches!(one.verdict, Verdict::Wrong { .. })));
+    }
+
+    #[test]
+    fn what_may_not_be_seen_is_not_called_good() {
+        let denied = Unreadable { path: "/t".into(), why: Why::Denied };
+        let (joining, _) = joining();
+        let conversation = Some(Conversation { config: Some(Ok(Value::Null)), ..said() });
+        let evidence = Evidence { token: Err(denied), has_password: Ok(true), conversation, ..joining };
+        let unknown: Vec<_> = examine(&evidence, &[])
+            .into_iter()
+            .filter(|one| matches!(one.verdict, Verdict::Unknown(_)))
+            .map(|one| one.id)
+            .collect();
+        assert_eq!(unknown, ["token-file", "node-name"]);
+    }
+
+    #[test]
+    fn whoever_makes_certificates_of_the_future_is_told_apart_from_a_clock_that_is_behind() {
+        let (joining, _) = joining();
+        let later = "2026-12-01T00:00:00Z".parse().unwrap();
+        let validity = Some((later, "2036-01-01T00:00:00Z".parse().unwrap()));
+        let with = |kept| Evidence {
+            clock_is_kept: Ok(kept),
+            conversation: Some(Conversation { validity, ..said() }),
+            ..Evidence { token: Ok(("secret".into(), 0)), role: joining.role.clone(), ..first() }
+        };
+        let next = |kept| match not_yet_valid(&with(kept)) {
+            Verdict::Wrong { next, .. } => next,
+            verdict => panic!("{verdict:?}"),
+        };
+        assert!(next(true).contains("server's clock") && next(false).contains("timesyncd"));
+    }
+
+    #[test]
+    fn times_are_read_as_systemd_writes_them() {
+        for (text, seconds) in [("5", 5), ("30s", 30), ("1min 30s", 90), ("2min", 120)] {
+            assert_eq!(span(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        assert_eq!(span("soon"), None);
     }
 }

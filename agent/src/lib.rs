@@ -28,6 +28,8 @@ pub mod companion;
 pub mod datapath;
 /// The drift guard.
 pub mod guard;
+/// What the kubelet's certificate lets see.
+pub mod kubernetes;
 /// Health probes, and the table of them.
 pub mod probe;
 /// What happened, kept until the broker has it.

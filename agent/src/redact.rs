@@ -420,7 +420,7 @@ mod tests {
             "/etc/NetworkManager/system-connections/home.nmconnection",
             "/etc/ssh/ssh_host_ed25519_key",
             "/var/lib/rancher/k3s/agent/kubelet.kubeconfig",
-            "/home/pi/.ssh/id_ed25519",
+            "/srv/backup/.ssh/id_ed25519",
             "/proc/812/environ",
         ] {
             assert!(is_secret_file(path), "{path}");

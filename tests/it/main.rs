@@ -12,6 +12,7 @@ mod fit;
 mod hostile;
 mod installed;
 mod join;
+mod kubernetes;
 mod leave;
 mod machine;
 mod mesh;
@@ -96,6 +97,10 @@ const TESTS: &[&[Test]] = &[
         Root delay_holds_every_packet_and_changes_none,
         Root a_cut_node_is_cut_until_it_is_healed,
         Root a_killed_bed_leaves_nothing_behind,
+    ],
+    tests![
+        kubernetes,
+        Checkout the_kubelets_certificate_reads_its_node_and_a_foreign_one_does_not,
     ],
     tests![
         mesh,

@@ -16,7 +16,9 @@ use testbed::machine::{Blueprint, Gift, store::Store};
 use crate::installed::property;
 
 /// Each unit's highest score of `systemd-analyze security`, in tenths.
-pub(crate) const HARDNESS: [(&str, u32); 6] = [
+pub(crate) const HARDNESS: [(&str, u32); 8] = [
+    ("bramble-kubernetes.service", 15),
+    ("bramble-obey@.service", 20),
     ("bramble-aggregator.service", 15),
     ("bramble.service", 18),
     ("bramble-probe.service", 26),

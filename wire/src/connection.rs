@@ -43,6 +43,8 @@ use crate::{
 /// Largest packet that is taken from the broker, bytes: larger than any message of ours, so that a hostile one is
 /// seen and counted instead of ending the connection.
 const MAX_INCOMING: u32 = 4 * 1024 * 1024;
+/// The first byte of the broker's answer to a greeting.
+const CONNACK: u8 = 0x20;
 /// First and longest bound of the random wait between two attempts.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -55,6 +57,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub const DEAD_AFTER: Duration = Duration::from_secs(20);
 /// How often it is looked whether the certificates' files changed.
 const RENEWAL: Duration = Duration::from_secs(30);
+/// So many short connections in a row that the broker closed without a word are somebody else's doing.
+const CUT_SHORT: u32 = 3;
 /// How long it is remembered that somebody else uses our id.
 const REMEMBERED: Duration = Duration::from_secs(15 * 60);
 
@@ -167,7 +171,9 @@ pub fn start(settings: Settings) -> (Bus, mpsc::Receiver<Event>) {
     let shared = Arc::new(Shared::default());
     let (events, receiver) = mpsc::channel(256);
     let bus = Bus { shared: shared.clone(), availability: settings.availability.clone() };
-    bus.be(ONLINE);
+    if let Some(topic) = &settings.availability {
+        bus.publish_latest(topic.clone(), ONLINE.into(), None);
+    }
     tokio::spawn(async move {
         tokio::select! {
             // Without a DISCONNECT: what the last will says, its delay decides.
@@ -238,23 +244,14 @@ impl Bus {
         self.shared.lock().renewal.clone()
     }
 
-    /// Says `offline` ourselves, waits up to two seconds until the broker has everything, and disconnects, which
-    /// takes the last will back. For a planned restart simply stop instead: the will's delay bridges it.
-    pub async fn leave(self) {
-        self.be(OFFLINE);
-        self.disconnect().await;
-    }
-
-    /// As [`Bus::leave`], but empties the availability topic, so that nothing of us is left. Whether the broker has it all.
+    /// Empties the availability topic, so that nothing of us is left, waits up to two seconds until the broker has everything, and
+    /// disconnects, which takes the last will back. Whether the broker has it all. For a restart simply stop instead: the
+    /// will's delay bridges it.
     pub async fn vanish(self) -> bool {
-        self.be("");
-        self.disconnect().await
-    }
-
-    fn be(&self, word: &str) {
         if let Some(topic) = &self.availability {
-            self.publish_latest(topic.clone(), word.into(), None);
+            self.publish_latest(topic.clone(), Vec::new(), None);
         }
+        self.disconnect().await
     }
 
     /// Whether the broker had everything before the end.
@@ -295,6 +292,8 @@ fn fits(topic: &str, payload: &[u8]) -> bool {
 enum Ended {
     /// One cause and one next step.
     Because(String),
+    /// The broker closed it without a word.
+    Closed,
     /// Another client came with our id.
     TakenOver,
     /// The broker takes no will of this kind.
@@ -316,6 +315,7 @@ struct WillKind {
 async fn stay(settings: &Settings, shared: &Shared, events: &mpsc::Sender<Event>) {
     let mut wait = FIRST_WAIT;
     let mut will = WillKind { retain: true, acknowledge: true };
+    let mut cut_short = 0;
     loop {
         let mut connected_at = None;
         let ended = converse(settings, shared, events, will, &mut connected_at).await;
@@ -326,6 +326,7 @@ async fn stay(settings: &Settings, shared: &Shared, events: &mpsc::Sender<Event>
         }
         if connected_at.is_some_and(|at: Instant| at.elapsed() >= GOOD_FOR) {
             wait = FIRST_WAIT;
+            cut_short = 0;
         }
         let why = match ended {
             Ended::Left => return,
@@ -344,6 +345,21 @@ async fn stay(settings: &Settings, shared: &Shared, events: &mpsc::Sender<Event>
                 wait = LONGEST_WAIT;
                 "another client connected with our id; was this node's card cloned?".to_owned()
             }
+            Ended::Closed if connected_at.is_some() => {
+                cut_short += 1;
+                let broker = &settings.broker;
+                // mosquitto 2.0.11 throws a client out without a word.
+                if cut_short >= CUT_SHORT {
+                    shared.lock().taken_over = Some(Instant::now());
+                    wait = LONGEST_WAIT;
+                    format!(
+                        "{broker} ended {cut_short} connections in a row and did not say why; does another client, such as a cloned node, use our id?"
+                    )
+                } else {
+                    format!("{broker} ended the connection")
+                }
+            }
+            Ended::Closed => format!("{} ended the connection within the greeting", settings.broker),
             Ended::Because(why) => why,
         };
         let next_try = jitter(wait);
@@ -419,7 +435,7 @@ impl Line<'_> {
     async fn hear(&mut self) -> Result<(), Ended> {
         self.heard.reserve(4096);
         match self.stream.read_buf(&mut self.heard).await {
-            Ok(0) => Err(Ended::Because(format!("{} ended the connection", self.settings.broker))),
+            Ok(0) => Err(Ended::Closed),
             Ok(_) => Ok(()),
             Err(error) => Err(self.broken(&error)),
         }
@@ -458,14 +474,19 @@ impl Line<'_> {
                     return Ok(packet);
                 }
                 match self.hear().await {
-                    Err(Ended::Because(why))
-                        if self.settings.broker.tls.is_none() && self.heard.is_empty() =>
-                    {
+                    Err(_) if self.settings.broker.tls.is_none() && self.heard.is_empty() => {
                         return Err(Ended::Because(format!(
-                            "{why} before it answered; if it wants TLS there, set tls = true in [mqtt]"
+                            "{} ended the connection before it answered; if it wants TLS there, set tls = true in [mqtt]",
+                            self.settings.broker
                         )));
                     }
                     heard => heard?,
+                }
+                if self.heard.first().is_some_and(|byte| *byte != CONNACK) {
+                    return Err(Ended::Because(format!(
+                        "{} does not speak MQTT 5; is this the broker's port?",
+                        self.settings.broker
+                    )));
                 }
             }
         };
@@ -482,6 +503,7 @@ impl Line<'_> {
         let keep_alive = properties.and_then(|p| p.server_keep_alive).filter(|seconds| *seconds > 0);
         let mut inside = shared.lock();
         inside.connected = true;
+        inside.renewal = None;
         let first = self.settings.availability.as_deref().unwrap_or_default();
         inside.outbox.connected(first, properties);
         if !self.settings.filters.is_empty() {

@@ -232,7 +232,7 @@ fn refused_broker(error: &CertificateError, tls: &Tls, broker: &Broker) -> Strin
             "the certificate of {broker} is for {}, not for {}; set host to a name that it has, or issue one that has this",
             match presented.as_slice() {
                 [] => "no name (as subjectAltName)".to_owned(),
-                names => names.join(", "),
+                names => names.iter().map(|name| bare(name)).collect::<Vec<_>>().join(", "),
             },
             broker.host
         ),
@@ -246,6 +246,11 @@ fn refused_broker(error: &CertificateError, tls: &Tls, broker: &Broker) -> Strin
         ),
         other => format!("the certificate of {broker} is not taken: {other}"),
     }
+}
+
+/// `DnsName("a")` and `IpAddress(b)`, as rustls writes them, without the kind.
+fn bare(name: &str) -> &str {
+    name.split_once('(').map_or(name, |(_, name)| name.trim_end_matches(')').trim_matches('"'))
 }
 
 fn refused_us(alert: AlertDescription, tls: &Tls, broker: &Broker) -> String {

@@ -24,7 +24,8 @@ use crate::host::http::Url;
 use crate::host::write::{HostMut, NotDone};
 use crate::host::{Host, Unreadable, clock};
 use crate::k3s::binary::{self, Machine, Wanted};
-use crate::k3s::wait::{self, Awaited, Limits, Phase, Progress};
+use crate::k3s::joined::Joined;
+use crate::k3s::wait::{self, Awaited, GivenUp, Limits, Phase, Progress, Ready};
 use crate::k3s::{cilium, configuration, doctor, path, unit};
 use look::Findings;
 
@@ -339,6 +340,20 @@ impl Joining<'_> {
         Err(NotDone::new("joining by", path::BINARY, why, next))
     }
 
+    /// Tells the agent what it came to. The join itself is as good without.
+    fn keep(&self, ready: &Result<Ready, GivenUp>) {
+        let asked = || self.config.k3s.version.as_ref().map(ToString::to_string).unwrap_or_default();
+        let joined = Joined {
+            role: self.role.name().into(),
+            version: ready.as_ref().map_or_else(|_| asked(), |ready| ready.version.clone()),
+            cilium: self.config.cluster.cilium,
+            cause: ready.as_ref().err().map(|no| [no.cause.into(), no.why.clone(), no.next.clone()]),
+        };
+        if let Err(failed) = joined.keep(&self.host) {
+            eprintln!("bramble join: the agent is not told: {failed}");
+        }
+    }
+
     /// Waits until the node is Ready, and shows what for.
     fn wait(&self) -> anyhow::Result<ExitCode> {
         let name = crate::k3s::unit(&self.role);
@@ -351,6 +366,7 @@ impl Joining<'_> {
         let ready =
             block_on(wait::watch(&self.host, &awaited, &Limits::default(), &mut |now| view.show(now)))?;
         view.clear();
+        self.keep(&ready);
         match ready {
             Ok(ready) => {
                 let text = format!(

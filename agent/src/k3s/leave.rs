@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::api::{Api, Deleted, Evicted, Pod};
-use super::path;
+use super::{joined, path};
 use crate::converge::live::Live;
 use crate::converge::receipt::{Act, Receipt, State};
 use crate::facts::Facts;
@@ -136,12 +136,15 @@ pub struct Remains {
     pub command: String,
 }
 
-/// The units that are in use or have a file.
-pub fn unit(host: &Host) -> Option<&'static str> {
-    UNITS.into_iter().find(|unit| {
-        host.present(&format!("/etc/systemd/system/{unit}")) == Ok(true)
-            || host.unit(unit).is_ok_and(|unit| !unit.active.is_empty() && !unit.is_down())
-    })
+/// The unit that has a file here.
+pub fn unit_file(host: &Host) -> Option<&'static str> {
+    UNITS.into_iter().find(|unit| host.present(&format!("/etc/systemd/system/{unit}")) == Ok(true))
+}
+
+/// The unit that has a file, or runs without one.
+fn unit(host: &Host) -> Option<&'static str> {
+    let runs = |unit: &&str| host.unit(unit).is_ok_and(|unit| !unit.active.is_empty() && !unit.is_down());
+    unit_file(host).or_else(|| UNITS.into_iter().find(runs))
 }
 
 /// The name that the node has in the cluster: what K3s is told, or the machine's own in small letters.
@@ -388,6 +391,7 @@ pub fn clean(
     }
     said(tell, "files", files, "files and directories removed");
     give_back(host, tell)?;
+    host.remove(joined::PATH)?;
     sweep(host)?;
     Ok(notes)
 }

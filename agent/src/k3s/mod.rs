@@ -13,6 +13,7 @@ pub mod certificate;
 pub mod cilium;
 pub mod configuration;
 pub mod doctor;
+pub mod joined;
 pub mod leave;
 pub mod token;
 pub mod unit;

@@ -384,7 +384,7 @@ async fn look(host: &HostMut, awaited: &Awaited) -> (Observation, Told) {
     let told = host.journal(awaited.unit, awaited.since, LINES).map(|lines| told(&lines)).unwrap_or_default();
     let mut seen = Observation { unit, ..Observation::default() };
     if seen.unit.is_active() {
-        seen.kubelet = Some(kubelet().await);
+        seen.kubelet = Some(kubelet(Duration::from_secs(3)).await);
         seen.node = Some(match Api::of(host.host()) {
             Ok(api) => api.node(&awaited.node).await.map_err(|trouble| trouble.to_string()),
             Err(unreadable) => Err(unreadable.to_string()),
@@ -395,8 +395,7 @@ async fn look(host: &HostMut, awaited: &Awaited) -> (Observation, Told) {
 }
 
 /// What the kubelet says of itself.
-pub async fn kubelet() -> Result<(), String> {
-    let limit = Duration::from_secs(3);
+pub async fn kubelet(limit: Duration) -> Result<(), String> {
     let limits = HttpLimits { connect: limit, answer: limit, body: 4096 };
     let ask = async {
         let url = Url::parse(KUBELET).expect("it is a URL");

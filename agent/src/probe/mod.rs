@@ -28,6 +28,7 @@ mod firmware;
 mod frequency;
 mod k3s;
 mod kubernetes;
+mod k3s_node;
 mod load;
 mod memory;
 pub mod mesh;
@@ -66,6 +67,7 @@ pub const PROBES: &[Probe] = &[
     storage::PROBE,
     time::PROBE,
     upkeep::PROBE,
+    k3s_node::PROBE,
     k3s::PROBE,
     kubernetes::PROBE,
 ];

@@ -37,6 +37,9 @@ const UNDER_VOLTAGE: usize = 0;
 const STICKY: usize = 16;
 /// What is nearer together was one episode: the kernel says it up to its own period of two seconds later.
 const SAME: u64 = 3_000_000;
+/// Looks that are left out after one that failed: a firmware that hangs holds each question up for a second, and the links
+/// to other nodes must be probed meanwhile.
+const PAUSE: u32 = 60;
 /// Episodes that are handed over at once, by flag.
 const MOST: usize = 32;
 
@@ -56,6 +59,7 @@ struct Watch {
     log: Option<Log>,
     clock: fn() -> Duration,
     counts: Counts,
+    pause: u32,
 }
 
 impl Watch {
@@ -66,8 +70,13 @@ impl Watch {
         };
         // Without a mailbox the board is no Pi, and its log has nothing to tell.
         let log = mailbox.as_ref().and_then(|_| host.kernel_log().ok());
-        let mut watch =
-            Self { mailbox, log, clock: clock::uptime, counts: Counts { why, ..Counts::default() } };
+        let mut watch = Self {
+            mailbox,
+            log,
+            clock: clock::uptime,
+            counts: Counts { why, ..Counts::default() },
+            pause: 0,
+        };
         watch.read_log();
         watch.look();
         watch
@@ -103,11 +112,16 @@ fn begin(episodes: &mut Vec<u64>, at_us: u64) {
 impl Source for Watch {
     fn look(&mut self) {
         let Some(mailbox) = &mut self.mailbox else { return };
+        if self.pause > 0 {
+            self.pause -= 1;
+            return;
+        }
         let word = match vcio::throttled(mailbox.as_mut()) {
             Ok(word) => word,
             Err(why) => {
                 self.counts.why = Some(why.to_string());
                 self.counts.word = None;
+                self.pause = PAUSE;
                 return;
             }
         };
@@ -383,7 +397,26 @@ mod tests {
             log: None,
             clock: || Duration::from_secs(UPTIME.get()),
             counts: Counts::default(),
+            pause: 0,
         }
+    }
+
+    #[test]
+    fn a_firmware_that_hangs_is_asked_once_a_minute_and_its_silence_is_told() {
+        let firmware = Shared::default();
+        let mut watch = watch(&firmware);
+        firmware.0.borrow_mut().broken = true;
+        watch.look();
+        assert!(watch.counts.why.as_ref().is_some_and(|why| why.starts_with("/dev/vcio")));
+        firmware.0.borrow_mut().broken = false;
+        let asked: Vec<bool> = (0..=PAUSE)
+            .map(|_| {
+                watch.look();
+                watch.counts.word.is_some()
+            })
+            .collect();
+        assert_eq!(asked.iter().filter(|asked| **asked).count(), 1, "only after the pause");
+        assert_eq!(watch.counts.why, None);
     }
 
     fn look(watch: &mut Watch, firmware: &Shared, second: u64, word: u32) {

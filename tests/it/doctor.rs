@@ -1,5 +1,4 @@
-//! The pre-flight of `bramble join` beside the stand-in of a K3s server, without a machine: what is good, what ends in time, and
-//! who is shown the token. Each cause is shown on a booted machine, in `join`.
+//! The pre-flight of `bramble join`: every cause is shown under its own name, against a server that misbehaves so.
 
 use std::{
     fs::{self, Permissions},
@@ -12,8 +11,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
-use testbed::k3s::{Authority, Cluster, Fault, Server, Settings};
+use serde_json::{Value, json};
+use testbed::k3s::{Authority, Cluster, Fault, Manner, Server, Settings, Validity};
 
 /// Stands nowhere else.
 const PASSWORD: &str = "r7kx2qv9doctor0wm";
@@ -35,13 +34,15 @@ struct Node {
     mode: u32,
     /// What of the machine is the node's own, as unshare(1) calls it, and what the shell does there before.
     own: (&'static [&'static str], &'static str),
+    /// A file of certificates that the system believes.
+    believed: Option<String>,
 }
 
 impl Node {
     fn joining(server: &Server) -> Result<Self> {
         let token = Some(server.token()?);
         let url = Some(server.url());
-        Ok(Self { role: "agent", server: url, token, mode: 0o600, own: (&[], "") })
+        Ok(Self { role: "agent", server: url, token, mode: 0o600, own: (&[], ""), believed: None })
     }
 
     /// What the pre-flight finds. It never says the token.
@@ -81,6 +82,9 @@ impl Node {
         let (own, before) = self.own;
         let mut command = Command::new("unshare");
         command.args(own).args(["sh", "-c"]).arg(format!("set -e; {before} {join}"));
+        if let Some(pem) = &self.believed {
+            command.env("SSL_CERT_FILE", write("believed.pem", pem, 0o600)?).env_remove("SSL_CERT_DIR");
+        }
         let output = command.output().context("starting bramble")?;
         let (out, err) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
         ensure!(!out.contains(PASSWORD) && !err.contains(PASSWORD), "the token is said: {out}{err}");
@@ -148,39 +152,93 @@ pub(crate) fn a_good_server_is_good_by_one_certificate_and_by_several() -> Resul
     Ok(())
 }
 
-pub(crate) fn what_comes_late_or_vanishes_ends_in_time() -> Result<()> {
+pub(crate) fn each_end_of_the_way_to_a_server_has_its_own_name() -> Result<()> {
     let kept = usual()?;
-    // The server is thought to be somewhere, and what is sent there vanishes.
+    let usual = Node::joining(&kept)?;
+    let at = |url: &str, network| -> Result<Found> {
+        let own: &[&str] = if network == "" { &[] } else { &["--net"] };
+        Node { server: Some(url.to_owned()), own: (own, network), ..Node::joining(&kept)? }.check()
+    };
+    at("https://nobody.invalid:6443", "")?.is("server-resolves", "nobody.invalid does not resolve")?;
+    at("https://192.0.2.1:6443", "ip link set lo up;")?.is("server-route", "no route to 192.0.2.1")?;
+    // The other end of the cable is up, and nobody there has the address.
+    let cable = "ip link set lo up; ip link add near0 type veth peer name far0; ip link set near0 up; ip link set far0 up; \
+                 ip address add 192.0.2.2/24 dev near0;";
+    at("https://192.0.2.1:6443", cable)?.is("server-host", "no machine answers at 192.0.2.1")?;
+    // It is thought to be somewhere, and what is sent there vanishes.
     let hole = "ip link add near0 type veth peer name far0; ip link set near0 up; ip link set far0 up; \
                 ip address add 192.0.2.2/24 dev near0; ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev near0;";
-    let server = Some("https://192.0.2.1:6443".to_owned());
-    let vanished = Node { server, own: (&["--net"], hole), ..Node::joining(&kept)? };
-    vanished.check()?.is("server-answers", "TCP connection took longer")?;
+    at("https://192.0.2.1:6443", hole)?.is("server-answers", "TCP connection took longer")?;
+    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    at(&format!("https://{free}"), "")?.is("server-listens", "refuses the connection")?;
+    at("https://pi-1.local:6443", "")?.says("server-mdns", "name of mDNS")?;
+    for manner in [Manner::Plain, Manner::HangUp] {
+        kept.set_manner(manner);
+        usual.check()?.is("server-tls", "not in TLS").with_context(|| format!("{manner:?}"))?;
+    }
+    kept.set_manner(Manner::Silent);
+    usual.check()?.is("server-answers", "TLS handshake took longer")?;
+    kept.set_manner(Manner::Tls);
+    for (fault, words) in [
+        (Fault::CutOff, "cut off"),
+        (Fault::Redirect("/cacerts".into()), "sends to /cacerts"),
+        (Fault::Huge(5 << 30), "larger than"),
+        (Fault::Status(404, "no".into()), "404"),
+    ] {
+        kept.set_fault("/cacerts", Some(fault));
+        usual.check()?.is("server-k3s", words)?;
+    }
     kept.set_fault("/cacerts", Some(Fault::Late(Duration::from_secs(30))));
-    Node::joining(&kept)?.check()?.is("server-answers", "the answer took longer")
+    usual.check()?.is("server-answers", "took longer")?;
+    kept.set_fault("/cacerts", None);
+    kept.set_fault("/v1-k3s/config", Some(Fault::Status(503, "starting".into())));
+    usual.check()?.is("server-ready", "503: starting")
 }
 
-pub(crate) fn a_token_is_shown_to_nobody_whose_certificates_it_does_not_name() -> Result<()> {
+pub(crate) fn certificates_are_judged_as_k3s_judges_them() -> Result<()> {
+    let with = |change: &dyn Fn(&mut Settings)| -> Result<Server> {
+        let mut settings = Settings::new(PASSWORD)?;
+        change(&mut settings);
+        server(settings)
+    };
+    let not_yet = with(&|s| s.validity = Validity::NotYet)?;
+    Node::joining(&not_yet)?.check()?.is("certificate-not-yet-valid", "count from")?;
+    let expired = with(&|s| s.validity = Validity::Expired)?;
+    Node::joining(&expired)?.check()?.is("certificate-expired", "counted until")?;
+    let other = with(&|s| s.names = Some(vec!["pi-9".into()]))?;
+    Node::joining(&other)?.check()?.is("certificate-name", "not for 127.0.0.1")?;
+    let stranger = std::sync::Arc::new(Authority::single("stranger")?);
+    let wrong = with(&|s| s.signer = Some(stranger.clone()))?;
+    Node::joining(&wrong)?.check()?.is("certificate-chain", "has not signed")?;
+    // A token of another cluster: to its server the token is never shown.
     let (one, two) = (usual()?, usual()?);
     let found = Node { token: Some(one.token()?), ..Node::joining(&two)? }.check()?;
     found.is("token-pin", "hash")?;
-    let mut settings = Settings::new(PASSWORD)?;
-    settings.cacerts = Some("<html>hello</html>".into());
-    let none = server(settings)?;
+    ensure!(two.calls().iter().all(|call| call.path == "/cacerts"), "{:?}", two.calls());
+    let none = with(&|s| s.cacerts = Some("<html>hello</html>".into()))?;
     let token = format!("K10{}::server:{PASSWORD}", "0".repeat(64));
     let found = Node { token: Some(token), ..node_of(&none) }.check()?;
-    found.is("server-k3s", "holds no certificate")?;
-    for call in [two.calls(), none.calls()].concat() {
-        ensure!(call.path == "/cacerts", "{call:?}");
-    }
-    Ok(())
+    ensure!(found.ids("wrong").contains(&"server-k3s"), "{found:#?}");
+    // A certificate that the system believes: the pin is not looked at, and that is said.
+    let public = with(&|s| s.signer = Some(stranger.clone()))?;
+    let believed = Some(stranger.pem().to_owned());
+    let found = Node { believed, ..Node::joining(&public)? }.check()?;
+    found.is_good()?;
+    found.says("certificate-public", "does not look at the token's pin")
 }
 
 fn node_of(server: &Server) -> Node {
-    Node { role: "agent", server: Some(server.url()), token: None, mode: 0o600, own: (&[], "") }
+    Node {
+        role: "agent",
+        server: Some(server.url()),
+        token: None,
+        mode: 0o600,
+        own: (&[], ""),
+        believed: None,
+    }
 }
 
-pub(crate) fn a_token_lets_in_the_roles_of_its_kind_and_is_its_owners_alone() -> Result<()> {
+pub(crate) fn a_token_that_does_not_fit_is_named_by_what_is_wrong_with_it() -> Result<()> {
     let mut settings = Settings::new(PASSWORD)?;
     settings.agent_password = Some("agents0only1x".into());
     settings.bootstrap = Some("abcdef.0123456789abcdef".into());
@@ -188,17 +246,25 @@ pub(crate) fn a_token_lets_in_the_roles_of_its_kind_and_is_its_owners_alone() ->
     let whole = kept.token()?;
     let pin = whole.split("::").next().unwrap_or_default().to_owned();
     let agents = format!("{pin}::node:agents0only1x");
-    let bootstrap = format!("{pin}::abcdef.0123456789abcdef");
     let with = |role, token: &str, mode| -> Result<Found> {
         Node { role, token: Some(token.to_owned()), mode, ..node_of(&kept) }.check()
     };
     node_of(&kept).check()?.is("token-file", "there is no")?;
+    with("agent", &agents, 0o644)?.is("token-file", "read or written by others")?;
     with("agent", &agents, 0o620)?.is("token-file", "read or written by others")?;
-    for token in [&agents, &bootstrap] {
-        with("agent", token, 0o600)?.is_good()?;
-    }
-    for (token, words) in [(&agents, "agent's token"), (&bootstrap, "bootstrap token")] {
-        let found = with("server", token, 0o600)?;
+    with("agent", "\n", 0o600)?.is("token", "it is empty")?;
+    with("agent", &whole[..60], 0o600)?.is("token", "no :: behind the hash")?;
+    with("agent", &whole.replacen("K10", "K100", 1), 0o600)?.is("token", "65 digits")?;
+    with("agent", &format!("{pin}::server:"), 0o600)?.is("token", "password is empty")?;
+    with("agent", "two words", 0o600)?.is("token", "a blank")?;
+    with("agent", &format!("{pin}::server:wrong"), 0o600)?.is("token-accepted", "401")?;
+    with("agent", &agents, 0o600)?.is_good()?;
+    with("agent", "agents0only1x", 0o600)?.says("token-kind", "no pin")?;
+    with("agent", &format!("{pin}::abcdef.0123456789abcdef"), 0o600)?.is_good()?;
+    for (token, words) in
+        [(agents.clone(), "agent's token"), (format!("{pin}::abcdef.0123456789abcdef"), "bootstrap token")]
+    {
+        let found = with("server", &token, 0o600)?;
         ensure!(found.ids("wrong").contains(&"token-kind"), "{found:#?}");
         found.says("token-kind", words)?;
     }
@@ -208,5 +274,29 @@ pub(crate) fn a_token_lets_in_the_roles_of_its_kind_and_is_its_owners_alone() ->
     };
     first(&whole)?.says("token-kind", "begin")?;
     ensure!(first(PASSWORD)?.ids("good").contains(&"token-kind"), "a password is what it needs");
+    Ok(())
+}
+
+pub(crate) fn a_name_that_another_node_has_and_a_cluster_that_is_another_are_named() -> Result<()> {
+    let mut settings = Settings::new(PASSWORD)?;
+    settings.config =
+        json!({"FlannelBackend": "vxlan", "ClusterIPRange": {"IP": "10.52.0.0", "Mask": "//8AAA=="}});
+    let flannel = server(settings)?;
+    let found = Node::joining(&flannel)?.check()?;
+    found.is("cluster-network", "flannel-backend: vxlan, 10.52.0.0/16 for pods")?;
+    // The node has a password, and the servers know another one by its name.
+    let own: (&[&str], _) = (
+        &["--mount"],
+        "mount -t tmpfs none /etc; mkdir -p /etc/rancher/node; echo mine >/etc/rancher/node/password;",
+    );
+    let kept = usual()?;
+    let name = fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_lowercase();
+    let secret = format!("/api/v1/namespaces/kube-system/secrets/{name}.node-password.k3s");
+    kept.cluster(|cluster| cluster.put(&secret, json!({"data": {"hash": "another"}})));
+    let node = Node { own, ..Node::joining(&kept)? };
+    node.check()?.is("node-name", "another node")?;
+    kept.cluster(|cluster| cluster.remove(&secret));
+    let found = node.check()?;
+    ensure!(found.ids("good").contains(&"node-name"), "{found:#?}");
     Ok(())
 }

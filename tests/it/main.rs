@@ -183,9 +183,10 @@ const TESTS: &[&[Test]] = &[
     tests![
         doctor,
         Root a_good_server_is_good_by_one_certificate_and_by_several,
-        Root what_comes_late_or_vanishes_ends_in_time,
-        Root a_token_is_shown_to_nobody_whose_certificates_it_does_not_name,
-        Root a_token_lets_in_the_roles_of_its_kind_and_is_its_owners_alone,
+        Root each_end_of_the_way_to_a_server_has_its_own_name,
+        Root certificates_are_judged_as_k3s_judges_them,
+        Root a_token_that_does_not_fit_is_named_by_what_is_wrong_with_it,
+        Root a_name_that_another_node_has_and_a_cluster_that_is_another_are_named,
     ],
     tests![
         join,

@@ -52,7 +52,7 @@ impl Connection<'_> {
                     Some(ago) => (
                         Status::Raised,
                         format!(
-                            "a cloned node? another client connected with our id {} min ago; give one of them a new one: stop bramble there, remove id from its state directory, start it",
+                            "a cloned node? another client connected with our id {} min ago; give one of them a new one: stop bramble there, remove identity.json from its state directory, start it",
                             ago.as_secs() / 60
                         ),
                     ),
@@ -73,7 +73,7 @@ impl Connection<'_> {
             statement(
                 "record-spool",
                 "What happens is not kept on disk",
-                &["storage"],
+                &["disk-full"],
                 match self.spool {
                     Some(why) => (
                         Status::Raised,

@@ -1,6 +1,7 @@
 //! The connection against real brokers and against hostile ones: TLS, access lists, limits, kill -9.
 //!
-//! Everything is on the loopback address, in the test's own processes and folders.
+//! Everything is on the loopback address, in the test's own processes and folders. Another mosquitto than the installed one (2.1, from
+//! Debian testing) is tried with `BRAMBLE_MOSQUITTO=/its/path`; `BRAMBLE_LONG=1` makes the kills go on for ten minutes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -155,8 +155,8 @@ pub(crate) fn a_good_server_is_good_by_one_certificate_and_by_several() -> Resul
 pub(crate) fn each_end_of_the_way_to_a_server_has_its_own_name() -> Result<()> {
     let kept = usual()?;
     let usual = Node::joining(&kept)?;
-    let at = |url: &str, network| -> Result<Found> {
-        let own: &[&str] = if network == "" { &[] } else { &["--net"] };
+    let at = |url: &str, network: &'static str| -> Result<Found> {
+        let own: &[&str] = if network.is_empty() { &[] } else { &["--net"] };
         Node { server: Some(url.to_owned()), own: (own, network), ..Node::joining(&kept)? }.check()
     };
     at("https://nobody.invalid:6443", "")?.is("server-resolves", "nobody.invalid does not resolve")?;

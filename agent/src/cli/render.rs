@@ -8,6 +8,7 @@ use super::check::print;
 use crate::config::Config;
 use crate::host::Host;
 use crate::k3s::cilium::{self, Node};
+use crate::k3s::configuration;
 
 /// Show the configuration that will work on these nodes
 #[derive(Debug, clap::Args)]
@@ -19,6 +20,8 @@ pub struct Render {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     Cilium(Cilium),
+    /// The files that K3s reads on this node
+    K3s,
 }
 
 /// The values for Cilium's chart, as this node's kernel and those of others allow
@@ -50,6 +53,32 @@ const REFUSED: u8 = 2;
 pub fn run(args: &Render, config: &Config, host: &Host) -> anyhow::Result<ExitCode> {
     match &args.what {
         What::Cilium(args) => render_cilium(args, config, host),
+        What::K3s => render_k3s(config, host),
+    }
+}
+
+fn render_k3s(config: &Config, host: &Host) -> anyhow::Result<ExitCode> {
+    let stop = |why: &str, next: &str| {
+        eprintln!("bramble render: {why}\n  next  {next}");
+        Ok(ExitCode::from(REFUSED))
+    };
+    let role = match config.k3s.role(&config.cluster, None) {
+        Ok(role) => role,
+        Err(why) => return stop(why, "write it, then render again"),
+    };
+    let Some(version) = &config.k3s.version else {
+        return stop("it is not said which K3s", "write version = \"v1.35.2+k3s1\" into [k3s]");
+    };
+    let existing = configuration::existing(host)?;
+    let files = configuration::settings(config, &role, version, &config.k3s.token_file)
+        .and_then(|settings| configuration::files(&settings, &existing, config, &role, version));
+    match files {
+        Ok(files) => {
+            let text: String =
+                files.iter().map(|file| format!("# {}\n{}", file.path, file.content)).collect();
+            print(&text, ExitCode::SUCCESS)
+        }
+        Err(refused) => stop(&refused.what, &refused.next),
     }
 }
 

@@ -15,7 +15,7 @@ use bramble::k3s::doctor::EXAMINATIONS;
 use serde_json::{Value, json};
 use testbed::{
     k3s::{
-        Cluster, Server, Settings,
+        Authority, Client, Cluster, Pair, Server, Settings,
         program::{Script, Trouble, VERSION},
         site::{self, RELEASE, Site},
     },
@@ -440,5 +440,149 @@ pub(crate) fn a_server_waits_while_another_one_joins() -> Result<()> {
     ensure!(site.node(NODE)?.is_none(), "it did not wait");
     learner(&site, false)?;
     until(PATIENCE, "the node is Ready", || Ok(site.is_ready(NODE)?.then_some(())))?;
+    Ok(())
+}
+
+/// The real program's path.
+fn real() -> Option<PathBuf> {
+    std::env::var_os("BRAMBLE_K3S").map(PathBuf::from)
+}
+
+/// Why the tests with the real K3s cannot run here and now.
+pub(crate) fn no_real_k3s() -> Option<String> {
+    match real() {
+        None => Some("BRAMBLE_K3S names no k3s".to_owned()),
+        Some(path) => (!path.is_file()).then(|| format!("BRAMBLE_K3S: there is no {}", path.display())),
+    }
+}
+
+/// Why no container here can be a node of the real K3s.
+pub(crate) fn no_real_node() -> Option<String> {
+    let controllers = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .iter()
+        .find_map(|group| fs::read_to_string(format!("{group}/cgroup.controllers")).ok())
+        .unwrap_or_default();
+    let lacks = ["cpu", "cpuset", "memory", "pids"]
+        .into_iter()
+        .find(|name| !controllers.split(' ').any(|c| c.trim() == *name));
+    no_real_k3s()
+        .or_else(|| lacks.map(|name| format!("the real k3s needs control groups of version 2 with {name}")))
+}
+
+/// A site with the real K3s on both sides, and its version.
+fn real_site() -> Result<(Site, String)> {
+    let (programs, k3s) = (crate::programs()?, real().context("BRAMBLE_K3S is set")?);
+    let bramble = Gift { from: programs.join("bramble"), to: "/usr/bin/bramble".to_owned() };
+    let said = run(std::process::Command::new(&k3s).arg("--version").env_clear())?;
+    let version = said.split_whitespace().nth(2).context("it says its version")?.to_owned();
+    Ok((Site::start_real(&store()?, &k3s, &[bramble])?, version))
+}
+
+fn run(command: &mut std::process::Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// What every server of K3s answers.
+fn speaks_as_k3s_does(site: &Site) -> Result<()> {
+    let token = site.token()?;
+    let (pin, rest) = token.strip_prefix("K10").and_then(|t| t.split_once("::")).context("a whole token")?;
+    let password = rest.split_once(':').context("a user")?.1;
+    site.lan().within(|| {
+        let address = (site::SERVER, site::PORT).into();
+        let cacerts = Client::new(address).get("/cacerts")?.body;
+        ensure!(Authority::pin(&cacerts)? == pin, "the pin is counted otherwise");
+        let anybody = || Client::new(address).trusting(&cacerts);
+        let node = || anybody().basic("node", password);
+        ensure!(anybody().get("/ping")?.body == "pong");
+        let kubelet =
+            |password| node().header("k3s-Node-Name", "guest").header("k3s-Node-Password", password);
+        for (what, client, path, status) in [
+            ("nobody's settings", anybody(), "/v1-k3s/config", 403),
+            ("an agent's settings", node(), "/v1-k3s/config", 200),
+            ("a server's role is no agent's", anybody().basic("server", password), "/v1-k3s/config", 403),
+            ("a wrong password", anybody().basic("node", "wrong"), "/v1-k3s/config", 401),
+            ("an agent is no server", node(), "/v1-k3s/server-bootstrap", 403),
+            ("readiness", node(), "/v1-k3s/readyz", 200),
+            ("the API knows nobody without a certificate", anybody(), "/readyz", 401),
+            ("a kubelet without a name", node(), "/v1-k3s/serving-kubelet.crt", 400),
+            ("a name's first password", kubelet("one"), "/v1-k3s/serving-kubelet.crt", 200),
+            ("a name's second password", kubelet("two"), "/v1-k3s/serving-kubelet.crt", 403),
+        ] {
+            let answer = client.get(path)?;
+            ensure!(
+                answer.status == status,
+                "{what}: {} instead of {status}: {}",
+                answer.status,
+                answer.body
+            );
+        }
+        let config: Value = serde_json::from_str(&node().get("/v1-k3s/config")?.body)?;
+        ensure!(
+            config["FlannelBackend"] == "none" && config["ClusterIPRange"]["Mask"] == "//8AAA==",
+            "{config}"
+        );
+        let pair = Pair::split(&kubelet("one").get("/v1-k3s/client-kubelet.crt")?.body);
+        for (method, path, status) in [
+            ("GET", "/readyz", 200),
+            ("GET", "/api/v1/nodes/guest", 404),
+            ("DELETE", "/api/v1/nodes/guest", 403),
+            ("GET", "/api/v1/namespaces/kube-system/secrets/guest.node-password.k3s", 403),
+        ] {
+            let answer = anybody().with(&pair)?.send(method, path, "")?;
+            ensure!(answer.status == status, "{method} {path}: {}: {}", answer.status, answer.body);
+        }
+        Ok(())
+    })
+}
+
+pub(crate) fn the_stand_in_speaks_as_k3s_does() -> Result<()> {
+    speaks_as_k3s_does(&site(&Script::default(), Settings::new(PASSWORD)?)?)
+}
+
+pub(crate) fn the_real_server_speaks_as_the_stand_in_and_the_doctor_finds_it_good() -> Result<()> {
+    let (mut site, _) = real_site()?;
+    speaks_as_k3s_does(&site)?;
+    let (url, token) = (site.url(), site.token()?);
+    write_token(&mut site, &token)?;
+    let said = diagnose(&mut site, &url)?;
+    let bad: Vec<_> =
+        EXAMINATIONS.iter().filter(|one| ["wrong", "unknown"].contains(&state(&said, one.id))).collect();
+    ensure!(bad.is_empty(), "the doctor finds {bad:?}: {said:?}");
+    Ok(())
+}
+
+/// A network for pods of K3s' own plugins, in Cilium's place: its images are nowhere here.
+const NETWORK: &str = "mkdir -p /opt/cni/bin /etc/cni/net.d; cp -a /var/lib/rancher/k3s/data/current/bin/. /opt/cni/bin; \
+                       printf '{\"cniVersion\": \"1.0.0\", \"name\": \"cilium\", \"plugins\": [{\"type\": \"bridge\", \"bridge\": \"cni0\", \
+                       \"ipam\": {\"type\": \"host-local\", \"subnet\": \"10.42.9.0/24\"}}]}' >/etc/cni/net.d/05-cilium.conflist";
+
+pub(crate) fn the_real_k3s_becomes_a_node_and_leaves() -> Result<()> {
+    let (mut site, version) = real_site()?;
+    configure(&mut site, Role::Agent)?;
+    // There is no /dev/kmsg in a container.
+    let kubelet =
+        format!("version = \"{version}\"\nkubelet_args = [\"feature-gates=KubeletInUserNamespace=true\"]");
+    let path = site.machine.path("/etc/bramble/conf.d/k3s.toml");
+    let text = fs::read_to_string(&path)?.replace(&format!("version = \"{VERSION}\""), &kubelet);
+    fs::write(path, text)?;
+    let before = site.machine.run(FILES)?.good()?;
+    site.machine
+        .run("systemd-run --quiet --unit=joining --property=RemainAfterExit=yes bramble join --yes")?
+        .good()?;
+    until(PATIENCE * 5, "the node is registered", || Ok(site.node(NODE)?.map(drop)))
+        .with_context(|| journal(&mut site).unwrap_or_default())?;
+    site.machine.run(NETWORK)?.good()?;
+    until(PATIENCE * 5, "the node is Ready", || Ok(site.is_ready(NODE)?.then_some(())))
+        .with_context(|| journal(&mut site).unwrap_or_default())?;
+    let joined = "systemctl show --value --property=ExecMainStatus,SubState joining";
+    until(PATIENCE, "bramble says so", || {
+        Ok((site.machine.run(joined)?.out.trim() == "0\nexited").then_some(()))
+    })?;
+    let left = site.machine.run("rm -rf /opt/cni; bramble leave --yes </dev/null")?;
+    ensure!([0, 1].contains(&left.code), "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
+    let differ = difference(&before, &site.machine.run(FILES)?.good()?);
+    ensure!(differ.is_empty(), "files are not as before: {differ:#?}");
     Ok(())
 }

@@ -50,6 +50,10 @@ enum Needs {
     Units,
     /// Root and a booted Debian 13.
     Container,
+    /// Root, a booted Debian 13, and the program of K3s itself.
+    RealK3s,
+    /// The same, and control groups in which it can be a node.
+    RealNode,
     /// Root, the Debian packages, and Debian roots to install them in.
     Packages,
 }
@@ -66,6 +70,8 @@ impl Needs {
             Self::Units => package::no_judge(),
             Self::Packages => rootless().or_else(hasty).or_else(package::missing),
             Self::Container => machine::lacks("debian13"),
+            Self::RealK3s => machine::lacks("debian13").or_else(join::no_real_k3s),
+            Self::RealNode => machine::lacks("debian13").or_else(join::no_real_node),
             Self::Browser => rootless().or_else(hasty).or_else(|| testbed::browser::available().err()),
         }
     }
@@ -200,6 +206,9 @@ const TESTS: &[&[Test]] = &[
         Container a_reboot_in_the_middle_of_a_join_is_healed,
         Container a_first_server_begins_a_cluster_and_another_one_joins_it,
         Container a_server_waits_while_another_one_joins,
+        Container the_stand_in_speaks_as_k3s_does,
+        RealK3s the_real_server_speaks_as_the_stand_in_and_the_doctor_finds_it_good,
+        RealNode the_real_k3s_becomes_a_node_and_leaves,
     ],
     tests![
         leave,

@@ -151,7 +151,9 @@ impl Authority {
 impl Pair {
     /// A text with certificates and a key behind each other, as K3s sends them.
     pub fn split(text: &str) -> Self {
-        let at = text.find("-----BEGIN PRIVATE KEY").unwrap_or(text.len());
+        let mut blocks = text.match_indices("-----BEGIN ").map(|(at, _)| at);
+        let is_key = |at: &usize| text[*at..].lines().next().is_some_and(|line| line.contains("PRIVATE KEY"));
+        let at = blocks.find(is_key).unwrap_or(text.len());
         Self { certificates: text[..at].to_owned(), key: text[at..].to_owned() }
     }
 

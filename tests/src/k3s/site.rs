@@ -95,7 +95,7 @@ impl Site {
              route add default via {SERVER}\n",
             first.pid()
         ))?;
-        first.ip(&format!("address add {SERVER}/24 dev down0\naddress add {SERVER_6}/64 dev down0 nodad\nlink set down0 up\n"))?;
+        first.ip(&format!("address add {SERVER}/24 dev down0\naddress add {SERVER_6}/64 dev down0 nodad\nlink set down0 up\nroute add default dev down0\n"))?;
         let (name, sums) = match cfg!(target_arch = "aarch64") {
             true => ("k3s-arm64", "sha256sum-arm64.txt"),
             false => ("k3s", "sha256sum-amd64.txt"),
@@ -202,6 +202,8 @@ fn real(first: &Namespace, k3s: &Path) -> Result<First> {
     for part in ["coredns", "local-storage", "servicelb", "traefik", "metrics-server"] {
         command.args(["--disable", part]);
     }
+    // This machine's own settings of K3s are not the test's.
+    command.env("K3S_CONFIG_FILE", "/dev/null");
     let log = fs::File::create(first.path("/run/bed/k3s.log"))?;
     command.stdout(log.try_clone()?).stderr(log);
     let mut process = Process::spawn("the real k3s server", command)?;

@@ -72,7 +72,12 @@ fn found(node: &Node, port: u16) -> Result<Server> {
         (None, Some(text)) => Token::parse(text.trim())?,
         (None, None) => Token::parse(&Authority::pin(load(SERVERS, "server-ca")?.pem())?[..32])?,
     };
+    let mut names = ["localhost", "kubernetes", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+    for setting in ["tls-san", "node-ip", "bind-address"] {
+        names.extend_from_slice(node.configuration.all(setting));
+    }
     let settings = Settings {
+        names: Some(names),
         authority: load(SERVERS, "server-ca")?.into(),
         clients: load(CLIENTS, "client-ca")?.into(),
         ..Settings::new(&token.secret)?
@@ -83,7 +88,7 @@ fn found(node: &Node, port: u16) -> Result<Server> {
         Ok(text) => Cluster::load(&serde_json::from_str(&text).context("the datastore")?),
         Err(_) => Cluster::default(),
     };
-    cluster.has_cilium = true;
+    cluster.has_cilium = node.script.cilium.is_some();
     if is_etcd {
         cluster.members.insert(node.name.clone(), false);
     }

@@ -33,8 +33,7 @@ use crate::{
     guard::Guard,
     home::Home,
     host::{Host, clock, state::State, systemd},
-    identity::{self, Settled},
-    journal,
+    identity, journal,
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
@@ -59,7 +58,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FORGET_AFTER: Duration = Duration::from_secs(3 * CHECK_EVERY.as_secs());
 /// How long a retained presence is worth something; it is said again at each pass over the requirements.
 const INFO_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long before a restart it is announced.
+/// How long others have to hear of a restart, or of another name, before it is done.
 const ANNOUNCED: Duration = Duration::from_secs(3);
 /// How long something that happened is worth being told.
 const EVENT_EXPIRY: Duration = Duration::from_secs(3600);
@@ -85,7 +84,10 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     let talk = tokio::spawn(talk(config.probe_socket(), samples, peers_wanted));
 
     let mut agent = Agent::new(config, host, bus, id, wanted);
-    agent.move_in(&settled);
+    agent.before = settled.before;
+    if settled.is_copy {
+        agent.home.forget();
+    }
     agent.check();
     agent.judge(Pace::Report);
     service.ready(&agent.status());
@@ -106,10 +108,13 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             _ = check.tick() => {
                 agent.check_and_restore();
                 agent.introduce();
+                // Also when a restart that was asked for has not come.
+                agent.be(ONLINE);
                 agent.forget_peers(Instant::now());
             }
             () = at(agent.silent_at()) => agent.companion_is_silent(),
             () = at(agent.announce_at) => agent.announce(),
+            () = at(agent.move_out_at) => agent.move_out(),
             () = at(agent.restart.as_ref().map(|(at, _)| *at)) => agent.restart(),
             () = agent.records.keep() => {}
             Some(asked) = questions.recv() => {
@@ -248,6 +253,9 @@ struct Agent<'a> {
     connected: Option<Instant>,
     refused_messages: u64,
     home: Home,
+    /// The cluster and the name under which this node spoke before.
+    before: Option<(Name, Name)>,
+    move_out_at: Option<Instant>,
     desk: Desk,
     /// When the machine is restarted, and who asked for it.
     restart: Option<(Instant, Request)>,
@@ -293,6 +301,8 @@ impl<'a> Agent<'a> {
             connected: None,
             refused_messages: 0,
             home: Home::open(State::new(&config.node.state_dir), place),
+            before: None,
+            move_out_at: None,
             desk: Desk::open(State::new(&config.node.state_dir)),
             restart: None,
             aggregator: None,
@@ -300,15 +310,13 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// Takes back what this node said under another name.
-    fn move_in(&mut self, settled: &Settled) {
-        if settled.is_copy {
-            self.home.forget();
-        }
-        for (leaf, (cluster, node)) in
-            NodeTopic::RETAINED.into_iter().filter_map(|leaf| Some((leaf, settled.before.as_ref()?)))
-        {
-            self.bus.publish_latest(Topic::Node(node.clone(), leaf).in_cluster(cluster), Vec::new(), None);
+    /// Takes back what this node said under another name, once Home Assistant had the time to hear of the new one: entities
+    /// that are still there take an empty message for a broken one.
+    fn move_out(&mut self) {
+        self.move_out_at = None;
+        let Some((cluster, node)) = self.before.take() else { return };
+        for leaf in NodeTopic::RETAINED {
+            self.bus.publish_latest(Topic::Node(node.clone(), leaf).in_cluster(&cluster), Vec::new(), None);
         }
     }
 
@@ -639,6 +647,7 @@ impl<'a> Agent<'a> {
                 self.introduce();
                 self.judge(Pace::Sample);
                 self.say();
+                self.move_out_at = self.before.is_some().then(|| Instant::now() + ANNOUNCED);
             }
             Event::Disconnected { why, next_try } => {
                 // One line when it breaks or breaks in another way, not one for each attempt.

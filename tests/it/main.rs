@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod drift;
 mod fit;
+mod home;
 mod hostile;
 mod installed;
 mod join;
@@ -149,6 +150,15 @@ const TESTS: &[&[Test]] = &[
         drift,
         Root a_setting_that_is_undone_is_named_at_once_and_forgotten_when_it_is_right,
         Root a_lost_default_route_is_named_at_once_and_forgotten_when_it_is_back,
+    ],
+    tests![
+        home,
+        Root requests_are_answered_and_only_what_the_owner_listed_is_done,
+        Root when_home_assistant_starts_everything_is_said_again_a_little_later,
+        Root a_node_that_is_gone_is_forgotten_by_the_aggregators_word,
+        Root another_name_takes_the_entities_along_and_leaves_nothing_behind,
+        Root a_copied_card_gets_an_id_of_its_own_and_harms_nothing_of_the_originals,
+        RootAndTime a_hundred_rounds_of_coming_and_being_forgotten_leave_nothing,
     ],
     tests![
         fit,

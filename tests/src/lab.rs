@@ -297,6 +297,16 @@ impl Lab {
         Ok(())
     }
 
+    /// Lets the aggregator's program take a node off the broker.
+    ///
+    /// # Errors
+    /// It cannot; then with what it said.
+    pub fn forget(&self, node: &str) -> Result<()> {
+        let mut command = self.lan.command_on_host_network(&self.binaries.aggregator.display().to_string());
+        command.args(["--config", "/run/bed/aggregator.toml", "--forget", node]);
+        crate::process::run(command).map(drop)
+    }
+
     /// The aggregator's process, while it was not taken away.
     pub fn aggregator(&mut self) -> Option<&mut Process> {
         self.aggregator.as_mut()

@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 
 use crate::{
     connection::{self, Event, Settings},
@@ -79,9 +82,17 @@ pub async fn take_off(node: &Node, more: Vec<String>, mut settings: Settings) ->
             Some(_) => {}
         }
     }
-    for topic in node.topics().chain(more).chain(found.iter().cloned()) {
-        bus.publish_latest(topic, Vec::new(), None);
-    }
+    let all: BTreeSet<String> = node.topics().chain(more).chain(found.iter().cloned()).collect();
+    let own = Topic::filter_of_the_node(&node.cluster, &node.name);
+    let (own, announced): (Vec<String>, Vec<String>) =
+        all.into_iter().partition(|topic| topic.starts_with(own.trim_end_matches('+')));
+    let empty = |topics: Vec<String>| {
+        topics.into_iter().for_each(|topic| bus.publish_latest(topic, Vec::new(), None));
+    };
+    // The entities first: while they are there, they take an empty message for a broken one.
+    empty(announced);
+    sleep(QUIET).await;
+    empty(own);
     let complaints = bus.clone();
     let all = bus.vanish().await;
     // What it does not let us see or empty is told; where it lets us see nothing, what is known was emptied all the same.

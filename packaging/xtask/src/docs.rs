@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::root;
 
-/// Writes docs/checks.md from the requirements and their tables.
+/// Writes docs/checks.md from the requirements and their tables, and packaging/schema from the messages.
 #[derive(Args)]
 pub(crate) struct Arguments {}
 
@@ -24,5 +24,6 @@ pub(crate) fn run(_: &Arguments) -> Result<ExitCode> {
     fs::create_dir_all(root().join("docs")).context("making docs")?;
     fs::write(&path, &output.stdout).with_context(|| format!("writing {}", path.display()))?;
     println!("docs/checks.md: {} lines", output.stdout.iter().filter(|byte| **byte == b'\n').count());
+    println!("packaging/schema: {} files", crate::schema::write()?);
     Ok(ExitCode::SUCCESS)
 }

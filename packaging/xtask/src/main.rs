@@ -14,6 +14,7 @@ mod interrupt;
 mod licence;
 mod machine;
 mod repo;
+mod schema;
 mod setup;
 mod test;
 

@@ -26,16 +26,18 @@ pub(super) const ROOT: Requirement = Requirement {
                 "look for the reason (sudo dmesg | grep -i -e mmc -e ext4), save what is on it, and replace the disk",
             );
         }
-        let errors = facts.disk_errors.as_ref()?;
-        let counted: Vec<String> = errors
-            .iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(device, count)| format!("{count} on {device}"))
-            .collect();
+        let counted: Vec<&(String, u64)> =
+            facts.disk_errors.as_ref()?.iter().filter(|(_, count)| *count > 0).collect();
         if !counted.is_empty() {
+            let on = counted.iter().map(|(device, count)| format!("{count} on {device}"));
+            // The count alone makes no boot look: the flag does, from the initramfs too, and the check resets the count.
+            let check = counted.iter().map(|(device, _)| format!("sudo tune2fs -E force_fsck /dev/{device}"));
             return Finding::blocked(
-                format!("ext4 has counted errors: {}", counted.join(", ")),
-                "save what is on it; sudo touch /forcefsck, reboot, and replace the disk if the count grows again",
+                format!("ext4 has counted errors: {}", on.collect::<Vec<_>>().join(", ")),
+                format!(
+                    "save what is on it; {}; reboot, which checks it, and replace the disk if it counts again",
+                    check.collect::<Vec<_>>().join(" && ")
+                ),
             );
         }
         Finding::met(format!("{} on {}, writable", root.kind, root.source))

@@ -31,10 +31,7 @@ pub(super) fn boot_line(bytes: &[u8], changes: &[Change]) -> Result<Vec<u8>, Str
     let mut line = lines.join(&b' ');
     for change in changes {
         match change {
-            Change::AppendToken { token, .. } if !has(&line, token) => {
-                line.push(b' ');
-                line.extend(token.as_bytes());
-            }
+            Change::AppendToken { token, .. } if !has(&line, token) => append(&mut line, token),
             Change::RemoveToken { token, .. } => line = without(&line, token),
             _ => {}
         }
@@ -50,7 +47,30 @@ pub(super) fn boot_line(bytes: &[u8], changes: &[Change]) -> Result<Vec<u8>, Str
 }
 
 fn has(line: &[u8], token: &str) -> bool {
-    line.split(u8::is_ascii_whitespace).any(|other| other == token.as_bytes())
+    line[..of_kernel(line)].split(u8::is_ascii_whitespace).any(|other| other == token.as_bytes())
+}
+
+/// How much of a line the kernel takes: what stands from a lone `--` on is for init.
+fn of_kernel(line: &[u8]) -> usize {
+    let mut at = 0;
+    for token in line.split(u8::is_ascii_whitespace) {
+        if token == b"--" {
+            return at;
+        }
+        at += token.len() + 1;
+    }
+    line.len()
+}
+
+/// Puts a token behind the others of the kernel.
+fn append(line: &mut Vec<u8>, token: &str) {
+    let at = of_kernel(line);
+    let added = match (at, at == line.len()) {
+        (0, true) => token.to_owned(),
+        (_, true) => format!(" {token}"),
+        (_, false) => format!("{token} "),
+    };
+    line.splice(at..at, added.into_bytes());
 }
 
 /// Takes a token out, and the blanks before it; blanks elsewhere stay as they are.
@@ -153,12 +173,7 @@ pub(super) fn extra_arguments(bytes: &[u8], changes: &[Change]) -> Result<Vec<u8
     }
     for change in changes {
         match change {
-            Change::AppendToken { token, .. } if !has(&line, token) => {
-                if !line.is_empty() {
-                    line.push(b' ');
-                }
-                line.extend(token.as_bytes());
-            }
+            Change::AppendToken { token, .. } if !has(&line, token) => append(&mut line, token),
             Change::RemoveToken { token, .. } if has(&line, token) => line = without(&line, token),
             _ => {}
         }
@@ -218,7 +233,7 @@ mod tests {
     #[test]
     fn the_boot_file_stays_one_line_with_all_foreign_arguments_in_order() {
         let memory = || append("cgroup_enable=memory");
-        let cases: [(&[u8], &[Change], &[u8]); 12] = [
+        let cases: [(&[u8], &[Change], &[u8]); 15] = [
             (b"root=x rootwait\n", &[memory()], b"root=x rootwait cgroup_enable=memory\n"),
             (b"root=x rootwait", &[memory()], b"root=x rootwait cgroup_enable=memory"),
             (b"root=x\r\n", &[memory()], b"root=x cgroup_enable=memory\r\n"),
@@ -231,6 +246,9 @@ mod tests {
             (b"a  x  b\n", &[remove("x")], b"a  b\n"),
             (b"x a x\n", &[remove("x")], b"a\n"),
             (b"ax b\n", &[remove("x")], b"ax b\n"),
+            (b"a  -- b\n", &[append("psi=1"), append("x")], b"a  psi=1 x -- b\n"),
+            (b"-- psi=1", &[append("psi=1")], b"psi=1 -- psi=1"),
+            (b"a --b\n", &[append("psi=1")], b"a --b psi=1\n"),
         ];
         for (before, changes, after) in cases {
             let edited = boot_line(before, changes).unwrap();

@@ -14,10 +14,10 @@ impl Cmdline {
         Cmdline(text.trim().to_string())
     }
 
-    /// The arguments in order. A quoted argument with spaces comes in pieces, which none of those
-    /// looked for is.
+    /// The kernel's arguments in order; what stands after a lone `--` is for init. A quoted argument with spaces
+    /// comes in pieces, which none of those looked for is.
     pub fn tokens(&self) -> impl Iterator<Item = &str> {
-        self.0.split_ascii_whitespace()
+        self.0.split_ascii_whitespace().take_while(|token| *token != "--")
     }
 
     /// Whether an argument stands in the line.
@@ -28,4 +28,16 @@ impl Cmdline {
 
 pub(super) fn read(host: &Host) -> Fact<Cmdline> {
     host.text("/proc/cmdline").map(|text| Cmdline::parse(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_for_init_is_no_argument_of_the_kernel() {
+        let line = Cmdline::parse("root=x quiet -- psi=1\n");
+        assert!(line.has("quiet") && !line.has("psi=1") && !line.has("--"));
+        assert!(Cmdline::parse("a=-- --b psi=1").has("psi=1"));
+    }
 }

@@ -944,6 +944,33 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             "memory",
             State::Unmet,
         ),
+        (
+            "memory-cgroup",
+            &[("boot/firmware/cmdline.txt", Some("cgroup_disable=memory cgroup_enable=memory\n"))],
+            "reboot",
+            State::Waiting,
+        ),
+        (
+            "memory-cgroup",
+            &[("boot/firmware/cmdline.txt", Some("cgroup_enable=memory cgroup_disable=memory\n"))],
+            "memory",
+            State::Unmet,
+        ),
+        (
+            "memory-cgroup",
+            &[
+                ("proc/cmdline", Some("cgroup_enable=memory cgroup_disable=memory\n")),
+                ("boot/firmware/cmdline.txt", Some("cgroup_enable=memory\n")),
+            ],
+            "any more",
+            State::Waiting,
+        ),
+        (
+            "memory-cgroup",
+            &[("boot/firmware/cmdline.txt", Some("root=x -- cgroup_enable=memory\n"))],
+            "memory",
+            State::Unmet,
+        ),
         ("memory-cgroup", &[("proc/cmdline", Some("cgroup_enable=memory\n"))], "although", State::Blocked),
         (
             "memory-cgroup",

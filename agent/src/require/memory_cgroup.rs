@@ -3,6 +3,7 @@
 use super::{Area, Finding, Requirement, removal};
 use crate::config::cluster::Profile;
 use crate::facts::boot_file::Argument;
+use crate::facts::cmdline::Cmdline;
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "memory-cgroup",
@@ -28,20 +29,25 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             );
         }
         let release = facts.kernel.release.as_ref()?;
-        if !knows_enable(release) {
-            if let Some(file) = facts.boot_file.as_ref()?
-                && file.cmdline().has(DISABLE)
-            {
+        let knows_enable = knows_enable(release);
+        if let Some(file) = facts.boot_file.as_ref()? {
+            let disables =
+                |line: &Cmdline| if knows_enable { is_taken_back(line) } else { line.has(DISABLE) };
+            if disables(&file.cmdline()) {
                 return Finding::unmet(what, removal(file, DISABLE));
             }
-            if facts.argument(ENABLE)? == Argument::Running {
-                return Finding::blocked(
-                    format!(
-                        "{what}: the firmware switches it off, and kernel {release} does not know {ENABLE}"
-                    ),
-                    "boot the kernel of Raspberry Pi OS, or a device tree without cgroup_disable=memory",
-                );
+            if knows_enable && is_taken_back(facts.cmdline.as_ref()?) && file.cmdline().has(ENABLE) {
+                return Finding::waiting(format!(
+                    "{} does not switch it off any more, which counts after a reboot: sudo reboot",
+                    file.path
+                ));
             }
+        }
+        if !knows_enable && facts.argument(ENABLE)? == Argument::Running {
+            return Finding::blocked(
+                format!("{what}: the firmware switches it off, and kernel {release} does not know {ENABLE}"),
+                "boot the kernel of Raspberry Pi OS, or a device tree without cgroup_disable=memory",
+            );
         }
         Finding::lacks_argument(facts, ENABLE, what)
     },
@@ -49,6 +55,13 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
 
 const ENABLE: &str = "cgroup_enable=memory";
 const DISABLE: &str = "cgroup_disable=memory";
+
+/// Whether the line switches it on and, later, off again: from 6.12 on the later word counts. The firmware's own
+/// "off" stands before what cmdline.txt says.
+fn is_taken_back(line: &Cmdline) -> bool {
+    line.has(ENABLE)
+        && line.tokens().filter(|token| [ENABLE, DISABLE].contains(token)).last() == Some(DISABLE)
+}
 
 /// Only kernels built from Raspberry Pi's tree take [`ENABLE`]: Raspberry Pi OS names them so, Ubuntu "raspi". Others
 /// ignore it, and memory is on there unless something switches it off.

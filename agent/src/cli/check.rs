@@ -267,9 +267,7 @@ fn heading(host: &Host, facts: &Facts) -> String {
 fn next(judged: &Judged) -> Option<String> {
     use crate::host::{Unreadable, Why};
     match &judged.verdict {
-        Err(Unreadable { why: Why::Denied, .. }) => {
-            Some(format!("sudo bramble check {}", judged.requirement.id))
-        }
+        Err(Unreadable { why: Why::Denied, .. }) => Some("run it again with sudo".into()),
         Err(Unreadable { why: Why::NotCaptured, path }) => {
             Some(format!("capture {path}, or check on the machine itself"))
         }
@@ -498,7 +496,7 @@ mod tests {
     #[test]
     fn what_could_not_be_read_says_how_to_read_it() {
         let denied = judged(Err(Unreadable { path: "/x".into(), why: Why::Denied }));
-        assert_eq!(next(&denied).unwrap(), format!("sudo bramble check {}", REQUIREMENTS[0].id));
+        assert_eq!(next(&denied).unwrap(), "run it again with sudo");
         let missing = judged(Err(Unreadable { path: "/x".into(), why: Why::NotCaptured }));
         assert_eq!(next(&missing).unwrap(), "capture /x, or check on the machine itself");
     }

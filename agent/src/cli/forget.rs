@@ -6,7 +6,7 @@ use wire::{farewell, topic::Owner};
 
 use crate::{config::Config, daemon, home::Home, host::state::State, identity};
 
-/// Takes this node off the broker: all that it said there is emptied, and Home Assistant forgets it. The agent must be stopped.
+/// Take this node off the broker: all that it said there is emptied, and Home Assistant forgets it. The agent must be stopped.
 #[derive(Debug, clap::Args)]
 pub struct Forget {}
 

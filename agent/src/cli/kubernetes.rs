@@ -12,7 +12,7 @@ use crate::{
     notify::{Asked, Service},
 };
 
-/// Looks at the Node object, the API, the cluster's DNS and a service, for the agent to report. It holds the kubelet's
+/// Look at the Node object, the API, the cluster's DNS and a service, for the agent to report. It holds the kubelet's
 /// certificate, so it is a service of its own and off until you want it: sudo systemctl enable --now bramble-kubernetes
 #[derive(Debug, clap::Args)]
 pub struct Kubernetes {

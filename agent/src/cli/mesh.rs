@@ -13,7 +13,7 @@ use wire::report::{PeerReport, Stamps, Way, WayState};
 use super::status::ask;
 use crate::{config::Config, report::Snapshot};
 
-/// Shows the links to and from each peer: loss, delay, round trip. Repeats every second on a terminal.
+/// Show the links to and from each peer: loss, delay, round trip. It repeats every second on a terminal.
 ///
 /// Exit code 0: all links are fine; 1: one is not; 3: could not tell.
 #[derive(Debug, clap::Args)]

@@ -12,7 +12,7 @@ use crate::{
 /// How long the light blinks.
 const BLINK: Duration = Duration::from_secs(15);
 
-/// Does one thing that was asked over MQTT, if the owner allows it.
+/// Do one thing that was asked over MQTT, if the owner allows it.
 #[derive(Debug, clap::Args)]
 #[command(hide = true)]
 pub struct Obey {

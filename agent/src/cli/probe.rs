@@ -9,7 +9,7 @@ use crate::{
     notify::{Asked, Service},
 };
 
-/// Runs the companion: loads the eBPF programs, probes peers, hands what it sees to the agent over a Unix socket. Needs
+/// Run the companion: it loads the eBPF programs, probes peers, hands what it sees to the agent over a Unix socket. Needs
 /// CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_DAC_READ_SEARCH and CAP_SYSLOG; without them it goes on with user-space stamps, and says so.
 #[derive(Debug, clap::Args)]
 pub struct Probe {}

@@ -9,7 +9,7 @@ use crate::{
     notify::{Asked, Service},
 };
 
-/// Runs the agent: judges, reports to the broker, finds peers. Needs no rights; writes only its own state.
+/// Run the agent: it judges, reports to the broker, finds peers. It needs no rights and writes only its own state.
 #[derive(Debug, clap::Args)]
 pub struct Run {}
 

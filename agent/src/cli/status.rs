@@ -12,7 +12,7 @@ use wire::report::{Condition, Severity, Stamps};
 
 use crate::{config::Config, report::Snapshot};
 
-/// Shows what the daemon sees now: conditions, readings, findings. Asks the running `bramble run`.
+/// Show what the daemon sees now: conditions, readings, findings. Asks the running `bramble run`.
 ///
 /// Exit code 0: nothing is wrong; 1: something is; 3: could not tell.
 #[derive(Debug, clap::Args)]

@@ -20,13 +20,11 @@ fn device_of(node: &str) -> String {
     format!("homeassistant/device/{node}/bramble-demo/config")
 }
 
-/// Topics that speak of a node.
+/// Topics that the broker keeps of a node.
 fn left(listener: &Listener, node: &str) -> Vec<String> {
     let own = [format!("bramble/demo/node/{node}/"), format!("homeassistant/device/{node}/")];
     let all = own.iter().flat_map(|prefix| listener.below(prefix));
-    // Events and answers are not retained.
-    let all = all.filter(|(topic, _)| !topic.contains("/event") && !topic.contains("/response/"));
-    all.map(|(topic, _)| topic).collect()
+    all.filter(|(_, heard)| heard.retained).map(|(topic, _)| topic).collect()
 }
 
 fn is_whole(listener: &Listener, node: &str) -> bool {
@@ -35,6 +33,21 @@ fn is_whole(listener: &Listener, node: &str) -> bool {
 
 fn wait_until_whole(listener: &Listener, node: &str) -> Result<()> {
     until(SETTLING * 4, &format!("{node} has said everything"), || Ok(is_whole(listener, node).then_some(())))
+}
+
+/// What is still there is named, with how its last message began.
+fn wait_until_nothing_is_left(listener: &Listener, node: &str) -> Result<()> {
+    let gone = until(SETTLING, &format!("nothing is left of {node}"), || {
+        Ok(left(listener, node).is_empty().then_some(()))
+    });
+    gone.with_context(|| {
+        let all = left(listener, node).into_iter().filter_map(|topic| {
+            let heard = listener.newest(&topic)?;
+            let payload: String = String::from_utf8_lossy(&heard.payload).chars().take(80).collect();
+            Some(format!("\n{topic}, {:.1?} ago: {payload}", heard.at.elapsed()))
+        });
+        format!("left:{}", all.collect::<String>())
+    })
 }
 
 fn forget(node: &Node) -> Result<Child> {
@@ -79,7 +92,7 @@ pub(crate) fn a_node_that_is_gone_is_forgotten_by_the_aggregators_word() -> Resu
     lab.node_mut("n3")?.agent().context("the agent runs")?.kill();
     sleep(AFTER_THE_WILLS);
     lab.forget("n3")?;
-    until(SETTLING, "nothing is left of n3", || Ok(left(&listener, "n3").is_empty().then_some(())))?;
+    wait_until_nothing_is_left(&listener, "n3")?;
     ensure!(is_whole(&listener, "n1") && is_whole(&listener, "n2"), "others are gone as well");
     until(SETTLING, "the page has forgotten n3", || {
         let nodes = lab.cluster()?["nodes"].as_array().map(Vec::len);
@@ -106,7 +119,7 @@ pub(crate) fn another_name_takes_the_entities_along_and_leaves_nothing_behind() 
     lab.node_mut("n3")?.start_agent()?;
     logged(&lab, || {
         wait_until_whole(&listener, "attic")?;
-        until(SETTLING, "nothing is left of n3", || Ok(left(&listener, "n3").is_empty().then_some(())))?;
+        wait_until_nothing_is_left(&listener, "n3")?;
         ensure!(unique_id(&listener, "attic") == Some(before), "the entities are others");
         sleep(AFTER_THE_WILLS);
         ensure!(left(&listener, "n3").is_empty(), "{:?}", left(&listener, "n3"));

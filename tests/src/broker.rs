@@ -107,7 +107,8 @@ impl Broker {
     pub fn listen(&self, filter: &str) -> Result<Listener> {
         let mut command = self.client("mosquitto_sub");
         // Hexadecimal, so that no payload can pretend to be another line.
-        command.args(["-q", "1", "-t", filter, "-F", "%x %t"]).stdout(Stdio::piped());
+        command.args(["-q", "1", "-t", filter, "--retain-as-published", "-F", "%r %x %t"]);
+        command.stdout(Stdio::piped());
         let mut process = Process::spawn("mosquitto_sub", command)?;
         let lines = BufReader::new(process.stdout().context("its output is piped")?).lines();
         let heard = Arc::new(Mutex::new(BTreeMap::new()));
@@ -115,9 +116,14 @@ impl Broker {
         // Ends with the pipe, that is with the process.
         thread::spawn(move || {
             for line in lines.map_while(|line| line.ok()) {
-                let Some((payload, topic)) = line.split_once(' ') else { continue };
+                let mut words = line.splitn(3, ' ');
+                let [Some(retained), Some(payload), Some(topic)] = [words.next(), words.next(), words.next()]
+                else {
+                    continue;
+                };
                 let Some(payload) = from_hex(payload) else { continue };
-                lock(&writer).insert(topic.to_owned(), Heard { payload, at: Instant::now() });
+                let heard = Heard { payload, retained: retained == "1", at: Instant::now() };
+                lock(&writer).insert(topic.to_owned(), heard);
             }
         });
         Ok(Listener { _process: process, heard })
@@ -138,6 +144,8 @@ pub(crate) fn log_to(command: &mut Command, namespace: &Namespace, file: &str) -
 pub struct Heard {
     /// As it was sent; empty when the topic was emptied.
     pub payload: Vec<u8>,
+    /// Whether the broker keeps it for who comes later.
+    pub retained: bool,
     /// When it arrived.
     pub at: Instant,
 }

@@ -181,7 +181,9 @@ fn play(arguments: &Arguments, lab: &mut Lab, interrupt: &Interrupt, outcome: &m
             NodeOutcome {
                 name: node.name().to_owned(),
                 address: node.address(),
-                raised: raised.map(|(id, subject)| format!("{id} {}", subject.unwrap_or_default())).collect(),
+                raised: raised
+                    .map(|(id, subject)| subject.map_or(id.clone(), |subject| format!("{id} {subject}")))
+                    .collect(),
                 findings: state.as_ref().map(|state| state.findings),
                 tier: state.map(|state| state.tier),
             }

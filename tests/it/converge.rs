@@ -283,47 +283,64 @@ fn mount(arguments: &[&str]) -> Result<()> {
     done(Command::new("mount").args(arguments))
 }
 
+/// Decisions of an owner under which all requirements are asked for, in the sets that go together.
+const DECISIONS: [&str; 3] = [
+    "",
+    "[cluster]\nrole = \"server\"\nipv6 = true\ntunnel = \"geneve\"\nencryption = \"ipsec\"\nprotect_kernel_defaults = true\n",
+    "[cluster]\nmasquerade = \"bpf\"\nencryption = \"wireguard\"\nbandwidth_manager = true\nbbr = true\nnetkit = true\n\
+     ambient = false\nenvoy = false\n",
+];
+
 pub(crate) fn the_laws_hold_on_every_tree() -> Result<()> {
-    let mut steps_seen = 0;
-    for name in trees()? {
-        let tree = Tree::of(&name)?;
-        let before = tree.snapshot()?;
-        let plan = tree.plan()?;
-        let steps = plan["steps"].as_array().context("a plan has steps")?;
-        steps_seen += steps.len();
-
-        // Apply makes what it planned met, or all that is lacking is a boot.
-        let run = tree.apply()?;
-        ensure!(run.code == Some(0), "{name}: {run:#?}");
-        let check = tree.bramble(&["check", "--json"])?;
-        let check: Value = serde_json::from_str(&check.out)?;
-        let after = tree.plan()?;
-        let left = |id: &str| {
-            let lists = after["left"].as_array().into_iter().flatten();
-            lists
-                .flat_map(|step| step["requirements"].as_array().into_iter().flatten())
-                .any(|left| left == id)
-        };
-        for id in steps.iter().flat_map(|step| step["requirements"].as_array().into_iter().flatten()) {
-            let id = id.as_str().context("an id is text")?;
-            let findings = check["findings"].as_array().context("a check has findings")?;
-            let state = findings.iter().find(|finding| finding["id"] == id).map(|finding| &finding["state"]);
-            let state = state.and_then(Value::as_str).context("each requirement is judged")?;
-            ensure!(matches!(state, "met" | "waiting") || left(id), "{name}: {id} is {state} after apply");
+    in_memory(DECISIONS, |place, decisions| {
+        let mut steps = 0;
+        for name in trees()? {
+            let root = place.join(&name);
+            fs::create_dir(&root)?;
+            let tree = Tree::at(&root, &name)?;
+            fs::write(tree.config(), decisions)?;
+            steps += the_laws_hold(&tree).with_context(|| format!("{name} with {decisions:?}"))?;
+            fs::remove_dir_all(&root)?;
         }
+        ensure!(steps > 50, "only {steps} steps were planned on all trees with {decisions:?}");
+        Ok(())
+    })
+}
 
-        // A second apply changes nothing, and makes no receipt.
-        ensure!(after["steps"].as_array().is_some_and(Vec::is_empty), "{name}: {after:#}");
-        let (applied, receipts) = (tree.snapshot()?, tree.receipts());
-        let run = tree.apply()?;
-        ensure!(run.code == Some(0) && tree.receipts() == receipts, "{name}: {run:#?}");
-        tree.is(&applied)?;
+/// Says how many steps there were.
+fn the_laws_hold(tree: &Tree) -> Result<usize> {
+    let before = tree.snapshot()?;
+    let plan = tree.plan()?;
+    let steps = plan["steps"].as_array().context("a plan has steps")?;
 
-        tree.revert_all().with_context(|| name.clone())?;
-        tree.is(&before).with_context(|| format!("{name}, after revert"))?;
+    // Apply makes what it planned met, or all that is lacking is a boot.
+    let run = tree.apply()?;
+    ensure!(run.code == Some(0), "{run:#?}");
+    let check = tree.bramble(&["check", "--json"])?;
+    let check: Value = serde_json::from_str(&check.out)?;
+    let after = tree.plan()?;
+    let left = |id: &str| {
+        let lists = after["left"].as_array().into_iter().flatten();
+        lists.flat_map(|step| step["requirements"].as_array().into_iter().flatten()).any(|left| left == id)
+    };
+    for id in steps.iter().flat_map(|step| step["requirements"].as_array().into_iter().flatten()) {
+        let id = id.as_str().context("an id is text")?;
+        let findings = check["findings"].as_array().context("a check has findings")?;
+        let state = findings.iter().find(|finding| finding["id"] == id).map(|finding| &finding["state"]);
+        let state = state.and_then(Value::as_str).context("each requirement is judged")?;
+        ensure!(matches!(state, "met" | "waiting") || left(id), "{id} is {state} after apply");
     }
-    ensure!(steps_seen > 5, "only {steps_seen} steps were planned on all trees");
-    Ok(())
+
+    // A second apply changes nothing, and makes no receipt.
+    ensure!(after["steps"].as_array().is_some_and(Vec::is_empty), "{after:#}");
+    let (applied, receipts) = (tree.snapshot()?, tree.receipts());
+    let run = tree.apply()?;
+    ensure!(run.code == Some(0) && tree.receipts() == receipts, "{run:#?}");
+    tree.is(&applied)?;
+
+    tree.revert_all()?;
+    tree.is(&before).context("after revert")?;
+    Ok(steps.len())
 }
 
 /// A tree in which each kind of act happens: directories made, files made and replaced, a link, CRLF.
@@ -376,26 +393,35 @@ fn one_of(tree: &Tree, boot: &str, versions: &[Vec<u8>]) -> Result<()> {
     Ok(())
 }
 
-/// Runs a test for each way to boot, all at once, each in a directory of its own that is memory: bringing every step to a
+/// Runs a test for each case, all at once, each in a directory of its own that is memory: bringing every step to a
 /// disk would take minutes, and a process that is killed loses nothing there that it keeps elsewhere.
-fn on_every_boot(test: fn(&Path, &str, &str) -> Result<()>) -> Result<()> {
+fn in_memory<C: Send + 'static, const N: usize>(
+    cases: [C; N],
+    test: impl Fn(&Path, C) -> Result<()> + Send + Sync + 'static,
+) -> Result<()> {
     let place = Tree::of("debian-12-amd64")?;
     let root = place.path("mnt");
     fs::create_dir(&root)?;
     apart(CloneFlags::empty(), move || {
         mount(&["-t", "tmpfs", "-o", "size=256m", "none", &root.to_string_lossy()])?;
+        let (root, test) = (&root, &test);
         std::thread::scope(|scope| {
-            let run = |(name, boot): (&'static str, &'static str)| {
-                let root = root.join(name);
+            let mut number = 0;
+            let runs = cases.map(|case| {
+                number += 1;
+                let root = root.join(number.to_string());
                 scope.spawn(move || {
                     fs::create_dir(&root)?;
-                    test(&root, name, boot).with_context(|| name.to_owned())
+                    test(&root, case)
                 })
-            };
-            let runs = BOOTS.map(run);
+            });
             runs.into_iter().try_for_each(|run| run.join().map_err(|_| anyhow!("a thread panicked"))?)
         })
     })
+}
+
+fn on_every_boot(test: fn(&Path, &str, &str) -> Result<()>) -> Result<()> {
+    in_memory(BOOTS, move |place, (name, boot)| test(place, name, boot).with_context(|| name.to_owned()))
 }
 
 /// A busy tree in `place`, and what it is like. One of an earlier step is gone.

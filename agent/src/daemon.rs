@@ -366,9 +366,9 @@ impl<'a> Agent<'a> {
                 id: judged.requirement.id.to_owned(),
                 title: judged.requirement.title.to_owned(),
                 state: finding_state(judged.state()),
-                detail: match judged.next() {
-                    Some(next) => format!("{}; {next}", judged.evidence()),
-                    None => judged.evidence(),
+                detail: match &judged.verdict {
+                    Ok(require::Finding::Blocked { what, next }) => format!("{what}; {next}"),
+                    _ => judged.evidence(),
                 },
             })
             .collect();

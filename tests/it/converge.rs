@@ -810,6 +810,64 @@ pub(crate) fn a_file_that_somebody_else_changed_stays_and_is_shown() -> Result<(
     tree.is(&before)
 }
 
+pub(crate) fn what_a_later_receipt_changed_is_undone_after_it() -> Result<()> {
+    let tree = Tree::of("pi5-bookworm-16k")?;
+    let before = tree.snapshot()?;
+    fs::write(tree.config(), "[cluster]\naccept = [\"inotify\"]\n")?;
+    ensure!(tree.bramble(&["apply", "--yes"])?.code == Some(1), "swap is left");
+    fs::write(tree.config(), "")?;
+    ensure!(tree.bramble(&["apply", "--yes"])?.code == Some(1), "swap is left");
+    let list = tree.bramble(&["revert", "--list"])?.out;
+    let names: Vec<&str> = list.lines().filter(|line| line.starts_with('2')).collect();
+    let [first, second] = names[..] else { bail!("{list}") };
+    let [first, second] = [first, second].map(|line| line.split(' ').next().unwrap_or_default());
+
+    let run = tree.bramble(&["revert", first])?;
+    ensure!(run.code == Some(2), "{run:#?}");
+    run.says(&[
+        &format!("undoing /{SYSCTL}: bramble changed it once more, by receipt {second}"),
+        &format!("next sudo bramble revert {second}, then sudo bramble revert {first}"),
+    ])?;
+    ensure!(!run.out.contains("somebody else"), "{run:#?}");
+    tree.revert_all()?;
+    tree.is(&before)
+}
+
+pub(crate) fn what_is_misspelt_is_refused_and_nothing_is_undone() -> Result<()> {
+    let tree = Tree::of("pi5-bookworm-16k")?;
+    let before = tree.snapshot()?;
+    tree.apply()?;
+    let applied = tree.snapshot()?;
+    for (arguments, says) in [
+        (&["revert", "--keep", SYSCTL][..], "--keep etc/sysctl.d/99-zz-bramble.conf: receipt 2"),
+        (&["revert", "yesterday"], "no receipt is called yesterday; bramble revert --list names them"),
+    ] {
+        let run = tree.bramble(arguments)?;
+        ensure!(run.code == Some(64) && run.out.is_empty() && run.err.contains(says), "{run:#?}");
+        tree.is(&applied)?;
+    }
+    fs::write(tree.config(), "[cluster]\naccept = [\"inotfy\"]\n")?;
+    for verb in [&["check"][..], &["plan"], &["apply", "--yes"]] {
+        let run = tree.bramble(verb)?;
+        ensure!(run.code == Some(64), "{run:#?}");
+        run.says(&["in accept of [cluster]: no requirement is called \"inotfy\"; did you mean inotify?"])?;
+    }
+    fs::write(tree.config(), "")?;
+    tree.revert_all()?;
+    tree.is(&before)
+}
+
+pub(crate) fn of_a_tree_that_tells_little_all_is_not_called_well() -> Result<()> {
+    let tree = Tree::of("partial-forum-post")?;
+    let run = tree.bramble(&["plan"])?;
+    ensure!(run.code == Some(3), "{run:#?}");
+    run.says(&[
+        "inotify: /proc/sys/fs/inotify/max_user_instances: not in the captured tree",
+        "next capture /proc/sys/fs/inotify/max_user_instances, or check on the machine itself",
+        "nothing to do, waiting: 1, could not be told: 69",
+    ])
+}
+
 pub(crate) fn what_others_put_into_a_directory_of_ours_stays() -> Result<()> {
     let tree = busy()?;
     let before = tree.snapshot()?;
@@ -903,6 +961,21 @@ pub(crate) fn odd_files_are_edited_as_documented_or_left_to_a_person() -> Result
     Ok(())
 }
 
+pub(crate) fn a_link_to_nothing_is_left_to_a_person() -> Result<()> {
+    let tree = Tree::of("pi4-debian-12")?;
+    without_pressure(&tree)?;
+    symlink("/srv/nothing", tree.path("etc/default/raspi-extra-cmdline"))?;
+    let before = tree.snapshot()?;
+    tree.bramble(&["plan"])?.says(&[
+        "pressure: /etc/default/raspi-extra-cmdline is a link to /srv/nothing, where nothing is",
+        "next sudo rm /etc/default/raspi-extra-cmdline, then plan again",
+    ])?;
+    let run = tree.apply()?;
+    ensure!(run.code == Some(0), "{run:#?}");
+    tree.revert_all()?;
+    tree.is(&before)
+}
+
 pub(crate) fn a_file_with_two_names_stops_it_with_the_cause() -> Result<()> {
     let tree = Tree::of("pi5-bookworm-16k")?;
     tree.write(SYSCTL, "x = 1\n")?;
@@ -954,63 +1027,133 @@ pub(crate) fn what_a_tree_cannot_do_is_left_to_its_boot_or_to_its_machine() -> R
     tree.revert_all()
 }
 
-pub(crate) fn settings_of_a_running_kernel_are_set_and_put_back() -> Result<()> {
-    // Network settings are the namespace's own; the directories that are written are covered.
-    apart(CloneFlags::CLONE_NEWNET, || {
-        let place = Tree::of("debian-12-amd64")?;
-        for directory in ["/etc/sysctl.d", "/var/lib"] {
-            mount(&["-t", "tmpfs", "none", directory])?;
-        }
-        let bramble = |arguments: &[&str]| -> Result<Run> {
-            let mut command = Command::new(std::env::current_exe()?);
-            command.arg0("bramble").arg("--config").arg(place.path("bramble.toml")).args(arguments);
-            Ok(Run::of(command.output()?))
-        };
-        place.write("bramble.toml", "")?;
-        let list: Value = serde_json::from_str(&bramble(&["check", "--list", "--json"])?.out)?;
-        let others: Vec<String> = list["requirements"]
-            .as_array()
-            .context("there are requirements")?
-            .iter()
-            .filter_map(|requirement| requirement["id"].as_str())
-            .filter(|id| *id != "forwarding")
-            .map(|id| format!("\"{id}\""))
-            .collect();
-        place.write("bramble.toml", format!("[cluster]\naccept = [{}]\n", others.join(", ")))?;
+/// The running kernel as bramble sees it when forwarding is all that matters: a network namespace, whose settings are its
+/// own, with the directories covered that bramble writes to.
+struct Kernel {
+    place: Tree,
+}
 
-        let conf = |key: &str| format!("/proc/sys/net/ipv4/conf/{key}");
-        let all = [
-            "/proc/sys/net/ipv4/ip_forward".to_owned(),
-            conf("default/forwarding"),
-            conf("lo/forwarding"),
-            conf("all/accept_redirects"),
-        ];
-        let now = || {
-            all.iter().map(|path| Ok(fs::read_to_string(path)?.trim().to_owned())).collect::<Result<Vec<_>>>()
-        };
-        // A value that setting ip_forward moves along, and that must come back.
-        fs::write(conf("lo/forwarding"), "1")?;
-        fs::write(conf("all/accept_redirects"), "0")?;
-        let before = now()?;
-        ensure!(before == ["0", "0", "1", "0"], "{before:?}");
-        let run = bramble(&["apply", "--yes"])?;
+impl Kernel {
+    const SETTINGS: [&str; 4] =
+        ["ip_forward", "conf/default/forwarding", "conf/lo/forwarding", "conf/all/accept_redirects"];
+
+    /// Runs a test on one that does not forward.
+    fn on(test: fn(&Kernel) -> Result<()>) -> Result<()> {
+        apart(CloneFlags::CLONE_NEWNET, move || {
+            let kernel = Kernel { place: Tree::of("debian-12-amd64")? };
+            for directory in ["/etc/sysctl.d", "/var/lib"] {
+                mount(&["-t", "tmpfs", "none", directory])?;
+            }
+            let list: Value = serde_json::from_str(&kernel.bramble(&["check", "--list", "--json"])?.out)?;
+            let others: Vec<String> = list["requirements"]
+                .as_array()
+                .context("there are requirements")?
+                .iter()
+                .filter_map(|requirement| requirement["id"].as_str())
+                .filter(|id| *id != "forwarding")
+                .map(|id| format!("\"{id}\""))
+                .collect();
+            fs::write(kernel.place.config(), format!("[cluster]\naccept = [{}]\n", others.join(", ")))?;
+            // A value that setting ip_forward moves along, and that must come back.
+            kernel.set("conf/lo/forwarding", "1")?;
+            kernel.set("conf/all/accept_redirects", "0")?;
+            ensure!(kernel.now()? == ["0", "0", "1", "0"], "{:?}", kernel.now()?);
+            test(&kernel)
+        })
+    }
+
+    fn set(&self, setting: &str, value: &str) -> Result<()> {
+        Ok(fs::write(format!("/proc/sys/net/ipv4/{setting}"), value)?)
+    }
+
+    /// The values of [`Kernel::SETTINGS`].
+    fn now(&self) -> Result<Vec<String>> {
+        let value = |setting| fs::read_to_string(format!("/proc/sys/net/ipv4/{setting}"));
+        Kernel::SETTINGS.iter().map(|setting| Ok(value(setting)?.trim().to_owned())).collect()
+    }
+
+    fn bramble(&self, arguments: &[&str]) -> Result<Run> {
+        Ok(Run::of(self.command(arguments)?.output()?))
+    }
+
+    /// Is killed at this step of writing.
+    fn bramble_until(&self, step: u32, arguments: &[&str]) -> Result<Run> {
+        Ok(Run::of(self.command(arguments)?.env("BRAMBLE_FAILPOINT", step.to_string()).output()?))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg0("bramble").arg("--config").arg(self.place.config()).args(arguments);
+        Ok(command)
+    }
+
+    /// Reverts all, and sees that the kernel is as it was and no file is left.
+    fn revert_all(&self, before: &[String]) -> Result<()> {
+        for _ in 0..5 {
+            let run = self.bramble(&["revert"])?;
+            ensure!(run.code == Some(0), "{run:#?}");
+            if run.out.contains("nothing to undo") {
+                ensure!(self.now()? == before, "{:?} is not {before:?}", self.now()?);
+                let left: Vec<_> = fs::read_dir("/etc/sysctl.d")?.flatten().collect();
+                ensure!(left.is_empty(), "left: {left:?}");
+                return Ok(());
+            }
+        }
+        bail!("revert finds no end")
+    }
+}
+
+pub(crate) fn settings_of_a_running_kernel_are_set_and_put_back() -> Result<()> {
+    Kernel::on(|kernel| {
+        let before = kernel.now()?;
+        let run = kernel.bramble(&["apply", "--yes"])?;
         ensure!(run.code == Some(0), "{run:#?}");
-        ensure!(now()?[..2] == ["1", "1"], "{:?}: {run:#?}", now()?);
-        let again = bramble(&["apply", "--yes"])?;
+        ensure!(kernel.now()?[..2] == ["1", "1"], "{:?}: {run:#?}", kernel.now()?);
+        let again = kernel.bramble(&["apply", "--yes"])?;
         ensure!(again.code == Some(0), "{again:#?}");
         again.says(&["nothing to do"])?;
 
         // Drift of the running kernel alone needs no file.
-        fs::write(conf("default/forwarding"), "0")?;
-        let run = bramble(&["apply", "--yes"])?;
-        ensure!(run.code == Some(0) && now()?[1] == "1", "{run:#?}");
+        kernel.set("conf/default/forwarding", "0")?;
+        let run = kernel.bramble(&["apply", "--yes"])?;
+        ensure!(run.code == Some(0) && kernel.now()?[1] == "1", "{run:#?}");
         // The later receipt goes back to the drift, which is not what the earlier one had set.
-        let run = bramble(&["revert"])?;
-        ensure!(run.code == Some(0) && now()?[..2] == ["1", "0"], "{:?} {run:#?}", now()?);
-        let run = bramble(&["revert"])?;
-        ensure!(run.code == Some(0), "{run:#?}");
-        ensure!(now()? == before, "{:?} is not {before:?}: {run:#?}", now()?);
-        ensure!(fs::read_dir("/etc/sysctl.d")?.next().is_none(), "a file is left");
+        let run = kernel.bramble(&["revert"])?;
+        ensure!(run.code == Some(0) && kernel.now()?[..2] == ["1", "0"], "{:?} {run:#?}", kernel.now()?);
+        kernel.revert_all(&before)
+    })
+}
+
+pub(crate) fn settings_of_a_running_kernel_come_back_after_a_kill_at_any_step() -> Result<()> {
+    Kernel::on(|kernel| {
+        let before = kernel.now()?;
+        let whole = |run: &Run| run.signal != Some(9);
+        let mut kills = [0, 0];
+        for step in 1.. {
+            let run = kernel.bramble_until(step, &["apply", "--yes"])?;
+            if whole(&run) {
+                ensure!(run.code == Some(0), "{run:#?}");
+                break;
+            }
+            kills[0] = step;
+            let case = || format!("apply was killed at step {step}");
+            // Half of them go on, half of them go back.
+            if step % 2 == 0 {
+                let run = kernel.bramble(&["apply", "--yes"])?;
+                ensure!(run.code == Some(0) && kernel.now()?[..2] == ["1", "1"], "{}: {run:#?}", case());
+            }
+            kernel.revert_all(&before).with_context(case)?;
+        }
+        for step in 1.. {
+            ensure!(kernel.bramble(&["apply", "--yes"])?.code == Some(0), "apply");
+            let run = kernel.bramble_until(step, &["revert"])?;
+            kernel.revert_all(&before).with_context(|| format!("revert was killed at step {step}"))?;
+            if whole(&run) {
+                break;
+            }
+            kills[1] = step;
+        }
+        ensure!(kills[0] > 20 && kills[1] > 10, "killed at {kills:?} steps alone");
         Ok(())
     })
 }

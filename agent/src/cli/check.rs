@@ -15,6 +15,7 @@ use super::USAGE;
 use crate::config::Config;
 use crate::facts::Facts;
 use crate::host::Host;
+use crate::k3s::doctor;
 use crate::require::{self, Judged, REQUIREMENTS, Requirement, State};
 
 /// Judge every requirement: what holds, what does not, why it matters, what would change.
@@ -75,9 +76,6 @@ pub fn run(args: &Check, config: &Config) -> anyhow::Result<ExitCode> {
         Ok(chosen) => chosen,
         Err(message) => return Ok(refuse(&message, USAGE)),
     };
-    if let Some(message) = config.cluster.accept.iter().find_map(|id| unknown_id(id)) {
-        return Ok(refuse(&format!("in accept of [cluster]: {message}"), USAGE));
-    }
     if args.list {
         let text = if args.json { list_json(&chosen).to_string() + "\n" } else { list(&chosen, width()) };
         return print(&text, ExitCode::SUCCESS);
@@ -138,6 +136,12 @@ fn chosen(ids: &[String]) -> Result<Vec<&'static Requirement>, String> {
     }
     let named: Vec<&str> = ids.iter().flat_map(|id| require::named(id)).map(|named| named.id).collect();
     Ok(REQUIREMENTS.iter().filter(|requirement| ids.is_empty() || named.contains(&requirement.id)).collect())
+}
+
+/// What is said of the first id in `accept` of `[cluster]` that names nothing.
+pub(super) fn misspelt(config: &Config) -> Option<String> {
+    let strange = |id: &String| unknown_id(id).filter(|_| !doctor::examines(id));
+    config.cluster.accept.iter().find_map(strange)
 }
 
 /// What is said of an id that names nothing; `None` of one that does.
@@ -242,7 +246,7 @@ fn table(host: &Host, facts: &Facts, judged: &[Judged], summary: &Summary, width
         for change in judged.changes() {
             detail("change", &change.to_string());
         }
-        if let Some(next) = next(judged) {
+        if let Some(next) = judged.next() {
             detail("next", &next);
         }
     }
@@ -261,19 +265,6 @@ fn heading(host: &Host, facts: &Facts) -> String {
         parts.push(format!("from {}", host.root().display()));
     }
     parts.join(", ")
-}
-
-/// What a person does next: to mend it, or to make it readable.
-fn next(judged: &Judged) -> Option<String> {
-    use crate::host::{Unreadable, Why};
-    match &judged.verdict {
-        Err(Unreadable { why: Why::Denied, .. }) => Some("run it again with sudo".into()),
-        Err(Unreadable { why: Why::NotCaptured, path }) => {
-            Some(format!("capture {path}, or check on the machine itself"))
-        }
-        Err(Unreadable { why: Why::NotLive, .. }) => Some("check on the machine itself".into()),
-        _ => judged.next().map(String::from),
-    }
 }
 
 /// Text from files may carry what would move the cursor.
@@ -348,7 +339,7 @@ fn json(host: &Host, facts: &Facts, judged: &[Judged], summary: &Summary) -> Val
             "why": judged.requirement.why,
             "source": judged.requirement.source,
             "changes": judged.changes().iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "next": next(judged),
+            "next": judged.next(),
         })
     };
     let mut counts: serde_json::Map<String, Value> =
@@ -491,13 +482,5 @@ mod tests {
             assert_eq!(wide, None, "at width {width}");
             assert!(plain.trim_end().ends_with(&Summary::of(&judged).line()));
         }
-    }
-
-    #[test]
-    fn what_could_not_be_read_says_how_to_read_it() {
-        let denied = judged(Err(Unreadable { path: "/x".into(), why: Why::Denied }));
-        assert_eq!(next(&denied).unwrap(), "run it again with sudo");
-        let missing = judged(Err(Unreadable { path: "/x".into(), why: Why::NotCaptured }));
-        assert_eq!(next(&missing).unwrap(), "capture /x, or check on the machine itself");
     }
 }

@@ -108,6 +108,13 @@ impl Bramble {
             None => None,
         };
         let config = Config::load(&host, path.as_deref())?;
+        // Whoever judges: what was misspelt there is accepted by nobody.
+        if let Verb::Check(_) | Verb::Plan(_) | Verb::Apply(_) | Verb::Join(_) = &self.verb
+            && let Some(message) = check::misspelt(&config)
+        {
+            eprintln!("bramble: in accept of [cluster]: {message}");
+            return Ok(ExitCode::from(USAGE));
+        }
         match &self.verb {
             Verb::Check(args) => check::run(args, &config),
             Verb::Plan(args) => plan::run(args, &config),

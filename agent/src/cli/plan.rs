@@ -153,28 +153,40 @@ pub(super) fn page(plan: &Steps, consents: &[String], width: usize) -> String {
             text += &format!("   {}\n", wrap(&printable(&change.to_string()), 3, width));
         }
     }
-    if !plan.person.is_empty() {
-        title(&mut text, "Only a person can");
-        for Person { id, what, next } in &plan.person {
+    for (heading, list) in [("Only a person can", &plan.person), ("Could not tell", &plan.unknown)] {
+        if !list.is_empty() {
+            title(&mut text, heading);
+        }
+        for Person { id, what, next } in list {
             text += &format!("   {id}: {}\n", wrap(&printable(what), 6, width));
             text += &format!("      {dim}next{dim:#} {}\n", wrap(&printable(next), 11, width));
         }
     }
-    for (heading, list) in [("Waiting", &plan.waiting), ("Could not tell", &plan.unknown)] {
-        if !list.is_empty() {
-            title(&mut text, heading);
-            for (id, why) in list {
-                text += &format!("   {id}: {}\n", wrap(&printable(why), 6, width));
-            }
-        }
+    if !plan.waiting.is_empty() {
+        title(&mut text, "Waiting");
+    }
+    for (id, why) in &plan.waiting {
+        text += &format!("   {id}: {}\n", wrap(&printable(why), 6, width));
     }
     let consent = plan.steps.iter().filter(|step| !step.allowed(consents)).count();
     let summary = match (plan.steps.len(), consent) {
-        (0, _) => "nothing to do".to_owned(),
+        (0, _) => nothing(plan),
         (steps, 0) => format!("steps to do: {steps}"),
         (steps, consent) => format!("steps to do: {steps}, of which {consent} with your consent alone"),
     };
     text + &format!("\n{bold}{summary}{bold:#}\n")
+}
+
+/// Without steps: whether that is because all is well.
+fn nothing(plan: &Steps) -> String {
+    let left = [
+        (plan.person.len(), "only a person can mend"),
+        (plan.waiting.len(), "waiting"),
+        (plan.unknown.len(), "could not be told"),
+    ];
+    let left = left.iter().filter(|(count, _)| *count > 0);
+    let parts = left.map(|(count, what)| format!(", {what}: {count}"));
+    "nothing to do".to_owned() + &parts.collect::<String>()
 }
 
 /// The requirements of a step.
@@ -211,8 +223,10 @@ fn json(host: &Host, plan: &Steps, unfinished: &[String]) -> Value {
                 .collect::<Vec<_>>(),
         })
     };
-    let pairs = |pairs: &[(&'static str, String)]| {
-        pairs.iter().map(|(id, why)| json!({ "id": id, "why": why })).collect::<Vec<_>>()
+    let people = |list: &[Person]| {
+        list.iter()
+            .map(|Person { id, what, next }| json!({ "id": id, "what": what, "next": next }))
+            .collect::<Vec<_>>()
     };
     json!({
         "v": 1,
@@ -223,13 +237,9 @@ fn json(host: &Host, plan: &Steps, unfinished: &[String]) -> Value {
             .iter()
             .map(|step| json!({ "requirements": ids(step), "changes": lines(step) }))
             .collect::<Vec<_>>(),
-        "person": plan
-            .person
-            .iter()
-            .map(|Person { id, what, next }| json!({ "id": id, "what": what, "next": next }))
-            .collect::<Vec<_>>(),
-        "waiting": pairs(&plan.waiting),
-        "unknown": pairs(&plan.unknown),
+        "person": people(&plan.person),
+        "waiting": plan.waiting.iter().map(|(id, why)| json!({ "id": id, "why": why })).collect::<Vec<_>>(),
+        "unknown": people(&plan.unknown),
         "unfinished": unfinished,
         "exit_code": plan.exit_code(),
     })

@@ -106,16 +106,23 @@ fn undo(args: &Revert, host: &HostMut) -> Result<(String, ExitCode), NotDone> {
     let receipts = Receipts::open(host)?;
     heal(host, &receipts)?;
     let Some(receipt) = choose(&receipts, args.receipt.as_deref())? else {
-        return Ok(match &args.receipt {
-            None => ("nothing to undo\n".into(), ExitCode::SUCCESS),
-            Some(name) => (
-                format!("no receipt is called {name}; bramble revert --list names them\n"),
-                ExitCode::from(USAGE),
-            ),
-        });
+        let Some(name) = &args.receipt else { return Ok(("nothing to undo\n".into(), ExitCode::SUCCESS)) };
+        let name = name.escape_default();
+        eprintln!("bramble revert: no receipt is called {name}; bramble revert --list names them");
+        return Ok((String::new(), ExitCode::from(USAGE)));
     };
     if receipt.state == State::Reverted {
         return Ok((format!("receipt {} is reverted already\n", receipt.name), ExitCode::SUCCESS));
+    }
+    // A file that is misspelt here would be put back, and what was to be kept would be gone.
+    let is_kept = |path: &String| receipt.acts.iter().any(|act| act.is_file() && act.object() == *path);
+    if let Some(strange) = args.keep.iter().find(|path| !is_kept(path)) {
+        eprintln!(
+            "bramble revert: --keep {}: receipt {} changed no such file; bramble revert --list names them",
+            strange.escape_default(),
+            receipt.name
+        );
+        return Ok((String::new(), ExitCode::from(USAGE)));
     }
     let mut text = String::new();
     let whole = revert(host, &receipts, &receipt, &args.keep, |act, outcome| {

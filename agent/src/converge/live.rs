@@ -236,6 +236,8 @@ fn undo_settings(host: &HostMut, key: &str, ours: &str, before: &Before) -> Resu
         // An interface may be gone since.
         let Some(now) = read(host, path)? else { continue };
         let is_moved = !set.contains(path);
+        // A revert that was killed had put it back, and so moved the others.
+        moved |= !is_moved && now == *value && value != ours;
         // Nothing to undo: it is as it was, it was so before us, or that which moves it stayed.
         if now == *value || !is_moved && value == ours || is_moved && !moved {
             continue;

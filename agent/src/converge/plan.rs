@@ -21,8 +21,8 @@ pub struct Plan {
     pub person: Vec<Person>,
     /// What holds as soon as something happens that needs no change, by requirement.
     pub waiting: Vec<(&'static str, String)>,
-    /// What could not be told, by requirement.
-    pub unknown: Vec<(&'static str, String)>,
+    /// What could not be told, and what a person does to have it told.
+    pub unknown: Vec<Person>,
 }
 
 /// Changes that are carried out as one: all edits of one file, and what belongs to them.
@@ -124,8 +124,8 @@ impl Files for Host {
         }
         match self.bytes(path) {
             Ok(bytes) => Ok(Some(Content::Bytes(bytes))),
-            // A tree is written as it is: what it does not have is not there.
-            Err(unreadable) if unreadable.is_absence() => Ok(None),
+            // A tree is written as it is: what it does not have is not there. A link may lead to nothing all the same.
+            Err(unreadable) if unreadable.is_absence() => Ok(self.link(path).map(Content::Link)),
             Err(unreadable) => Err(unreadable),
         }
     }
@@ -157,14 +157,11 @@ impl Plan {
         let mut plan = Plan { steps: vec![], left: vec![], person: vec![], waiting: vec![], unknown: vec![] };
         for judged in judged {
             let id = judged.requirement.id;
+            let person = || Person { id, what: judged.evidence(), next: judged.next().unwrap_or_default() };
             match judged.state() {
                 State::Waiting => plan.waiting.push((id, judged.evidence())),
-                State::Unknown => plan.unknown.push((id, judged.evidence())),
-                State::Blocked => plan.person.push(Person {
-                    id,
-                    what: judged.evidence(),
-                    next: judged.next().unwrap_or_default().into(),
-                }),
+                State::Unknown => plan.unknown.push(person()),
+                State::Blocked => plan.person.push(person()),
                 State::Met | State::Unmet | State::NotNeeded => {}
             }
         }
@@ -188,7 +185,8 @@ impl Plan {
                     plan.person.extend(ids().map(|id| Person { id, what: what.clone(), next: next.clone() }))
                 }
                 Err(NoStep::Unreadable(unreadable)) => {
-                    plan.unknown.extend(ids().map(|id| (id, unreadable.to_string())));
+                    let (what, next) = (unreadable.to_string(), unreadable.next());
+                    plan.unknown.extend(ids().map(|id| Person { id, what: what.clone(), next: next.clone() }))
                 }
             }
         }
@@ -415,10 +413,12 @@ impl Group {
             None => None,
             Some(Content::Bytes(bytes)) => Some(bytes.as_slice()),
             Some(Content::Link(target)) => {
+                let why = match owner {
+                    Owner::Bramble => "and bramble writes no file through a link of that name",
+                    Owner::Other => "where nothing is",
+                };
                 return Err(NoStep::Person {
-                    what: format!(
-                        "{path} is a link to {target}, and bramble writes no file through a link of that name"
-                    ),
+                    what: format!("{path} is a link to {target}, {why}"),
                     next: format!("sudo rm {path}, then plan again"),
                 });
             }

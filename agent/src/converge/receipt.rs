@@ -129,6 +129,11 @@ pub struct Receipt {
 }
 
 impl Act {
+    /// Whether it is a file that a person may keep.
+    pub fn is_file(&self) -> bool {
+        matches!(self, Act::File { .. } | Act::Large { .. })
+    }
+
     /// What it changes.
     pub fn object(&self) -> String {
         match self {

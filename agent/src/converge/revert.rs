@@ -100,6 +100,12 @@ fn undo(
             }
             let lost = fat && now.is_none();
             if !same(&now, &after) && !lost {
+                if let Some(other) = writer(receipts, path, &now)? {
+                    let why = format!("bramble changed it once more, by receipt {other}");
+                    let next =
+                        format!("sudo bramble revert {other}, then sudo bramble revert {}", receipt.name);
+                    return Err(NotDone::new("undoing", path, why, next));
+                }
                 let content = |image: Option<Image>| image.map(content);
                 return Ok(Outcome::Changed {
                     before: content(before),
@@ -149,6 +155,21 @@ fn undo(
             })
         }
     }
+}
+
+/// The receipt by which a file became what it is now.
+fn writer(receipts: &Receipts, path: &str, now: &Option<Image>) -> Result<Option<String>, NotDone> {
+    for receipt in receipts.all()? {
+        for (n, act) in receipt.acts.iter().enumerate().filter(|(n, _)| !receipt.is_undone(*n)) {
+            if let Act::File { path: other, after, .. } = act
+                && other == path
+                && same(now, &receipts.after(&receipt, n, after)?)
+            {
+                return Ok(Some(receipt.name));
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn same(a: &Option<Image>, b: &Option<Image>) -> bool {

@@ -124,6 +124,21 @@ impl Unreadable {
         Unreadable { path: path.into(), why: Why::Malformed(expected.into()) }
     }
 
+    /// What a person does to make it readable.
+    pub fn next(&self) -> String {
+        let path = &self.path;
+        match &self.why {
+            Why::Denied => "run it again with sudo".into(),
+            Why::NotCaptured => format!("capture {path}, or check on the machine itself"),
+            Why::NotLive => "check on the machine itself".into(),
+            Why::Malformed(_) if path.starts_with('/') => format!("look at what it holds: sudo less {path}"),
+            Why::Missing | Why::NotAFile | Why::TooLarge | Why::Failed(_) if path.starts_with('/') => {
+                format!("look at what is there: sudo ls -ld {path}")
+            }
+            _ => "run it again; if it stays so, bramble bundle keeps what can be told of this machine".into(),
+        }
+    }
+
     fn not_captured(path: impl Into<String>) -> Unreadable {
         Unreadable { path: path.into(), why: Why::NotCaptured }
     }
@@ -172,11 +187,15 @@ impl Host {
         Ok(Host { root, origin: Origin::Live, record: None })
     }
 
-    /// A captured tree; `/` is the machine itself.
+    /// A captured tree; `/`, however it is spelt, is the machine itself.
     pub fn tree(dir: &Path) -> Result<Host, NotATree> {
         let root = open_directory(dir)
             .map_err(|errno| NotATree::Unopened { dir: dir.into(), why: errno.desc().into() })?;
-        if dir == Path::new("/") {
+        let is_machine = || {
+            let (status, machine) = (fstat(&root)?, nix::sys::stat::stat("/")?);
+            Ok::<_, Errno>((status.st_dev, status.st_ino) == (machine.st_dev, machine.st_ino))
+        };
+        if is_machine() == Ok(true) {
             return Ok(Host { root, origin: Origin::Live, record: None });
         }
         let mut host =
@@ -436,6 +455,25 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn the_machine_itself_is_no_tree_however_its_root_is_spelt() {
+        for root in ["/", "//", "/.", "/proc/self/root", "/etc/.."] {
+            let host = Host::tree(Path::new(root)).unwrap();
+            assert!(host.is_live() && host.root() == Path::new("/"), "{root}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_read_says_how_to_read_it() {
+        let next = |path: &str, why| Unreadable { path: path.into(), why }.next();
+        assert_eq!(next("/x", Why::Denied), "run it again with sudo");
+        assert_eq!(next("/x", Why::NotCaptured), "capture /x, or check on the machine itself");
+        assert_eq!(next("/x", Why::NotAFile), "look at what is there: sudo ls -ld /x");
+        assert_eq!(next("/x", Why::Malformed("a number".into())), "look at what it holds: sudo less /x");
+        assert_eq!(next("statvfs(/var)", Why::NotLive), "check on the machine itself");
+        assert!(next("statvfs(/var)", Why::Failed("no answer".into())).contains("bramble bundle"));
     }
 
     #[test]

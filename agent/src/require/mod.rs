@@ -380,10 +380,11 @@ impl Judged {
         }
     }
 
-    /// What a person does next, where a person has to act.
-    pub fn next(&self) -> Option<&str> {
+    /// What a person does next, where a person has to act: to mend it, or to make it readable.
+    pub fn next(&self) -> Option<String> {
         match &self.verdict {
-            Ok(Finding::Blocked { next, .. }) => Some(next),
+            Ok(Finding::Blocked { next, .. }) => Some(next.clone()),
+            Err(unreadable) => Some(unreadable.next()),
             _ => None,
         }
     }

@@ -136,7 +136,28 @@ impl Port {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use super::super::rows_of;
     use super::*;
+
+    #[test]
+    fn every_port_on_a_node_is_judged_for_a_profile_or_is_of_something_that_is_left() {
+        let mut seen = HashSet::new();
+        for port in TABLE.iter() {
+            assert!(seen.insert((port.profile, port.name())), "{port:?} stands twice");
+            assert!(port.protocol == "icmp" || *port.ports.start() > 0, "{port:?}");
+            assert!(port.protocol.split('+').all(|name| ["tcp", "udp", "icmp"].contains(&name)), "{port:?}");
+            assert!(["all", "node", "local", "pod"].contains(&port.bind), "{port:?}");
+            let peers = ["nodes", "servers", "clients", "scrape", "cluster", "local", "pod"];
+            assert!(peers.contains(&port.peers) && !port.purpose.is_empty(), "{port:?}");
+            let judged = Profile::ALL.into_iter().any(|profile| profile.name() == port.profile);
+            let left = ["flannel", "metallb", "linkerd"].contains(&port.profile);
+            assert!(judged != left, "{port:?}");
+            let shown = rows_of(&FREE).iter().any(|row| row.starts_with(&port.name()));
+            assert_eq!(shown, port.is_on_node(), "{port:?}");
+        }
+    }
 
     #[test]
     fn the_ports_follow_what_was_chosen() {

@@ -2,7 +2,7 @@
 
 use anstyle::Style;
 
-use super::{SIGN_AND_WORD, look, next, printable, wrap};
+use super::{SIGN_AND_WORD, look, printable, wrap};
 use crate::config::cluster::Profile;
 use crate::require::{Area, Fault, Judged, REQUIREMENTS, Requirement, State, faults, rows_of};
 
@@ -22,7 +22,7 @@ pub(super) fn page(judged: &Judged, width: usize) -> String {
     for change in judged.changes() {
         line("change", &change.to_string());
     }
-    if let Some(next) = next(judged) {
+    if let Some(next) = judged.next() {
         line("next", &next);
     }
     for profile in requirement.profiles {

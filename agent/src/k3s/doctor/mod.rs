@@ -365,6 +365,11 @@ fn span(text: &str) -> Option<Duration> {
     text.parse::<jiff::SignedDuration>().ok()?.try_into().ok()
 }
 
+/// Whether an examination has this id.
+pub fn examines(id: &str) -> bool {
+    EXAMINATIONS.iter().any(|one| one.id == id)
+}
+
 /// Judges what was gathered; `accept` names what the owner knows and accepts.
 pub fn examine(evidence: &Evidence, accept: &[String]) -> Vec<Examined> {
     EXAMINATIONS
@@ -391,7 +396,7 @@ pub fn requirements(host: &Host, facts: &Facts, config: &Config) -> Vec<Examined
                 next: "sudo bramble apply, which mends it; then join again".into(),
             },
             (State::Blocked, true) => {
-                Verdict::Wrong { what: evidence, next: judged.next().unwrap_or_default().into() }
+                Verdict::Wrong { what: evidence, next: judged.next().unwrap_or_default() }
             }
             (State::Waiting, true) => Verdict::Wrong {
                 what: evidence,

@@ -1,4 +1,5 @@
-//! What the home sees of nodes: requests, names that change, and nothing of who left.
+//! What the home sees of nodes: messages by their schema, entities that Home Assistant takes, requests, names that change, and
+//! nothing of who left.
 
 use std::{
     fs,
@@ -7,11 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use testbed::{broker::Listener, lab::Node, watch::until};
+use testbed::{
+    broker::Listener,
+    home_assistant::{self, HomeAssistant},
+    lab::Node,
+    mesh::{Ear, settle},
+    watch::until,
+};
 
-use crate::{SETTLING, bed, logged};
+use crate::{SETTLING, bed, logged, root};
 
 /// Longer than the last wills of the bed's nodes wait.
 const AFTER_THE_WILLS: Duration = Duration::from_secs(4);
@@ -155,6 +162,186 @@ pub(crate) fn a_copied_card_gets_an_id_of_its_own_and_harms_nothing_of_the_origi
     })
 }
 
+/// A shipped schema, and the topic that it says it is of, with `<...>` for what differs.
+struct Schema {
+    name: String,
+    topic: String,
+    validator: jsonschema::Validator,
+}
+
+impl Schema {
+    fn shipped() -> Result<Vec<Self>> {
+        let folder = fs::read_dir(root().join("packaging/schema"))?;
+        let schema = |entry: std::io::Result<fs::DirEntry>| {
+            let path = entry?.path();
+            let schema: Value = serde_json::from_slice(&fs::read(&path)?)?;
+            let topic = schema["$comment"].as_str().and_then(|said| said.strip_prefix("carried by "));
+            Ok(Self {
+                name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+                topic: topic.with_context(|| format!("{} names no topic", path.display()))?.to_owned(),
+                validator: jsonschema::validator_for(&schema)?,
+            })
+        };
+        folder.map(schema).collect()
+    }
+
+    fn is_of(&self, topic: &str) -> bool {
+        let (levels, own) = (topic.split('/'), self.topic.split('/'));
+        levels.clone().count() == own.clone().count()
+            && levels.zip(own).all(|(level, own)| level == own || own.starts_with('<'))
+    }
+}
+
+pub(crate) fn everything_that_is_said_agrees_with_its_schema() -> Result<()> {
+    let mut lab = bed()?;
+    let listener = lab.broker().listen("#")?;
+    settle(&lab, &Ear::open(&lab)?, SETTLING * 2)?;
+    lab.broker().publish("bramble/demo/node/n1/request/check", b"{\"transaction\":\"a\"}", false)?;
+    // An alert, and events of nodes and of the cluster.
+    lab.node_mut("n3")?.companion().context("the companion runs")?.kill();
+    let schemas = Schema::shipped()?;
+    logged(&lab, || {
+        for schema in &schemas {
+            until(SETTLING * 2, &format!("{} is said", schema.topic), || {
+                Ok(listener.below("bramble/").iter().any(|(topic, _)| schema.is_of(topic)).then_some(()))
+            })?;
+        }
+        for (topic, heard) in listener.below("bramble/") {
+            if topic.ends_with("/availability") {
+                ensure!(["online", "offline"].map(str::as_bytes).contains(&&heard.payload[..]), "{topic}");
+                continue;
+            }
+            let schema = schemas.iter().find(|schema| schema.is_of(&topic));
+            let schema = schema.with_context(|| format!("no schema is of {topic}"))?;
+            let message: Value = serde_json::from_slice(&heard.payload).with_context(|| topic.clone())?;
+            if let Err(error) = schema.validator.validate(&message) {
+                bail!("{topic} against {}.json: {error} at {}", schema.name, error.instance_path());
+            }
+        }
+        Ok(())
+    })
+}
+
+pub(crate) fn every_entity_is_one_that_home_assistant_takes() -> Result<()> {
+    let lab = bed()?;
+    let listener = lab.broker().listen("#")?;
+    settle(&lab, &Ear::open(&lab)?, SETTLING * 2)?;
+    logged(&lab, || {
+        let announced = listener.below("homeassistant/");
+        ensure!(announced.len() == 4, "not three nodes and a cluster: {}", announced.len());
+        for (topic, heard) in announced {
+            let device: Value = serde_json::from_slice(&heard.payload)?;
+            let faults = home_assistant::faults(&device);
+            ensure!(faults.is_empty(), "{topic}: {faults:?}");
+        }
+        Ok(())
+    })
+}
+
+/// What Home Assistant should show of a device: domain, name, and what the table of classes is about.
+fn expected(listener: &Listener, topic: &str) -> Result<Vec<(String, String, Value)>> {
+    let device: Value = listener.json(topic).with_context(|| format!("{topic} is announced"))?;
+    let owner = device["device"]["name"].as_str().context("it has a name")?;
+    let components = device["components"].as_object().context("it has components")?.values();
+    let shown = components.filter(|component| component["enabled_by_default"] != false);
+    let entity = |component: &Value| {
+        let platform = component["p"].as_str().context("it has a platform")?.to_owned();
+        let name = component["name"].as_str().map_or(owner.to_owned(), |name| format!("{owner} {name}"));
+        Ok((platform, name, component.clone()))
+    };
+    shown.map(entity).collect()
+}
+
+/// What is not shown of a device as it was announced, or not at all, or without a value.
+fn amiss(home: &HomeAssistant, listener: &Listener, topic: &str) -> Result<Vec<String>> {
+    let states = home.states()?;
+    let mut amiss = Vec::new();
+    for (platform, name, component) in expected(listener, topic)? {
+        let shown = states.iter().find(|state| {
+            let id = state["entity_id"].as_str().unwrap_or_default();
+            state["attributes"]["friendly_name"] == name.as_str() && id.starts_with(&format!("{platform}."))
+        });
+        let Some(shown) = shown else {
+            amiss.push(format!("{platform} {name:?} is not there"));
+            continue;
+        };
+        if shown["state"] == "unavailable" {
+            amiss.push(format!("{name:?} is unavailable"));
+        }
+        // A person may see another unit than the node's; the class is the same.
+        for key in ["device_class", "state_class"] {
+            if shown["attributes"].get(key) != component.get(key) {
+                amiss.push(format!("{name:?} has {key} {:?}", shown["attributes"].get(key)));
+            }
+        }
+    }
+    Ok(amiss)
+}
+
+fn wait_until_shown(home: &HomeAssistant, listener: &Listener, topic: &str) -> Result<()> {
+    until(SETTLING * 2, &format!("{topic} is shown"), || {
+        Ok(amiss(home, listener, topic)?.is_empty().then_some(()))
+    })
+    .with_context(|| format!("{:?}", amiss(home, listener, topic)))
+}
+
+/// Entities whose name begins with a node's.
+fn shown_of(home: &HomeAssistant, node: &str) -> Result<Vec<Value>> {
+    let mut states = home.states()?;
+    let begin = format!("{node} ");
+    states.retain(|s| s["attributes"]["friendly_name"].as_str().is_some_and(|name| name.starts_with(&begin)));
+    Ok(states)
+}
+
+pub(crate) fn the_given_home_assistant_shows_what_is_announced_and_nothing_of_who_left() -> Result<()> {
+    let mut home = HomeAssistant::named()?;
+    let mut lab = bed()?;
+    let listener = lab.broker().listen("#")?;
+    settle(&lab, &Ear::open(&lab)?, SETTLING * 2)?;
+    home.connect(lab.broker().address().into())?;
+    for topic in ["n1", "n2", "n3"].map(device_of) {
+        wait_until_shown(&home, &listener, &topic)?;
+    }
+    wait_until_shown(&home, &listener, "homeassistant/device/bramble_cluster/bramble-demo/config")?;
+
+    // Who is gone is off, and what it measured is shown no more.
+    lab.node_mut("n3")?.agent().context("the agent runs")?.kill();
+    until(SETTLING * 2, "n3 is off and its values are unavailable", || {
+        let all = shown_of(&home, "n3")?;
+        let (agent, others): (Vec<_>, Vec<_>) =
+            all.iter().partition(|s| s["attributes"]["device_class"] == "connectivity");
+        let off = agent.len() == 1 && agent[0]["state"] == "off";
+        Ok((off && others.iter().all(|s| s["state"] == "unavailable")).then_some(()))
+    })?;
+
+    // Another name: the same entities, called otherwise.
+    let ids = |node: &str| -> Result<Vec<Value>> {
+        Ok(shown_of(&home, node)?.iter().map(|state| state["entity_id"].clone()).collect())
+    };
+    let before = ids("n3")?;
+    let path = config(lab.node("n3")?);
+    fs::write(&path, fs::read_to_string(&path)?.replace("name = \"n3\"", "name = \"attic\""))?;
+    lab.node_mut("n3")?.start_agent()?;
+    wait_until_whole(&listener, "attic")?;
+    wait_until_shown(&home, &listener, &device_of("attic"))?;
+    let after = ids("attic")?;
+    ensure!(before.iter().all(|id| after.contains(id)), "{before:?} became {after:?}");
+    until(SETTLING, "nothing is called n3", || Ok(ids("n3")?.is_empty().then_some(())))?;
+
+    lab.node_mut("n3")?.agent().context("the agent runs")?.kill();
+    sleep(AFTER_THE_WILLS);
+    lab.forget("attic")?;
+    until(SETTLING, "nothing is shown of the attic", || Ok(ids("attic")?.is_empty().then_some(())))?;
+    let complaints = home.complaints()?;
+    ensure!(complaints.is_empty(), "Home Assistant complains: {complaints:#?}");
+    Ok(())
+}
+
+/// Why no Home Assistant can be asked here and now.
+pub(crate) fn no_home_assistant() -> Option<String> {
+    HomeAssistant::named().err().map(|why| format!("{why:#}"))
+}
+
 pub(crate) fn requests_are_answered_and_only_what_the_owner_listed_is_done() -> Result<()> {
     let lab = bed()?;
     let listener = lab.broker().listen("#")?;
@@ -217,5 +404,24 @@ pub(crate) fn when_home_assistant_starts_everything_is_said_again_a_little_later
         let heard = logged(&lab, || heard)?;
         ensure!(heard.at.duration_since(born) >= Duration::from_millis(900), "{topic} was said at once");
     }
+    Ok(())
+}
+
+pub(crate) fn the_shipped_files_for_home_assistant_are_yaml() -> Result<()> {
+    for file in ["node-has-a-problem.yaml", "dashboard.yaml"] {
+        let text = fs::read_to_string(root().join("packaging/home-assistant").join(file))?;
+        // Home Assistant's own tag for what a blueprint asks for.
+        let plain = text.replace("!input ", "");
+        let value: Value = serde_saphyr::from_str(&plain).with_context(|| file.to_owned())?;
+        let key = if file.starts_with("dashboard") { "views" } else { "blueprint" };
+        ensure!(value.get(key).is_some(), "{file} has no {key}");
+        if key == "blueprint" {
+            let inputs = value["blueprint"]["input"].as_object().context("it asks for something")?;
+            for used in text.split("!input ").skip(1).filter_map(|rest| rest.split_whitespace().next()) {
+                ensure!(inputs.contains_key(used), "{file} uses {used}, which it does not ask for");
+            }
+        }
+    }
+    ensure!(serde_saphyr::from_str::<Value>("a: [1").is_err(), "nonsense is taken for YAML");
     Ok(())
 }

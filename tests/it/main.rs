@@ -23,7 +23,11 @@ mod package;
 mod page;
 mod tidy;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -55,6 +59,8 @@ enum Needs {
     RealK3s,
     /// The same, and control groups in which it can be a node.
     RealNode,
+    /// Root, and a Home Assistant made for tests.
+    HomeAssistant,
     /// Root, the Debian packages, and Debian roots to install them in.
     Packages,
 }
@@ -73,6 +79,7 @@ impl Needs {
             Self::Container => machine::lacks("debian13"),
             Self::RealK3s => machine::lacks("debian13").or_else(join::no_real_k3s),
             Self::RealNode => machine::lacks("debian13").or_else(join::no_real_node),
+            Self::HomeAssistant => rootless().or_else(home::no_home_assistant),
             Self::Browser => rootless().or_else(hasty).or_else(|| testbed::browser::available().err()),
         }
     }
@@ -153,6 +160,10 @@ const TESTS: &[&[Test]] = &[
     ],
     tests![
         home,
+        Root everything_that_is_said_agrees_with_its_schema,
+        Root every_entity_is_one_that_home_assistant_takes,
+        Checkout the_shipped_files_for_home_assistant_are_yaml,
+        HomeAssistant the_given_home_assistant_shows_what_is_announced_and_nothing_of_who_left,
         Root requests_are_answered_and_only_what_the_owner_listed_is_done,
         Root when_home_assistant_starts_everything_is_said_again_a_little_later,
         Root a_node_that_is_gone_is_forgotten_by_the_aggregators_word,
@@ -248,6 +259,11 @@ const TESTS: &[&[Test]] = &[
 
 /// How long nodes may take to find each other, or to get over something.
 const SETTLING: Duration = Duration::from_secs(15);
+
+/// The checkout.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
 
 /// Where cargo put the programs that it built beside this test.
 fn programs() -> Result<PathBuf> {

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use testbed::machine::{Blueprint, Gift, store::Store};
 
-use crate::installed::property;
+use crate::{installed::property, root};
 
 /// Each unit's highest score of `systemd-analyze security`, in tenths.
 pub(crate) const HARDNESS: [(&str, u32); 8] = [
@@ -26,10 +26,6 @@ pub(crate) const HARDNESS: [(&str, u32); 8] = [
     ("bramble-prepare.service", 50),
     ("bramble-failed@.service", 15),
 ];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 /// cargo's target folder.
 pub(crate) fn target() -> Result<PathBuf> {

@@ -1,4 +1,4 @@
-//! The little HTTP that the bed speaks with the page and with chromedriver: one request, one connection.
+//! The little HTTP that the bed speaks with the page, chromedriver and Home Assistant: one request, one connection.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -14,7 +14,7 @@ use serde_json::Value;
 /// # Errors
 /// Nobody listens, or the answer is not 200.
 pub fn get(address: SocketAddr, path: &str) -> Result<String> {
-    request(address, "GET", path, None)
+    request(address, "GET", path, None, None)
 }
 
 /// Sends JSON to `path` and returns the JSON answer.
@@ -22,17 +22,28 @@ pub fn get(address: SocketAddr, path: &str) -> Result<String> {
 /// # Errors
 /// Nobody listens, or the answer is not 200, or not JSON.
 pub fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Value> {
-    let answer = request(address, "POST", path, Some(body))?;
+    let answer = request(address, "POST", path, Some(body), None)?;
     serde_json::from_str(&answer).with_context(|| format!("reading the answer of {path}: {answer}"))
 }
 
-fn request(address: SocketAddr, method: &str, path: &str, body: Option<&Value>) -> Result<String> {
+/// One request, with a bearer's token where one is given; the answer's body.
+///
+/// # Errors
+/// Nobody listens, or the answer is not 200.
+pub(crate) fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+    token: Option<&str>,
+) -> Result<String> {
     let connected = TcpStream::connect_timeout(&address, Duration::from_secs(2));
     let mut stream = connected.with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let body = body.map(Value::to_string).unwrap_or_default();
+    let bearer = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{bearer}\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );

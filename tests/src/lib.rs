@@ -20,6 +20,7 @@ pub mod fault;
 mod tap;
 
 pub mod browser;
+pub mod home_assistant;
 pub mod http;
 
 pub mod k3s;

@@ -503,9 +503,6 @@ mod tests {
 
     use super::*;
 
-    const CLASSES: &str = include_str!("../../tests/data/home_assistant_classes.csv");
-    const OPTIONS: &str = include_str!("../../tests/data/home_assistant_options.csv");
-
     fn name(text: &str) -> Name {
         Name::new(text).unwrap()
     }
@@ -561,120 +558,9 @@ mod tests {
         }
     }
 
-    /// Rows of a table of ours: columns parted by commas, values of a column by blanks, `-` for none.
-    fn rows(table: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
-        table.lines().filter(|line| !line.starts_with('#')).skip(1).map(|line| line.split(',').collect())
-    }
-
-    /// What is wrong with a component, by Home Assistant's own tables.
-    fn fault(platform: &str, component: &Value) -> Option<String> {
-        let options = rows(OPTIONS).find(|row| row[0] == platform)?[1];
-        let settings = component.as_object()?;
-        let unknown = |key: &&String| *key != "p" && !options.split(' ').any(|option| option == key.as_str());
-        if let Some(key) = settings.keys().find(unknown) {
-            return Some(format!("there is no option {key}"));
-        }
-        let text = |key: &str| component.get(key).map_or("-", |v| v.as_str().unwrap_or("?"));
-        let [class, unit, state_class] = ["device_class", "unit_of_measurement", "state_class"].map(text);
-        if class == "-" {
-            // Without a class any unit goes, and with a number statistics.
-            return (!["-", "measurement", "total", "total_increasing"].contains(&state_class))
-                .then(|| format!("no state class {state_class}"));
-        }
-        let Some(row) = rows(CLASSES).find(|row| row[0] == platform && row[1] == class) else {
-            return Some(format!("there is no class {class}"));
-        };
-        let has = |column: &str, value: &str| column.split(' ').any(|allowed| allowed == value);
-        if !has(row[2], unit) {
-            return Some(format!("{class} has no unit {unit}"));
-        }
-        (state_class != "-" && !has(row[3], state_class)).then(|| format!("{class} is no {state_class}"))
-    }
-
-    fn known(table: &str, platform: &str, key: &str) -> bool {
-        table.lines().any(|line| line.starts_with(&format!("{platform},")) && line.contains(key))
-    }
-
-    #[test]
-    fn the_tables_find_what_home_assistant_would_refuse() {
-        assert!(known(CLASSES, "sensor", "temperature") && known(OPTIONS, "button", "command_template"));
-        for (platform, component, finds) in [
-            ("sensor", json!({"device_class": "data_rate", "unit_of_measurement": "Mbps"}), "Mbps"),
-            ("sensor", json!({"device_class": "latency"}), "no class latency"),
-            (
-                "sensor",
-                json!({"device_class": "enum", "state_class": "measurement"}),
-                "enum is no measurement",
-            ),
-            (
-                "sensor",
-                json!({"device_class": "voltage", "unit_of_measurement": "V", "state_class": "total_increasing"}),
-                "voltage is no",
-            ),
-            ("sensor", json!({"state_class": "gauge"}), "no state class gauge"),
-            ("sensor", json!({"device_class": "temperature"}), "no unit -"),
-            ("button", json!({"device_class": "reboot"}), "no class reboot"),
-            ("event", json!({"expire_after": 3}), "no option expire_after"),
-            ("sensor", json!({"object_id": "x"}), "no option object_id"),
-        ] {
-            let fault = fault(platform, &component).unwrap_or_default();
-            assert!(fault.contains(finds), "{component}: {fault:?}");
-        }
-    }
-
-    /// A node with every unit, kind and rank there is: more than any probe makes.
-    fn everything() -> (NodeInfo, NodeState) {
-        let (mut info, mut state) = example();
-        info.serial = Some("10000000abcdef01".to_owned());
-        info.revision = Some("d04170".to_owned());
-        for unit in Unit::ALL {
-            for kind in [Kind::Gauge, Kind::Total] {
-                for rank in [Rank::Main, Rank::Diagnostic, Rank::Hidden] {
-                    let reading = Reading { title: "x".to_owned(), value: Some(1.0), unit, kind, rank };
-                    state.readings.insert(format!("{unit:?}-{kind:?}-{rank:?}").to_lowercase(), reading);
-                }
-            }
-        }
-        (info, state)
-    }
-
-    #[test]
-    fn home_assistant_knows_every_option_class_unit_and_state_class() {
-        let (info, state) = everything();
-        let node = Device::of_node(&info, &state, &Around { verbs: Verb::ALL.to_vec(), ..around() });
-        let (mut ids, mut seen) = (std::collections::BTreeSet::new(), 0);
-        for device in [node, cluster()] {
-            let whole = announced(&device, Mode::Device);
-            let about = whole["device"].as_object().unwrap();
-            let options = rows(OPTIONS).find(|row| row[0] == "device").unwrap()[1];
-            assert!(about.keys().all(|key| options.split(' ').any(|option| option == key)), "{about:?}");
-            assert!(!about.contains_key("connections"), "two devices with one address would become one");
-            for (key, component) in whole["components"].as_object().unwrap() {
-                let platform = component["p"].as_str().unwrap();
-                assert_eq!(fault(platform, component), None, "{key}: {component:#}");
-                assert!(ids.insert(component["unique_id"].as_str().unwrap().to_owned()), "{key}");
-                assert!(component.get("name").is_some(), "{key} has no name");
-                // A measured value does not outlive its measurement, and no event is said twice.
-                let has_state =
-                    component["state_topic"].as_str().is_some_and(|topic| topic.ends_with("/state"));
-                assert_eq!(component.get("expire_after").is_some(), has_state, "{key}");
-                seen += 1;
-            }
-            let (publications, _) = device.announce(&place(Mode::Component), None);
-            assert_eq!(publications.len(), whole["components"].as_object().unwrap().len());
-            for (topic, component) in json(&publications) {
-                let platform = topic.split('/').nth(1).unwrap();
-                assert_eq!(fault(platform, &component), None, "{topic}: {component:#}");
-                assert_eq!(component["device"], whole["device"]);
-                assert!(component["availability"][0]["topic"].is_string(), "{topic}");
-            }
-        }
-        assert!(seen > Unit::ALL.len() * 6, "{seen} components");
-    }
-
     #[test]
     fn what_a_person_sees_first_is_not_what_only_a_search_for_causes_needs() {
-        let (info, mut state) = everything();
+        let (info, mut state) = example();
         let reading = |rank| Reading { rank, ..state.readings["drops"].clone() };
         let [main, diagnostic, hidden] = [Rank::Main, Rank::Diagnostic, Rank::Hidden].map(reading);
         state.readings =

@@ -12,7 +12,7 @@ use crate::{root, test};
 /// The machines that a change is tried on: both releases.
 const MACHINES: [&str; 2] = ["debian12", "debian13"];
 /// Beginnings of the names of tests that may be skipped here, as `cargo xtask test` prints them: all emulated machines take
-/// more time than a change may wait for, `cargo xtask machine test` runs them; and the owner of a real K3s names it.
+/// more time than a change may wait for, `cargo xtask machine test` runs them; and who has a real K3s or a Home Assistant for tests names it.
 const ALLOWED_SKIPS: &[&str] = &[
     "machine::arm64-6.12::",
     "machine::arm64-6.1::",
@@ -20,6 +20,7 @@ const ALLOWED_SKIPS: &[&str] = &[
     "machine::card::",
     "machine::pi4::",
     "join::the_real_",
+    "home::the_given_home_assistant_",
 ];
 
 /// Checks format, lints, licences and dependencies, the committed eBPF objects, builds the packages, and runs all tests.

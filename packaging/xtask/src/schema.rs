@@ -6,7 +6,7 @@ use serde_json::Value;
 use wire::{
     cluster::{Alert, AlertEvent, ClusterInfo, ClusterState},
     command::{Request, Response},
-    report::{MeshRow, NodeEvent, NodeFindings, NodeInfo, NodeState},
+    report::{MeshRow, NodeEvent, NodeFindings, NodeInfo, NodeRecord, NodeState},
 };
 
 use crate::root;
@@ -22,7 +22,8 @@ fn all() -> Vec<(&'static str, &'static str, Value)> {
         ("node-findings", "node/<node>/findings", of::<NodeFindings>()),
         ("node-mesh", "node/<node>/mesh", of::<MeshRow>()),
         ("node-event", "node/<node>/event", of::<NodeEvent>()),
-        ("request", "node/<node>/request/<verb>", of::<Request>()),
+        ("node-history", "node/<node>/history", of::<NodeRecord>()),
+        ("request", "node/<node>/request/<verb>", read_of::<Request>()),
         ("response", "node/<node>/response/<verb>", of::<Response>()),
         ("cluster-info", "cluster/info", of::<ClusterInfo>()),
         ("cluster-state", "cluster/state", of::<ClusterState>()),
@@ -31,10 +32,18 @@ fn all() -> Vec<(&'static str, &'static str, Value)> {
     ]
 }
 
+/// What bramble says: what a reader may rely on, so every field that is always there is required.
 fn of<T: JsonSchema>() -> Value {
-    // As it is written: what a reader may rely on, so every field that is always there is required.
-    let generator = SchemaGenerator::new(SchemaSettings::draft2020_12().for_serialize());
-    generator.into_root_schema_for::<T>().to_value()
+    schema::<T>(SchemaSettings::draft2020_12().for_serialize())
+}
+
+/// What bramble is told: what may be left out is not required.
+fn read_of<T: JsonSchema>() -> Value {
+    schema::<T>(SchemaSettings::draft2020_12().for_deserialize())
+}
+
+fn schema<T: JsonSchema>(settings: SchemaSettings) -> Value {
+    SchemaGenerator::new(settings).into_root_schema_for::<T>().to_value()
 }
 
 /// The files: path below the checkout, and content.
@@ -74,5 +83,39 @@ mod tests {
         }
         let shipped = std::fs::read_dir(root().join(FOLDER)).unwrap();
         assert_eq!(shipped.count(), names.len(), "there is a file that no type makes");
+    }
+
+    fn judge(name: &str, message: &Value) -> bool {
+        let (_, _, schema) = all().into_iter().find(|(known, ..)| *known == name).unwrap();
+        jsonschema::validator_for(&schema).unwrap().is_valid(message)
+    }
+
+    /// What this version writes of a message that an older one wrote.
+    fn rewritten<T: serde::de::DeserializeOwned + serde::Serialize>(golden: &str) -> Value {
+        serde_json::to_value(serde_json::from_str::<T>(golden).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_valid_and_what_lacks_a_field_or_has_a_wrong_one_is_not() {
+        macro_rules! golden {
+            ($file:literal) => {
+                include_str!(concat!("../../../wire/golden/v1/", $file, ".json"))
+            };
+        }
+        for (name, mut message, field) in [
+            ("node-info", rewritten::<NodeInfo>(golden!("info")), "probe_port"),
+            ("node-state", rewritten::<NodeState>(golden!("state")), "readings"),
+            ("node-findings", rewritten::<NodeFindings>(golden!("findings")), "findings"),
+            ("node-mesh", rewritten::<MeshRow>(golden!("mesh")), "peers"),
+            ("node-history", rewritten::<NodeRecord>(golden!("history").lines().next().unwrap()), "sequence"),
+            ("cluster-alert", rewritten::<Alert>(golden!("alert")), "evidence"),
+            ("cluster-state", rewritten::<ClusterState>(golden!("cluster")), "alerts"),
+        ] {
+            assert!(judge(name, &message), "{name}: {message:#}");
+            let taken = message.as_object_mut().unwrap().remove(field).unwrap();
+            assert!(!judge(name, &message), "{name} without {field}");
+            message[field] = Value::String("x".to_owned());
+            assert!(!judge(name, &message), "{name} with {field} as a text instead of {taken}");
+        }
     }
 }

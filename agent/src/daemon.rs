@@ -123,8 +123,11 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             }
         }
     };
-    talk.abort();
-    answer.abort();
+    // A task that is aborted still has its socket until it was run once more, and the next run listens on the same one.
+    for task in [talk, answer] {
+        task.abort();
+        let _ = task.await;
+    }
     Ok(asked)
 }
 
@@ -641,6 +644,7 @@ impl<'a> Agent<'a> {
                     self.config.mqtt.broker
                 );
                 self.broker = Ok(clock::now());
+                identity::told(&self.state);
                 self.home.begin_anew(Instant::now());
                 self.connected = Some(Instant::now());
                 self.records.connected(&self.speaker, &self.bus);

@@ -41,6 +41,8 @@ struct Identity {
     machine: Option<String>,
     cluster: Name,
     node: Name,
+    /// Whether a broker was ever told of it; of an id that was not, nobody else speaks.
+    told: bool,
 }
 
 /// What came of it.
@@ -71,12 +73,17 @@ pub async fn settle(config: &Config, host: &Host, service: &mut Service<'_>) -> 
         machine: host.text_if_present("/etc/machine-id").ok().flatten().map(|id| id.trim().to_owned()),
         cluster: config.node.cluster.clone(),
         node: config.node.name.clone(),
+        told: false,
     };
-    let Some(before) = read(&state) else {
-        keep(&state, &now);
-        return Ok(Settled { id: now.id, before: None, is_copy: false });
+    let before = match read(&state) {
+        Some(before) if before.told => before,
+        before => {
+            let settled = untold(before, now);
+            keep(&state, &settled);
+            return Ok(Settled { id: settled.id, before: None, is_copy: false });
+        }
     };
-    if (Identity { id: before.id.clone(), ..now.clone() }) == before {
+    if (Identity { id: before.id.clone(), told: true, ..now.clone() }) == before {
         return Ok(Settled { id: before.id, before: None, is_copy: false });
     }
     service.ready("asking at the broker whether this card was copied");
@@ -95,8 +102,25 @@ pub async fn settle(config: &Config, host: &Host, service: &mut Service<'_>) -> 
             Settled { id: before.id, before: moved.then_some(names), is_copy: false }
         }
     };
-    keep(&state, &Identity { id: settled.id.clone(), ..now });
+    keep(&state, &Identity { id: settled.id.clone(), told: !settled.is_copy, ..now });
     Ok(settled)
+}
+
+/// The broker is about to be told of us.
+pub fn told(state: &State) {
+    if let Some(identity) = read(state).filter(|identity| !identity.told) {
+        keep(state, &Identity { told: true, ..identity });
+    }
+}
+
+/// Who we are when no broker ever heard of it: an image that was never online makes a node of its own on each board.
+fn untold(before: Option<Identity>, now: Identity) -> Identity {
+    match before {
+        Some(before) if before.serial == now.serial && before.machine == now.machine => {
+            Identity { id: before.id, ..now }
+        }
+        _ => now,
+    }
 }
 
 fn read(state: &State) -> Option<Identity> {
@@ -225,7 +249,25 @@ mod tests {
             machine: None,
             cluster: Name::new("home").unwrap(),
             node: Name::new("n1").unwrap(),
+            told: false,
         }
+    }
+
+    #[test]
+    fn who_was_never_online_is_renamed_freely_and_is_another_on_another_board() {
+        let now = |serial: &str, node| Identity {
+            id: "00000001".to_owned(),
+            serial: Some(serial.to_owned()),
+            node: Name::new(node).unwrap(),
+            ..before()
+        };
+        for (now, id) in
+            [(now("a", "n1"), "7f3a91c2"), (now("a", "attic"), "7f3a91c2"), (now("b", "n1"), "00000001")]
+        {
+            let settled = untold(Some(before()), now.clone());
+            assert_eq!(settled, Identity { id: id.to_owned(), ..now });
+        }
+        assert_eq!(untold(None, now("a", "n1")).id, "00000001");
     }
 
     fn message(leaf: &str, payload: &str, retained: bool) -> Message {

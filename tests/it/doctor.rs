@@ -206,7 +206,7 @@ pub(crate) fn certificates_are_judged_as_k3s_judges_them() -> Result<()> {
     let expired = with(&|s| s.validity = Validity::Expired)?;
     Node::joining(&expired)?.check()?.is("certificate-expired", "counted until")?;
     let other = with(&|s| s.names = Some(vec!["pi-9".into()]))?;
-    Node::joining(&other)?.check()?.is("certificate-name", "not for 127.0.0.1")?;
+    Node::joining(&other)?.check()?.is("certificate-name", "it is for pi-9, and not for 127.0.0.1")?;
     let stranger = std::sync::Arc::new(Authority::single("stranger")?);
     let wrong = with(&|s| s.signer = Some(stranger.clone()))?;
     Node::joining(&wrong)?.check()?.is("certificate-chain", "has not signed")?;

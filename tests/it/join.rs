@@ -2,7 +2,7 @@
 //! `BRAMBLE_K3S` names its program.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use crate::state::{self, differences, is_as_before};
 use anyhow::{Context, Result, ensure};
 use bramble::k3s::doctor::EXAMINATIONS;
 use serde_json::{Value, json};
@@ -26,17 +27,13 @@ use testbed::{
 };
 
 /// How long K3s may take for anything on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the token lies in the machine.
 const TOKEN: &str = "/etc/bramble/token";
-/// All files that somebody could have changed, with their sums; without bramble's receipts and iproute2's folder of names.
-const FILES: &str = "find /etc /usr/local /opt /var/lib /run /srv -xdev -not -path '/run/*/journal*' -not -path '/run/systemd/*' \
-                     -not -path '/run/udev/*' -not -path /run/netns -not -path '/var/lib/bramble*' -not -path '/var/lib/systemd/*' -printf '%M %U:%G %p %l\\n' | sort; \
-                     find /etc /usr/local -type f -exec sha256sum {} + | sort -k 2";
 /// The machine's name.
-const NODE: &str = "bed";
+pub(crate) const NODE: &str = "bed";
 /// The server's password: nothing else on a machine holds this word.
-const PASSWORD: &str = "8f2kx0q7wmz4stand1n";
+pub(crate) const PASSWORD: &str = "8f2kx0q7wmz4stand1n";
 
 fn target() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
@@ -48,18 +45,24 @@ fn store() -> Result<Store> {
 }
 
 /// A site with the stand-in on both sides.
-fn site(script: &Script, settings: Settings) -> Result<Site> {
+pub(crate) fn site(script: &Script, settings: Settings) -> Result<Site> {
+    site_of("debian13", script, settings)
+}
+
+/// The same with another system on the machine.
+pub(crate) fn site_of(system: &str, script: &Script, settings: Settings) -> Result<Site> {
     let programs = crate::programs()?;
     let bramble = Gift { from: programs.join("bramble"), to: "/usr/bin/bramble".to_owned() };
-    Site::start(&store()?, &site::program(&programs)?, &[bramble], script, settings)
+    Site::start(&store()?, system, &site::program(&programs)?, &[bramble], script, settings)
 }
 
 /// The unit that K3s' installer writes, with only what the start needs.
 const UNIT: &str = "[Service]\nType=notify\nKillMode=process\nDelegate=yes\nRestart=always\nRestartSec=1s\nTimeoutStartSec=0\n\
-                    ExecStart=/usr/local/bin/k3s agent\n";
+                    ExecStart=/usr/local/bin/k3s agent\n\
+                    [Install]\nWantedBy=multi-user.target\n";
 
 /// Starts the stand-in's program by hand, as K3s' own installer would.
-fn start_by_hand(site: &mut Site) -> Result<()> {
+pub(crate) fn start_by_hand(site: &mut Site) -> Result<()> {
     let config =
         format!("server: {}\\ntoken-file: /etc/rancher/k3s/token\\nnode-label:\\n- a=b\\n", site.url());
     let (token, machine) = (site.token()?, &mut site.machine);
@@ -123,18 +126,18 @@ pub(crate) fn the_stand_in_tells_troubles_as_k3s_does() -> Result<()> {
 
 /// What the pre-flight says of every examination and requirement; looking changes nothing.
 fn diagnose(site: &mut Site, url: &str) -> Result<BTreeMap<String, Value>> {
-    let before = site.machine.run(FILES)?.good()?;
+    let before = state::files(&mut site.machine)?;
     let said =
         site.machine.run(&format!("bramble join --check --json --server '{url}' --token-file {TOKEN}"))?;
-    let differ = difference(&before, &site.machine.run(FILES)?.good()?);
-    ensure!(differ.is_empty(), "looking has changed {differ:#?}");
+    let changed = differences(&before, &state::files(&mut site.machine)?);
+    ensure!(changed.is_empty(), "looking has changed {changed:#?}");
     let document: Value = serde_json::from_str(&said.out).with_context(|| format!("{said:?}"))?;
     let list = |key: &str| document[key].as_array().cloned().with_context(|| format!("no {key}"));
     let all = [list("examinations")?, list("requirements")?].concat();
     all.iter().map(|one| Ok((one["id"].as_str().context("an id")?.to_owned(), one.clone()))).collect()
 }
 
-fn state<'a>(said: &'a BTreeMap<String, Value>, id: &str) -> &'a str {
+fn verdict<'a>(said: &'a BTreeMap<String, Value>, id: &str) -> &'a str {
     said.get(id).and_then(|one| one["state"].as_str()).unwrap_or_default()
 }
 
@@ -190,11 +193,11 @@ pub(crate) fn what_stands_in_k3s_way_on_the_node_is_named_before_a_join() -> Res
     let (url, token) = (site.url(), site.token()?);
     write_token(&mut site, &token)?;
     for (id, wanted, arrange, undo) in OBSTACLES {
-        ensure!(state(&diagnose(&mut site, &url)?, id) != wanted, "{id} before anything was done");
+        ensure!(verdict(&diagnose(&mut site, &url)?, id) != wanted, "{id} before anything was done");
         site.machine.run(arrange)?.good()?;
         let said = until(PATIENCE, id, || {
             let said = diagnose(&mut site, &url)?;
-            Ok((state(&said, id) == wanted).then_some(said))
+            Ok((verdict(&said, id) == wanted).then_some(said))
         })?;
         ensure!(said[id]["next"].as_str().is_some_and(|next| !next.is_empty()), "{}", said[id]);
         site.machine.run(undo)?.good()?;
@@ -222,14 +225,10 @@ pub(crate) fn a_url_that_is_none_is_refused_with_what_is_wanted() -> Result<()> 
     })?;
     write_token(&mut site, &server.token()?)?;
     let said = diagnose(&mut site, &server.url())?;
-    ensure!(state(&said, "token-accepted") == "good", "{said:?}");
+    ensure!(verdict(&said, "token-accepted") == "good", "{said:?}");
     Ok(())
 }
 
-/// What a machine is beside its files: network, packet filter, mounts, units, processes that outlive a unit.
-const STATE: &str = "ip -brief link | cut -d' ' -f1 | sort; ip -o address | awk '{print $2, $4}' | grep -v fe80: | sort; ip rule; ip -6 rule; \
-                     ip route show table all | grep -v fe80: | sort; ip netns; nft list ruleset; cut -d' ' -f2,3 /proc/mounts | grep -v '^/run/netns ' | sort; \
-                     systemctl list-unit-files --no-legend --no-pager 'k3s*'; pgrep -af '^/(var/lib/rancher|usr/local/bin)' ; true";
 /// An owner's own rules and settings, which must outlive a join and a leave.
 const OWNERS: &str = "set -e
 nft 'add table ip filter; add chain ip filter INPUT { type filter hook input priority 0; policy accept; }
@@ -242,14 +241,14 @@ mkdir -p /etc/rancher/k3s; echo 'mirrors: {}' >/etc/rancher/k3s/registries.yaml"
 
 /// What the machine is to become.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
+pub(crate) enum Role {
     Agent,
     Server,
     FirstServer,
 }
 
 /// Writes the node's settings and its token.
-fn configure(site: &mut Site, role: Role) -> Result<()> {
+pub(crate) fn configure(site: &mut Site, role: Role) -> Result<()> {
     let (cluster, whom) = match role {
         Role::Agent => ("agent", format!("server = \"{}\"", site.url())),
         Role::Server => ("server", format!("server = \"{}\"", site.url())),
@@ -269,7 +268,7 @@ fn configure(site: &mut Site, role: Role) -> Result<()> {
 }
 
 /// Joins unattended; what it printed.
-fn join(site: &mut Site) -> Result<String> {
+pub(crate) fn join(site: &mut Site) -> Result<String> {
     let said = site.machine.run("bramble join --yes </dev/null")?;
     if said.code != 0 {
         let journal = journal(site)?;
@@ -282,8 +281,7 @@ pub(crate) fn a_fresh_node_joins_until_it_is_ready_and_leaves_as_it_was() -> Res
     let mut site = site(&Script { cilium: Some(500), ..Script::default() }, Settings::new(PASSWORD)?)?;
     site.machine.run(OWNERS)?.good()?;
     configure(&mut site, Role::Agent)?;
-    let files = site.machine.run(FILES)?.good()?;
-    let state = site.machine.run(STATE)?.good()?;
+    let fresh = state::whole(&mut site.machine)?;
 
     let said = join(&mut site)?;
     ensure!(said.contains("bed is Ready"), "{said}");
@@ -294,35 +292,22 @@ pub(crate) fn a_fresh_node_joins_until_it_is_ready_and_leaves_as_it_was() -> Res
 
     // Once more changes nothing and restarts nothing.
     let pid = "systemctl show --value --property=MainPID k3s-agent";
-    let (before, first) = (site.machine.run(FILES)?.good()?, site.machine.run(pid)?.good()?);
+    let (before, first) = (state::files(&mut site.machine)?, site.machine.run(pid)?.good()?);
     let said = join(&mut site)?;
     ensure!(said.contains("bed is Ready"), "{said}");
     ensure!(site.machine.run(pid)?.good()? == first, "K3s was restarted");
-    let after = site.machine.run(FILES)?.good()?;
-    ensure!(before == after, "the second join changed {:#?}", difference(&before, &after));
+    let changed = differences(&before, &state::files(&mut site.machine)?);
+    ensure!(changed.is_empty(), "the second join changed {changed:#?}");
 
     let left = site.machine.run("bramble leave --yes </dev/null")?;
-    ensure!(left.code == 1, "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
+    ensure!(left.code == 2, "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
     // What an agent may not do is said, and is enough.
     ensure!(left.out.contains("kubectl delete node --ignore-not-found bed"), "{}", left.out);
     ensure!(site.ask("DELETE", &format!("/api/v1/nodes/{NODE}"), "")?.0 == 200, "an administrator could not");
-    let differ = difference(&files, &site.machine.run(FILES)?.good()?);
-    ensure!(differ.is_empty(), "files are not as before: {differ:#?}");
-    let differ = difference(&state, &site.machine.run(STATE)?.good()?);
-    ensure!(differ.is_empty(), "the machine is not as before: {differ:#?}");
+    is_as_before(&mut site.machine, &fresh)?;
     let said = join(&mut site)?;
     ensure!(said.contains("bed is Ready"), "it does not come back: {said}");
     Ok(())
-}
-
-/// Lines that only one of two texts has.
-fn difference(before: &str, after: &str) -> Vec<String> {
-    let lines = |text: &str| -> BTreeSet<String> { text.lines().map(str::to_owned).collect() };
-    let (before, after) = (lines(before), lines(after));
-    let only = |sign: &str, here: &BTreeSet<String>, there: &BTreeSet<String>| -> Vec<String> {
-        here.difference(there).map(|line| format!("{sign} {line}")).collect()
-    };
-    [only("-", &before, &after), only("+", &after, &before)].concat()
 }
 
 /// Where no secret may be: command lines and environments of all processes but K3s' own, the journal, and all files that
@@ -407,7 +392,7 @@ pub(crate) fn a_first_server_begins_a_cluster_and_another_one_joins_it() -> Resu
         "the token is in it"
     );
     let left = site.machine.run("bramble leave --yes </dev/null")?;
-    ensure!([0, 1].contains(&left.code), "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
+    ensure!(left.code == 0, "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
 
     // The same machine, now beside a server that is there already.
     configure(&mut site, Role::Server)?;
@@ -418,7 +403,7 @@ pub(crate) fn a_first_server_begins_a_cluster_and_another_one_joins_it() -> Resu
     };
     ensure!(members(&site)? == [NODE], "{:?}", members(&site)?);
     let left = site.machine.run("bramble leave --yes </dev/null")?;
-    ensure!([0, 1].contains(&left.code), "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
+    ensure!(left.code == 0, "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
     ensure!(members(&site)?.is_empty(), "its member of etcd is left");
     ensure!(site.node(NODE)?.is_none(), "its Node object is left");
     Ok(())
@@ -548,7 +533,7 @@ pub(crate) fn the_real_server_speaks_as_the_stand_in_and_the_doctor_finds_it_goo
     write_token(&mut site, &token)?;
     let said = diagnose(&mut site, &url)?;
     let bad: Vec<_> =
-        EXAMINATIONS.iter().filter(|one| ["wrong", "unknown"].contains(&state(&said, one.id))).collect();
+        EXAMINATIONS.iter().filter(|one| ["wrong", "unknown"].contains(&verdict(&said, one.id))).collect();
     ensure!(bad.is_empty(), "the doctor finds {bad:?}: {said:?}");
     Ok(())
 }
@@ -567,7 +552,7 @@ pub(crate) fn the_real_k3s_becomes_a_node_and_leaves() -> Result<()> {
     let path = site.machine.path("/etc/bramble/conf.d/k3s.toml");
     let text = fs::read_to_string(&path)?.replace(&format!("version = \"{VERSION}\""), &kubelet);
     fs::write(path, text)?;
-    let before = site.machine.run(FILES)?.good()?;
+    let before = state::files(&mut site.machine)?;
     site.machine
         .run("systemd-run --quiet --unit=joining --property=RemainAfterExit=yes bramble join --yes")?
         .good()?;
@@ -581,8 +566,8 @@ pub(crate) fn the_real_k3s_becomes_a_node_and_leaves() -> Result<()> {
         Ok((site.machine.run(joined)?.out.trim() == "0\nexited").then_some(()))
     })?;
     let left = site.machine.run("rm -rf /opt/cni; bramble leave --yes </dev/null")?;
-    ensure!([0, 1].contains(&left.code), "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
-    let differ = difference(&before, &site.machine.run(FILES)?.good()?);
-    ensure!(differ.is_empty(), "files are not as before: {differ:#?}");
+    ensure!(left.code == 2, "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
+    let changed = differences(&before, &state::files(&mut site.machine)?);
+    ensure!(changed.is_empty(), "files are not as before: {changed:#?}");
     Ok(())
 }

@@ -1,108 +1,76 @@
-//! Leaving K3s, on a booted Debian 13 beside a server: what was there before the join is there again, byte by byte.
+//! Leaving K3s, on a booted Debian beside a server: what was there before the join is there again, byte by byte.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, net::Ipv4Addr};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use testbed::{
     k3s::{
-        Settings,
+        Client, Pair, Settings,
         program::{SCRIPT, Script},
-        site::{self, RELEASE, Site},
+        site::{PORT, Site},
     },
-    machine::{Gift, Machine as _, store::Store},
+    machine::Machine as _,
     watch::until,
 };
 
-/// How long K3s may take for anything on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// The machine's name.
-const NODE: &str = "bed";
-/// The server's password.
-const PASSWORD: &str = "8f2kx0q7wmz4stand1n";
-const TOKEN: &str = "/etc/bramble/token";
-/// All that somebody could find changed: files with owner, mode and sum, links, addresses, rules, routes, chains, mounts,
-/// namespaces, units and processes.
-const STATE: &str = "cd /; find etc usr/local opt var/lib var/log/pods var/log/containers run srv -xdev \
-     \\( -path var/lib/bramble -o -path var/lib/systemd -o -path run/systemd -o -path run/udev -o -path run/log -o -path run/credentials \\) \
-     -prune -o -printf '%M %U:%G %p %l\\n' 2>/dev/null | sort; find etc usr/local -type f -exec sha256sum {} + | sort -k 2; \
-     ip -brief link | awk '{ print $1 }' | sort; ip -brief address | awk '{ print $1, $3 }' | sort; ip rule; ip -6 rule; \
-     ip route show table all | grep -v -e ' dev lo ' -e fe80 -e ff00 -e '^local' -e '^broadcast' | sort; ip route show table 2004 2>/dev/null; \
-     nft list ruleset; awk '{ print $2, $3 }' /proc/mounts | grep -v -e /run/credentials -e '^/proc' | sort; ls /run/netns 2>/dev/null; \
-     systemctl is-enabled k3s k3s-agent 2>&1; ps -eo args | grep -e [k]3s -e [c]ontainerd | sort";
+use crate::join::{NODE, PASSWORD, PATIENCE, Role, configure, join, site, site_of, start_by_hand};
+use crate::state::{differences, is_as_before, whole};
 
-fn target() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    Ok(test.ancestors().nth(3).context("the test lies in cargo's target folder")?.to_owned())
+/// A script with which a node becomes Ready.
+fn ready() -> Script {
+    Script { cilium: Some(500), ..Script::default() }
 }
 
-/// A machine that can join the stand-in by `bramble join --yes`, and its state before.
-fn prepared(script: &Script) -> Result<(Site, String)> {
-    let programs = crate::programs()?;
-    let bramble = Gift { from: programs.join("bramble"), to: "/usr/bin/bramble".to_owned() };
-    let store = Store::within(&target()?, |line| eprintln!("{line}"))?;
-    let mut site =
-        Site::start(&store, &site::program(&programs)?, &[bramble], script, Settings::new(PASSWORD)?)?;
-    let (url, token) = (site.url(), site.token()?);
-    let machine = &mut site.machine;
-    machine.run("mkdir -p /etc/bramble && install -m 600 /dev/null /etc/bramble/token")?.good()?;
-    fs::write(machine.path(TOKEN), format!("{token}\n"))?;
-    let config = format!(
-        "[node]\nname = \"{NODE}\"\n[k3s]\nserver = \"{url}\"\ntoken_file = \"{TOKEN}\"\nversion = \"{}\"\nsource = \"{RELEASE}\"\n\
-         [cluster]\naccept = [\"kernel-options-cilium\", \"memory-cgroup\", \"cgroup-controllers\", \"bpffs\"]\n",
-        testbed::k3s::program::VERSION,
-    );
-    fs::write(machine.path("/etc/bramble/bramble.toml"), config)?;
-    let before = state(&mut site)?;
+/// A machine that can join the stand-in, and its state before.
+fn prepared(role: Role) -> Result<(Site, String)> {
+    let mut site = site(&ready(), Settings::new(PASSWORD)?)?;
+    configure(&mut site, role)?;
+    let before = whole(&mut site.machine)?;
     Ok((site, before))
 }
 
-fn state(site: &mut Site) -> Result<String> {
-    Ok(site.machine.run(STATE)?.out)
+/// What `bramble leave --yes --json` with more arguments says, and its exit code.
+fn leave(site: &mut Site, more: &str) -> Result<(i32, Value)> {
+    let said = site.machine.run(&format!("bramble leave --yes --json {more} </dev/null"))?;
+    let report = serde_json::from_str(&said.out).with_context(|| format!("{said:?}"))?;
+    Ok((said.code, report))
 }
 
-fn join(site: &mut Site) -> Result<()> {
-    let said = site.machine.run("bramble join --yes")?;
-    ensure!(said.code == 0, "{}{}", said.out, said.err);
-    until(PATIENCE, "the node is Ready", || Ok(site.is_ready(NODE)?.then_some(())))
-}
-
-/// The lines in which two states differ.
-fn differences(before: &str, after: &str) -> Vec<String> {
-    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
-    let (before, after) = (lines(before), lines(after));
-    let less = before.iter().filter(|line| !after.contains(line)).map(|line| format!("- {line}"));
-    let more = after.iter().filter(|line| !before.contains(line)).map(|line| format!("+ {line}"));
-    less.chain(more).collect()
-}
-
-fn is_as_before(site: &mut Site, before: &str) -> Result<()> {
-    let after = state(site)?;
-    let differences = differences(before, &after);
-    ensure!(differences.is_empty(), "it is not as it was: {differences:#?}");
+/// What an agent leaves behind may be deleted by an administrator alone.
+fn forget(site: &Site) -> Result<()> {
+    let stand_in = site.stand_in().context("it is the stand-in")?;
+    stand_in.cluster(|cluster| cluster.remove(&format!("/api/v1/nodes/{NODE}")));
     Ok(())
 }
 
 pub(crate) fn a_node_that_leaves_is_as_it_was_before_it_joined() -> Result<()> {
-    let (mut site, before) = prepared(&Script { cilium: Some(500), ..Script::default() })?;
-    join(&mut site)?;
-    ensure!(!differences(&before, &state(&mut site)?).is_empty(), "joining has changed nothing");
-    let said = site.machine.run("bramble leave --yes --json")?;
-    let report: Value = serde_json::from_str(&said.out).with_context(|| format!("{said:?}"))?;
-    let last = site.machine.run("bramble revert 2>&1")?.out;
-    ensure!((report["ended"] == "left") && said.code == 1, "{report:#}{last}");
-    // The kubelet may not delete its own Node object.
-    let remains = report["remains"][0]["command"].as_str().unwrap_or_default();
-    ensure!(remains.ends_with(&format!("delete node --ignore-not-found {NODE}")), "{report:#}");
-    ensure!(site.node(NODE)?.context("it is there")?["spec"]["unschedulable"] == true, "it was not cordoned");
-    is_as_before(&mut site, &before)?;
-    let again = site.machine.run("bramble leave --yes")?;
-    ensure!(again.code == 0 && again.out.contains("nothing to leave"), "{again:?}");
+    for system in ["debian13", "debian12"] {
+        let mut site = site_of(system, &ready(), Settings::new(PASSWORD)?)?;
+        configure(&mut site, Role::Agent)?;
+        // An owner's tables in which K3s and Cilium put chains, and nothing in them yet.
+        site.machine.run("nft 'add table ip nat; add table ip mangle; add table ip6 nat'")?.good()?;
+        let before = whole(&mut site.machine)?;
+        join(&mut site)?;
+        ensure!(!differences(&before, &whole(&mut site.machine)?).is_empty(), "joining has changed nothing");
+        let (code, report) = leave(&mut site, "")?;
+        ensure!(report["ended"] == "left" && code == 2, "{system}: {report:#}");
+        // The kubelet may not delete its own Node object.
+        let remains = report["remains"][0]["command"].as_str().unwrap_or_default();
+        ensure!(remains.ends_with(&format!("delete node --ignore-not-found {NODE}")), "{report:#}");
+        ensure!(
+            site.node(NODE)?.context("it is there")?["spec"]["unschedulable"] == true,
+            "it was not cordoned"
+        );
+        is_as_before(&mut site.machine, &before).context(system)?;
+        let again = site.machine.run("bramble leave --yes")?;
+        ensure!(again.code == 0 && again.out.contains("nothing to leave"), "{again:?}");
+    }
     Ok(())
 }
 
 pub(crate) fn pods_are_moved_as_their_budgets_allow() -> Result<()> {
-    let (mut site, before) = prepared(&Script { cilium: Some(500), ..Script::default() })?;
+    let (mut site, before) = prepared(Role::Agent)?;
     join(&mut site)?;
     site.stand_in().context("it is the stand-in")?.cluster(|cluster| {
         let pod = |name: &str, owner: &str| {
@@ -117,48 +85,139 @@ pub(crate) fn pods_are_moved_as_their_budgets_allow() -> Result<()> {
         }
         cluster.put_budget("home", "held", 0);
     });
-    let stopped = site.machine.run("bramble leave --yes --json --drain-limit 3")?;
-    let report: Value = serde_json::from_str(&stopped.out).with_context(|| format!("{stopped:?}"))?;
-    ensure!(
-        stopped.code == 2 && report["cause"].as_str().unwrap_or_default().contains("home/held"),
-        "{report:#}"
-    );
+    let (code, report) = leave(&mut site, "--drain-limit 3")?;
+    ensure!(code == 2 && report["cause"].as_str().unwrap_or_default().contains("home/held"), "{report:#}");
     ensure!(site.is_ready(NODE)?, "it was taken down although a pod could not move");
     let (status, _) = site.ask("GET", "/api/v1/namespaces/home/pods/web", "")?;
     ensure!(status == 404, "the pod without a budget was not moved");
     let (status, _) = site.ask("GET", "/api/v1/namespaces/home/pods/logs", "")?;
     ensure!(status == 200, "a DaemonSet's pod was moved");
-    let left = site.machine.run("bramble leave --yes --no-drain")?;
-    ensure!(left.code == 1, "{left:?}");
-    is_as_before(&mut site, &before)
+    let (_, report) = leave(&mut site, "--no-drain")?;
+    ensure!(report["ended"] == "left", "{report:#}");
+    is_as_before(&mut site.machine, &before)
 }
 
 pub(crate) fn a_node_without_network_leaves_and_says_what_remains() -> Result<()> {
-    let (mut site, before) = prepared(&Script { cilium: Some(500), ..Script::default() })?;
+    let (mut site, before) = prepared(Role::Agent)?;
     join(&mut site)?;
     site.machine.run("systemctl stop k3s-agent")?.good()?;
     let said = site.machine.run("bramble leave --yes")?;
-    ensure!(said.code == 1, "{said:?}");
+    ensure!(said.code == 2, "{said:?}");
     for part in ["cluster: not told", "sudo k3s kubectl delete node --ignore-not-found bed"] {
         ensure!(said.out.contains(part), "{part:?} is not in {}", said.out);
     }
-    is_as_before(&mut site, &before)
+    is_as_before(&mut site.machine, &before)
 }
 
 pub(crate) fn a_leave_that_is_killed_is_brought_to_its_end_by_the_next() -> Result<()> {
-    let (mut site, before) = prepared(&Script { cilium: Some(500), ..Script::default() })?;
+    let (mut site, before) = prepared(Role::Agent)?;
     for wait in ["0.3", "1", "2", "3"] {
         join(&mut site)?;
         site.machine.run(&format!("timeout --signal=KILL {wait} bramble leave --yes; true"))?;
-        let said = site.machine.run("bramble leave --yes")?;
-        ensure!([0, 1].contains(&said.code), "after {wait} s: {said:?}");
-        is_as_before(&mut site, &before).with_context(|| format!("killed after {wait} s"))?;
+        let (_, report) = leave(&mut site, "")?;
+        ensure!(["left", "not-here"].iter().any(|end| report["ended"] == *end), "after {wait} s: {report:#}");
+        is_as_before(&mut site.machine, &before).with_context(|| format!("killed after {wait} s"))?;
         // The operator's part, without which no node of the name may join again.
-        site.stand_in().context("it is the stand-in")?.cluster(|cluster| {
-            cluster.remove(&format!("/api/v1/nodes/{NODE}"));
-        });
-        let script = serde_json::to_string(&Script { cilium: Some(500), ..Script::default() })?;
-        fs::write(site.machine.path(SCRIPT), script)?;
+        forget(&site)?;
+        fs::write(site.machine.path(SCRIPT), serde_json::to_string(&ready())?)?;
     }
     Ok(())
+}
+
+/// With its Node object goes its member of etcd, and with that its own API: the others say that it is gone.
+pub(crate) fn a_server_takes_its_member_of_etcd_along() -> Result<()> {
+    let (mut site, before) = prepared(Role::Server)?;
+    site.stand_in().context("it is the stand-in")?.cluster(|cluster| {
+        cluster.put_member("first", true);
+        cluster.put_member("third", true);
+    });
+    join(&mut site)?;
+    let (code, report) = leave(&mut site, "")?;
+    ensure!(code == 0 && report["ended"] == "left", "{report:#}");
+    let steps = report["steps"].to_string();
+    ensure!(steps.contains("and so is its member of etcd"), "{report:#}");
+    let members = site.stand_in().context("it is the stand-in")?.cluster(|cluster| cluster.members.clone());
+    ensure!(members.is_empty() && site.node(NODE)?.is_none(), "{members:?}");
+    is_as_before(&mut site.machine, &before)
+}
+
+pub(crate) fn a_server_without_which_etcd_stops_stays_unless_it_is_forced() -> Result<()> {
+    let (mut site, before) = prepared(Role::Server)?;
+    join(&mut site)?;
+    site.stand_in().context("it is the stand-in")?.cluster(|cluster| {
+        cluster.put_member("first", true);
+        cluster.put_member("third", false);
+    });
+    let joined = whole(&mut site.machine)?;
+    let (code, report) = leave(&mut site, "")?;
+    let cause = report["cause"].as_str().unwrap_or_default();
+    ensure!(
+        code == 2 && cause.contains("third is not Ready") && cause.contains("1 would be up"),
+        "{report:#}"
+    );
+    ensure!(report["next"].as_str().is_some_and(|next| next.contains("delete node third")), "{report:#}");
+    ensure!(site.is_ready(NODE)?, "it was taken down");
+    is_as_before(&mut site.machine, &joined)?;
+    let (code, report) = leave(&mut site, "--force")?;
+    ensure!(code == 0 && report["ended"] == "left", "{report:#}");
+    is_as_before(&mut site.machine, &before)
+}
+
+pub(crate) fn the_only_server_stays_while_others_need_it() -> Result<()> {
+    let (mut site, before) = prepared(Role::FirstServer)?;
+    join(&mut site)?;
+    // As the cluster's own administrator: it is this machine's.
+    let ask = |site: &Site, method: &str, path: &str, body: &str| -> Result<String> {
+        let tls = |name: &str| {
+            fs::read_to_string(site.machine.path(&format!("/var/lib/rancher/k3s/server/tls/{name}")))
+        };
+        let admin = Pair { certificates: tls("client-admin.crt")?, key: tls("client-admin.key")? };
+        let authority = tls("server-ca.crt")?;
+        let answer = site.machine.namespace().within(|| {
+            let client = Client::new((Ipv4Addr::LOCALHOST, PORT).into()).trusting(&authority).with(&admin)?;
+            client.send(method, &format!("/api/v1/nodes{path}"), body)
+        })?;
+        ensure!(answer.status < 300, "{method} {path}: {answer:?}");
+        Ok(answer.body)
+    };
+    ask(&site, "POST", "", r#"{"metadata": {"name": "pi-2"}}"#)?;
+    let (code, report) = leave(&mut site, "")?;
+    let cause = report["cause"].as_str().unwrap_or_default();
+    ensure!(code == 2 && cause.contains("only server") && cause.contains("1 node (pi-2)"), "{report:#}");
+    ensure!(ask(&site, "GET", &format!("/{NODE}"), "")?.contains("\"True\""), "it was taken down");
+    ask(&site, "DELETE", "/pi-2", "")?;
+    let (code, report) = leave(&mut site, "")?;
+    ensure!(code == 0 && report["steps"].to_string().contains("it ends with this node"), "{report:#}");
+    is_as_before(&mut site.machine, &before)
+}
+
+/// What K3s' own installer writes beside the program, in its order.
+const UNINSTALL: &str = "#!/bin/sh\nset -e\nsystemctl disable k3s-agent\nsystemctl reset-failed k3s-agent || true\n\
+                         rm -f /etc/systemd/system/k3s-agent.service\nsystemctl daemon-reload\n\
+                         rm -rf /etc/rancher/k3s /run/k3s /run/flannel /var/lib/rancher/k3s /var/lib/kubelet\n\
+                         rm -f /usr/local/bin/k3s /usr/local/bin/k3s-agent-uninstall.sh\n";
+
+pub(crate) fn what_k3s_installer_has_put_here_goes_by_its_own_script() -> Result<()> {
+    let mut site = site(&ready(), Settings::new(PASSWORD)?)?;
+    let before = whole(&mut site.machine)?;
+    let install = |site: &mut Site| -> Result<()> {
+        start_by_hand(site)?;
+        fs::write(site.machine.path("/usr/local/bin/k3s-agent-uninstall.sh"), UNINSTALL)?;
+        site.machine.run("chmod 755 /usr/local/bin/k3s-agent-uninstall.sh; systemctl -q enable k3s-agent")?;
+        until(PATIENCE, "the node is Ready", || Ok(site.is_ready(NODE)?.then_some(())))
+    };
+    install(&mut site)?;
+    let (_, report) = leave(&mut site, "--keep-data")?;
+    ensure!(report["ended"] == "left" && report["notes"].to_string().contains("uninstall.sh"), "{report:#}");
+    let state = "systemctl is-active k3s-agent; systemctl is-enabled k3s-agent; ls -d /var/lib/rancher/k3s/agent /usr/local/bin/k3s";
+    let kept = site.machine.run(state)?.out;
+    ensure!(
+        kept == "inactive\ndisabled\n/usr/local/bin/k3s\n/var/lib/rancher/k3s/agent\n",
+        "the data was to stay, and K3s to be stopped: {kept}"
+    );
+    forget(&site)?;
+    install(&mut site)?;
+    let (_, report) = leave(&mut site, "")?;
+    ensure!(report["ended"] == "left" && report["steps"].to_string().contains("uninstall.sh"), "{report:#}");
+    is_as_before(&mut site.machine, &before)
 }

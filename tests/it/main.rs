@@ -21,6 +21,7 @@ mod mqtt;
 mod node;
 mod package;
 mod page;
+mod state;
 mod tidy;
 
 use std::{
@@ -242,6 +243,10 @@ const TESTS: &[&[Test]] = &[
         Container pods_are_moved_as_their_budgets_allow,
         Container a_node_without_network_leaves_and_says_what_remains,
         Container a_leave_that_is_killed_is_brought_to_its_end_by_the_next,
+        Container a_server_takes_its_member_of_etcd_along,
+        Container a_server_without_which_etcd_stops_stays_unless_it_is_forced,
+        Container the_only_server_stays_while_others_need_it,
+        Container what_k3s_installer_has_put_here_goes_by_its_own_script,
     ],
     tests![
         package,

@@ -14,7 +14,7 @@ use crate::converge::apply::heal;
 use crate::converge::receipt::{Receipt, Receipts};
 use crate::converge::revert::{Outcome, revert};
 use crate::host::write::{HostMut, NotDone};
-use crate::k3s::leave::{self, Options, Remains, Step, Survey};
+use crate::k3s::leave::{self, Loss, Options, Remains, Step, Survey};
 use crate::k3s::path;
 
 /// Take this node out of its cluster, and K3s off it: every byte is as it was before the join.
@@ -32,6 +32,9 @@ pub struct Leave {
     /// How long pods may take to move, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300, conflicts_with = "no_drain")]
     drain_limit: u64,
+    /// Leave although other nodes lose their cluster with this one
+    #[arg(long)]
+    force: bool,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -43,12 +46,12 @@ pub struct Leave {
 const EXIT_CODES: &str = "\
 Exit codes:
   0   the node has left, or was in no cluster
-  1   it has left, and something remains to be done elsewhere; or it was not wanted
-  2   stopped: a person must act first
+  1   it has not: it was not wanted
+  2   a person must act: before it can leave, or elsewhere, because an agent cannot take its own Node object away
   64  usage";
 
-const REMAINS: u8 = 1;
-const STOPPED: u8 = 2;
+const UNWANTED: u8 = 1;
+const ACT: u8 = 2;
 
 /// Runs the verb.
 ///
@@ -84,6 +87,7 @@ fn leave(args: &Leave, host: &HostMut, report: &mut Report) -> anyhow::Result<En
     let options = Options {
         keep_data: args.keep_data,
         drain: (!args.no_drain).then_some(Duration::from_secs(args.drain_limit)),
+        force: args.force,
     };
     // Nobody else changes this host meanwhile.
     let (receipts, ours) = match mine(host) {
@@ -94,6 +98,9 @@ fn leave(args: &Leave, host: &HostMut, report: &mut Report) -> anyhow::Result<En
     report.node = survey.node.clone();
     if !survey.is_here && ours.is_empty() {
         return Ok(Ended::NotHere);
+    }
+    if let Some(refusal) = leave::refusal(&survey, &options) {
+        return Ok(Ended::Stopped(refusal));
     }
     if !args.yes {
         print(&plan(&survey, &options, &ours), ExitCode::SUCCESS)?;
@@ -145,10 +152,16 @@ fn here(
         }
         whole &= reverted;
     }
-    if let Some(script) = leave::uninstaller(host.host()).filter(|_| whole && !options.keep_data) {
-        host.succeed(&[script], Duration::from_secs(300))?;
-        report.step(Step { id: "uninstall", said: format!("{script} has taken the program away") });
-        leave::sweep(host)?;
+    match leave::uninstaller(host.host()).filter(|_| whole) {
+        None => {}
+        Some(script) if options.keep_data => report.notes.push(format!(
+            "K3s was installed by its own script, and stays, stopped: {script} takes it away, and its data too"
+        )),
+        Some(script) => {
+            host.succeed(&[script], Duration::from_secs(300))?;
+            report.step(Step { id: "uninstall", said: format!("{script} has taken the program away") });
+            leave::sweep(host)?;
+        }
     }
     host.reload_units()?;
     Ok(whole)
@@ -177,10 +190,19 @@ fn plan(survey: &Survey, options: &Options, ours: &[Receipt]) -> String {
             if !alone.is_empty() {
                 lines.push(format!("nobody starts these again: {}", alone.join(", ")));
             }
-            if seen.other_servers == Some(0) && survey.unit == Some("k3s.service") {
-                lines.push("this is the only server: the cluster ends with it".into());
+            match &seen.loss {
+                Some(Loss::Cluster(others)) => {
+                    lines.push("this is the only server: the cluster ends with it".into());
+                    if !others.is_empty() {
+                        lines.push(format!("these nodes have no server then: {}", others.join(", ")));
+                    }
+                }
+                Some(Loss::Quorum { up, needed, .. }) => lines.push(format!(
+                    "take {} out of the cluster, which stops: {up} of the members of etcd that stay are up, and {needed} must be",
+                    survey.node
+                )),
+                None => lines.push(format!("take {} out of the cluster", survey.node)),
             }
-            lines.push(format!("take {} out of the cluster", survey.node));
         }
     }
     lines.push(
@@ -229,12 +251,12 @@ impl Report {
     fn end(self, ended: Ended) -> anyhow::Result<ExitCode> {
         let (word, code) = match &ended {
             Ended::Left if self.remains.is_empty() => ("left", 0),
-            Ended::Left => ("left", REMAINS),
+            Ended::Left => ("left", ACT),
             Ended::NotHere => ("not-here", 0),
-            Ended::Unwanted => ("unwanted", REMAINS),
+            Ended::Unwanted => ("unwanted", UNWANTED),
             Ended::Unasked => ("unasked", USAGE),
-            Ended::Partly => ("partly", STOPPED),
-            Ended::Stopped(_) => ("stopped", STOPPED),
+            Ended::Partly => ("partly", ACT),
+            Ended::Stopped(_) => ("stopped", ACT),
         };
         let failed = match &ended {
             Ended::Stopped(failed) => Some(failed),
@@ -249,7 +271,7 @@ impl Report {
                 "notes": self.notes,
                 "stays": self.stays,
                 "remains": self.remains.iter()
-                    .map(|remains| json!({ "what": remains.what, "command": remains.command }))
+                    .map(|remains| json!({ "what": remains.what, "place": remains.place, "command": remains.command }))
                     .collect::<Vec<_>>(),
                 "cause": failed.map(ToString::to_string),
                 "next": failed.map(|failed| failed.next.clone()),
@@ -261,9 +283,8 @@ impl Report {
         for note in &self.notes {
             text += &format!("  {}\n", wrap(note, 2, width()));
         }
-        for Remains { what, command } in &self.remains {
-            text +=
-                &format!("on a server of the cluster, because {}:\n  {command}\n", wrap(what, 0, width()));
+        for Remains { what, place, command } in &self.remains {
+            text += &format!("on {place}, because {}:\n  {command}\n", wrap(what, 0, width()));
         }
         text += match &ended {
             Ended::Left => "the node has left K3s\n",
@@ -294,7 +315,7 @@ mod tests {
             cluster: Err("https://127.0.0.1:6444 refuses the connection".into()),
             is_here: true,
         };
-        let options = Options { keep_data: false, drain: Some(Duration::from_secs(300)) };
+        let options = Options { keep_data: false, drain: Some(Duration::from_secs(300)), force: false };
         let text = anstream::adapter::strip_str(&plan(&survey, &options, &[])).to_string();
         for part in [
             "n1 leaves K3s",

@@ -678,12 +678,18 @@ fn handshake_trouble(error: &io::Error, asked: &str) -> Trouble {
             }
             CertificateError::NotValidForName => Tls::OtherName { asked: asked.into(), named: vec![] },
             CertificateError::NotValidForNameContext { presented, .. } => {
-                Tls::OtherName { asked: asked.into(), named: presented.clone() }
+                let named = presented.iter().map(|name| bare(name).to_owned()).collect();
+                Tls::OtherName { asked: asked.into(), named }
             }
             other => Tls::Other(other.to_string()),
         },
         other => Tls::Other(other.to_string()),
     })
+}
+
+/// `DnsName("a")` and `IpAddress(b)`, as rustls writes them, without the kind.
+fn bare(name: &str) -> &str {
+    name.split_once('(').map_or(name, |(_, name)| name.trim_end_matches(')').trim_matches('"'))
 }
 
 fn trouble(error: hyper::Error) -> Trouble {

@@ -25,7 +25,7 @@ const KUBELET: [&str; 3] = [path::KUBELET_CERTIFICATE, path::KUBELET_KEY, path::
 const LARGEST: usize = 16 << 20;
 
 /// The API, as who we are.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Api {
     client: Client,
     base: Url,
@@ -48,6 +48,17 @@ pub struct Node {
     pub is_cordoned: bool,
     /// Whether it carries the control plane.
     pub is_server: bool,
+    /// Whether it carries a member of etcd.
+    pub is_member: bool,
+    /// Its addresses, the inner one first.
+    pub addresses: Vec<String>,
+}
+
+impl Node {
+    /// Whether the kubelet says that it can carry pods.
+    pub fn is_ready(&self) -> bool {
+        self.ready == "True"
+    }
 }
 
 /// A pod on this node.
@@ -119,6 +130,17 @@ impl Api {
         let base = Url::parse(ENDPOINT).expect("it is a URL");
         let limits = Limits { body: LARGEST, ..Limits::default() };
         Ok(Api { client: client.within(limits), base, is_admin })
+    }
+
+    /// The same API, by another server.
+    pub fn by(&self, server: &Url) -> Api {
+        Api { client: self.client.clone(), base: server.clone(), is_admin: self.is_admin }
+    }
+
+    /// Where the API's servers answer now; each tells every few seconds that it is there.
+    pub async fn servers(&self) -> Result<Vec<Url>, Trouble> {
+        let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+        Ok(read_servers(&self.ask("GET", path, None).await?.unwrap_or_default()))
     }
 
     async fn ask(&self, method: &'static str, path: &str, body: Option<(&'static str, Value)>) -> Answer {
@@ -232,7 +254,21 @@ fn read_node(node: &Value) -> Node {
         version: text(node, "/status/nodeInfo/kubeletVersion"),
         is_cordoned: node["spec"]["unschedulable"] == true,
         is_server: label("node-role.kubernetes.io/control-plane") || label("node-role.kubernetes.io/master"),
+        is_member: label("node-role.kubernetes.io/etcd"),
+        addresses: list("/status/addresses").map(|address| text(address, "/address")).collect(),
     }
+}
+
+fn read_servers(slice: &Value) -> Vec<Url> {
+    let list = |value: &'_ Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    let port = slice.pointer("/ports/0/port").and_then(Value::as_u64).unwrap_or(6443);
+    let addresses = list(slice, "endpoints").into_iter().flat_map(|endpoint| list(&endpoint, "addresses"));
+    let url = |address: Value| {
+        let address = address.as_str()?;
+        let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+        Url::parse(&format!("https://{host}:{port}")).ok()
+    };
+    addresses.filter_map(url).collect()
 }
 
 fn read_pod(pod: &Value) -> Pod {
@@ -254,7 +290,9 @@ mod tests {
     #[test]
     fn of_a_node_its_condition_its_taints_and_its_version_are_read() {
         let node = read_node(&json!({
-            "metadata": { "labels": { "node-role.kubernetes.io/control-plane": "true" } },
+            "metadata": { "labels": {
+                "node-role.kubernetes.io/control-plane": "true", "node-role.kubernetes.io/etcd": "true",
+            } },
             "spec": { "taints": [{ "key": "node.cilium.io/agent-not-ready", "effect": "NoExecute" }] },
             "status": {
                 "conditions": [
@@ -262,6 +300,9 @@ mod tests {
                     { "type": "Ready", "status": "False", "message": "cni plugin not initialized" },
                 ],
                 "nodeInfo": { "kubeletVersion": "v1.30.2+k3s2" },
+                "addresses": [
+                    { "type": "InternalIP", "address": "10.0.0.12" }, { "type": "Hostname", "address": "pi-2" },
+                ],
             },
         }));
         let expected = Node {
@@ -271,9 +312,22 @@ mod tests {
             version: "v1.30.2+k3s2".into(),
             is_cordoned: false,
             is_server: true,
+            is_member: true,
+            addresses: vec!["10.0.0.12".into(), "pi-2".into()],
         };
         assert_eq!(node, expected);
         assert_eq!(read_node(&json!({})), Node::default());
+    }
+
+    #[test]
+    fn the_api_s_own_service_tells_where_its_servers_are() {
+        let slice = json!({
+            "endpoints": [{ "addresses": ["10.0.0.11"] }, { "addresses": ["10.0.0.12", "fd00::11", 5] }],
+            "ports": [{ "name": "https", "port": 6444 }],
+        });
+        let urls: Vec<String> = read_servers(&slice).iter().map(Url::origin).collect();
+        assert_eq!(urls, ["https://10.0.0.11:6444", "https://10.0.0.12:6444", "https://[fd00::11]:6444"]);
+        assert_eq!(read_servers(&Value::Null), []);
     }
 
     #[test]

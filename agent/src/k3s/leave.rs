@@ -9,12 +9,13 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::api::{Api, Deleted, Evicted, Pod};
+use super::api::{Api, Deleted, Evicted, Node, Pod};
 use super::{joined, path};
 use crate::converge::live::Live;
 use crate::converge::receipt::{Act, Receipt, State};
 use crate::facts::Facts;
 use crate::host::Host;
+use crate::host::http::{Trouble, Url};
 use crate::host::network::Rule;
 use crate::host::systemd::Unit;
 use crate::host::write::{HostMut, NotDone};
@@ -100,13 +101,32 @@ pub struct Survey {
 /// What the cluster says of this node.
 #[derive(Debug)]
 pub struct Seen {
+    /// By another server where one answers: this one's own ends with its member of etcd.
     api: Api,
     /// Whether there is a Node object of its name.
     pub is_registered: bool,
+    /// Whether it carries a member of etcd.
+    is_member: bool,
     /// The pods that are to be moved.
     pub pods: Vec<Pod>,
-    /// Other servers of the cluster; `None` when that could not be told.
-    pub other_servers: Option<usize>,
+    /// What the cluster loses with it.
+    pub loss: Option<Loss>,
+}
+
+/// What a cluster loses with one of its servers, beside the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Loss {
+    /// It is the only one: the cluster ends, and these nodes have none any more.
+    Cluster(Vec<String>),
+    /// Of the other members of etcd too few are up: nothing can be written any more.
+    Quorum {
+        /// The members that are down.
+        down: Vec<String>,
+        /// How many are up.
+        up: usize,
+        /// How many must be.
+        needed: usize,
+    },
 }
 
 /// How it is to be left.
@@ -116,6 +136,8 @@ pub struct Options {
     pub keep_data: bool,
     /// How long pods may take to move; `None` = they are not moved.
     pub drain: Option<Duration>,
+    /// Leave although others lose the cluster with this node.
+    pub force: bool,
 }
 
 /// One thing that was done, for people and for JSON.
@@ -132,7 +154,9 @@ pub struct Step {
 pub struct Remains {
     /// What, and why it was not done here.
     pub what: String,
-    /// The command, on a server of the cluster.
+    /// On which node, for people.
+    pub place: String,
+    /// The command there.
     pub command: String,
 }
 
@@ -156,29 +180,105 @@ pub fn node_name(host: &Host, facts: &Facts) -> String {
 
 /// Looks, and changes nothing.
 pub async fn survey(host: &Host) -> Survey {
-    let node = node_name(host, &Facts::observe(host));
+    let facts = Facts::observe(host);
+    let node = node_name(host, &facts);
     let unit = unit(host);
     let is_here =
         unit.is_some() || [path::DATA, path::BINARY].iter().any(|path| host.present(path) == Ok(true));
     let cluster = match unit {
         None => Err("K3s does not run here".into()),
-        Some(_) => ask(host, &node).await,
+        Some(_) => {
+            let settings = facts.k3s.settings.as_ref().ok();
+            let joined = settings.and_then(|settings| Url::parse(settings.value("server")?).ok());
+            ask(host, &node, joined).await
+        }
     };
     Survey { unit, node, cluster, is_here }
 }
 
-async fn ask(host: &Host, node: &str) -> Result<Seen, String> {
+/// Asks the API; a server that has none of its own any more, the one by which it joined.
+async fn ask(host: &Host, node: &str, joined: Option<Url>) -> Result<Seen, String> {
     let api = Api::of(host).map_err(|unreadable| unreadable.to_string())?;
-    let is_registered = api.node(node).await.map_err(|trouble| trouble.to_string())?.is_some();
-    let pods = match is_registered {
-        true => api.pods(node).await.map_err(|trouble| trouble.to_string())?,
+    let own = match (seen(&api, node).await, joined) {
+        (Err(_), Some(url)) if api.is_admin => seen(&api.by(&url), node).await,
+        (own, _) => own,
+    };
+    own.map_err(|trouble| trouble.to_string())
+}
+
+async fn seen(api: &Api, node: &str) -> Result<Seen, Trouble> {
+    let own = api.node(node).await?;
+    let pods = match own.is_some() {
+        true => api.pods(node).await?.into_iter().filter(Pod::moves).collect(),
         false => Vec::new(),
     };
-    let servers = api.nodes().await.ok();
-    let other_servers =
-        servers.map(|nodes| nodes.iter().filter(|(name, other)| other.is_server && name != node).count());
-    let pods = pods.into_iter().filter(Pod::moves).collect();
-    Ok(Seen { api, is_registered, pods, other_servers })
+    let (mut api, mut loss) = (api.clone(), None);
+    if api.is_admin {
+        let addresses = own.as_ref().map(|own| own.addresses.clone()).unwrap_or_default();
+        let mut servers = api.servers().await?;
+        servers.retain(|server| !addresses.iter().any(|own| own == server.host()));
+        loss = self::loss(node, &api.nodes().await?, servers.len());
+        for server in &servers {
+            let other = api.by(server);
+            if other.node(node).await.is_ok() {
+                api = other;
+                break;
+            }
+        }
+    }
+    let is_member = own.as_ref().is_some_and(|own| own.is_member);
+    Ok(Seen { api, is_registered: own.is_some(), is_member, pods, loss })
+}
+
+/// What the cluster of these nodes loses with the server `node`, when the API is at `servers` more places.
+fn loss(node: &str, nodes: &[(String, Node)], servers: usize) -> Option<Loss> {
+    let is_member = nodes.iter().any(|(name, own)| name == node && own.is_member);
+    let others: Vec<_> = nodes.iter().filter(|(name, _)| name != node).collect();
+    // Servers without an agent have no Node object.
+    if servers == 0 && !others.iter().any(|(_, other)| other.is_server) {
+        return Some(Loss::Cluster(others.into_iter().map(|(name, _)| name.clone()).collect()));
+    }
+    let members: Vec<_> = others.into_iter().filter(|(_, other)| other.is_member).collect();
+    let down: Vec<String> =
+        members.iter().filter(|(_, other)| !other.is_ready()).map(|(name, _)| name.clone()).collect();
+    let (up, needed) = (members.len() - down.len(), members.len() / 2 + 1);
+    (is_member && !down.is_empty() && up < needed).then_some(Loss::Quorum { down, up, needed })
+}
+
+/// Why this node should stay, when others would lose the cluster with it.
+pub fn refusal(survey: &Survey, options: &Options) -> Option<NotDone> {
+    let loss = survey.cluster.as_ref().ok()?.loss.as_ref().filter(|_| !options.force)?;
+    let anyway = "or end it for all: sudo bramble leave --force";
+    let (why, next) = match loss {
+        Loss::Cluster(others) if others.is_empty() => return None,
+        Loss::Cluster(others) => (
+            format!("it is the only server, and the cluster has {} more", counted(others)),
+            format!(
+                "let the others leave first (on each: sudo bramble leave), or join another server; {anyway}"
+            ),
+        ),
+        Loss::Quorum { down, up, needed } => (
+            format!(
+                "{} not Ready, so of the members of etcd that stay {up} would be up, and {needed} must be",
+                match down.as_slice() {
+                    [one] => format!("{one} is"),
+                    more => format!("{} are", more.join(", ")),
+                }
+            ),
+            format!(
+                "start K3s there, or, where it is gone for good: sudo k3s kubectl delete node {}; then leave again; {anyway}",
+                down.join(" ")
+            ),
+        ),
+    };
+    Some(NotDone::new("taking", format!("{} out of the cluster", survey.node), why, next))
+}
+
+fn counted(nodes: &[String]) -> String {
+    match nodes {
+        [one] => format!("1 node ({one})"),
+        more => format!("{} nodes ({})", more.len(), more.join(", ")),
+    }
 }
 
 /// Tells the cluster: moves the pods, takes the Node object away and what K3s keeps with it.
@@ -214,6 +314,12 @@ pub async fn depart(
             }
         },
     }
+    if let Some(Loss::Cluster(others)) = &seen.loss {
+        tell(Step { id: "cluster", said: "it ends with this node, its only server".into() });
+        let what = "the cluster has no server any more".into();
+        let remains = Remains { what, place: others.join(", "), command: "sudo bramble leave".into() };
+        return Ok(if others.is_empty() { Vec::new() } else { vec![remains] });
+    }
     match seen.api.delete_node(node).await {
         Ok(Deleted::Yes | Deleted::Absent) => {}
         Ok(Deleted::Forbidden) => {
@@ -228,53 +334,84 @@ pub async fn depart(
             return Ok(vec![forget(node, "the Node object could not be deleted")]);
         }
     }
-    let mut remains = gone(&seen.api, node, tell).await;
+    let mut remains = match gone(seen, node, tell).await {
+        Gone::Yes => {
+            if seen.is_member && options.keep_data {
+                let said = format!(
+                    "what etcd kept here is of a member that is gone: remove {}/server/db before this node joins as a server",
+                    path::DATA
+                );
+                tell(Step { id: "keep-data", said });
+            }
+            Vec::new()
+        }
+        Gone::Held if seen.is_member && !options.force => {
+            let why = "its Node object is still there after a minute: etcd has not let its member go";
+            let next = "look at the other servers (there: journalctl -u k3s -g etcd), then run it again; or leave all the \
+                        same: sudo bramble leave --force";
+            return Err(NotDone::new("taking", format!("{node} out of the cluster"), why, next));
+        }
+        Gone::Held | Gone::Unseen => vec![at_a_server(
+            "whether the Node object, and a server's member of etcd, are gone could not be seen",
+            format!("sudo k3s kubectl get node --ignore-not-found {node}"),
+        )],
+    };
     match seen.api.delete_password(node).await {
         Ok(Deleted::Yes | Deleted::Absent) => {
             tell(Step { id: "password", said: format!("{node} may be the name of another node now") });
         }
         // It follows the Node object; the one command covers both.
         _ if !remains.is_empty() => {}
-        _ => remains.push(Remains {
-            what: "the secret that binds the node's name could not be deleted".into(),
-            command: format!(
+        _ => remains.push(at_a_server(
+            "the secret that binds the node's name could not be deleted",
+            format!(
                 "sudo k3s kubectl -n kube-system delete secret --ignore-not-found {node}.node-password.k3s"
             ),
-        }),
+        )),
     }
     Ok(remains)
 }
 
 fn forget(node: &str, why: &str) -> Remains {
-    Remains { what: why.into(), command: format!("sudo k3s kubectl delete node --ignore-not-found {node}") }
+    at_a_server(why, format!("sudo k3s kubectl delete node --ignore-not-found {node}"))
+}
+
+fn at_a_server(why: &str, command: String) -> Remains {
+    Remains { what: why.into(), place: "a server of the cluster".into(), command }
+}
+
+/// Whether a Node object is gone.
+enum Gone {
+    Yes,
+    /// It is still there: something holds it.
+    Held,
+    /// Nobody said.
+    Unseen,
 }
 
 /// Waits until the Node object is gone: K3s holds it until the member of etcd is out.
-async fn gone(api: &Api, node: &str, tell: &mut dyn FnMut(Step)) -> Vec<Remains> {
+async fn gone(seen: &Seen, node: &str, tell: &mut dyn FnMut(Step)) -> Gone {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let mut why = String::from("it is still there after a minute");
+    let mut why = None;
     while Instant::now() < deadline {
-        match api.node(node).await {
+        match seen.api.node(node).await {
             Ok(None) => {
-                let said =
-                    format!("{node} is gone from the cluster, and its member of etcd where it had one");
-                tell(Step { id: "node", said });
-                return Vec::new();
+                let member = if seen.is_member { ", and so is its member of etcd" } else { "" };
+                tell(Step { id: "node", said: format!("{node} is gone from the cluster{member}") });
+                return Gone::Yes;
             }
-            Ok(Some(_)) => {}
+            Ok(Some(_)) => why = None,
             // A server that is no member any more does not answer.
-            Err(trouble) => why = trouble.to_string(),
+            Err(trouble) => why = Some(trouble),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    tell(Step {
-        id: "node",
-        said: format!("{node} was deleted, and whether it is gone could not be seen: {why}"),
-    });
-    vec![Remains {
-        what: "whether the Node object, and a server's member of etcd, are gone could not be seen".into(),
-        command: format!("sudo k3s kubectl get node --ignore-not-found {node}"),
-    }]
+    let said = match &why {
+        None => format!("{node} was deleted, and is still there after a minute"),
+        Some(why) => format!("{node} was deleted, and whether it is gone could not be seen: {why}"),
+    };
+    tell(Step { id: "node", said });
+    if why.is_none() { Gone::Held } else { Gone::Unseen }
 }
 
 /// Why pods are left.
@@ -286,7 +423,7 @@ enum Undrained {
 }
 
 async fn drain(api: &Api, node: &str, limit: Duration, tell: &mut dyn FnMut(Step)) -> Result<(), Undrained> {
-    let trouble = |trouble: crate::host::http::Trouble| Undrained::Trouble(trouble.to_string());
+    let trouble = |trouble: Trouble| Undrained::Trouble(trouble.to_string());
     api.cordon(node, true).await.map_err(trouble)?;
     let deadline = Instant::now() + limit;
     let mut asked: Vec<String> = Vec::new();
@@ -587,6 +724,35 @@ mod tests {
         {
             assert!(!is_cilium_link(name), "{name}");
         }
+    }
+
+    #[test]
+    fn what_a_cluster_loses_with_a_server_is_told_before() {
+        let node = |name: &str, role: &str, is_up: bool| {
+            let ready = if is_up { "True" } else { "Unknown" }.to_owned();
+            let (is_server, is_member) = (role != "agent", role == "etcd");
+            (name.to_owned(), Node { ready, is_server, is_member, ..Node::default() })
+        };
+        let quorum = |down: &[&str], up, needed| {
+            Some(Loss::Quorum { down: down.iter().map(|name| (*name).to_owned()).collect(), up, needed })
+        };
+        for (others, servers, expected) in [
+            (vec![], 0, Some(Loss::Cluster(vec![]))),
+            (vec![node("b", "agent", true)], 0, Some(Loss::Cluster(vec!["b".into()]))),
+            // A server without an agent.
+            (vec![node("b", "agent", true)], 1, None),
+            (vec![node("b", "etcd", true)], 1, None),
+            (vec![node("b", "etcd", false)], 0, quorum(&["b"], 0, 1)),
+            (vec![node("b", "etcd", true), node("c", "etcd", true)], 2, None),
+            (vec![node("b", "etcd", true), node("c", "etcd", false)], 1, quorum(&["c"], 1, 2)),
+            (vec![node("b", "etcd", true), node("c", "etcd", true), node("d", "etcd", false)], 2, None),
+        ] {
+            let nodes = [vec![node("a", "etcd", true)], others].concat();
+            assert_eq!(loss("a", &nodes, servers), expected, "{nodes:?}");
+        }
+        // Servers with another datastore have no quorum.
+        let others = [node("a", "server", true), node("b", "server", false)];
+        assert_eq!(loss("a", &others, 1), None);
     }
 
     #[test]

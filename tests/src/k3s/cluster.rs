@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -134,6 +135,23 @@ impl Cluster {
     pub fn put_budget(&mut self, namespace: &str, app: &str, allowed: u32) {
         let budget = json!({"spec": {"selector": {"matchLabels": {"app": app}}}, "status": {"disruptionsAllowed": allowed}});
         self.put(&format!("/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets/{app}"), budget);
+    }
+
+    /// Tells where the API is, as each server does.
+    pub fn put_server(&mut self, address: SocketAddr) {
+        let slice = json!({
+            "endpoints": [{"addresses": [address.ip()]}], "ports": [{"name": "https", "port": address.port()}],
+        });
+        self.put("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes", slice);
+    }
+
+    /// Puts the Node of a server with a member of etcd, and whether it is up.
+    pub fn put_member(&mut self, name: &str, is_ready: bool) {
+        let status = if is_ready { "True" } else { "Unknown" };
+        let labels =
+            json!({"node-role.kubernetes.io/control-plane": "true", "node-role.kubernetes.io/etcd": "true"});
+        let status = json!({"conditions": [{"type": "Ready", "status": status}]});
+        self.put(&format!("/api/v1/nodes/{name}"), json!({"metadata": {"labels": labels}, "status": status}));
     }
 
     /// Names of the nodes.
@@ -420,6 +438,7 @@ fn kind(resource: &str) -> &str {
         "daemonsets" => "DaemonSet",
         "poddisruptionbudgets" => "PodDisruptionBudget",
         "helmcharts" => "HelmChart",
+        "endpointslices" => "EndpointSlice",
         "ciliumnodes" => "CiliumNode",
         other => other,
     }

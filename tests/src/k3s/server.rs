@@ -156,7 +156,10 @@ impl Server {
     ///
     /// # Errors
     /// The address is not this machine's, or taken.
-    pub fn start(settings: Settings, cluster: Cluster, address: SocketAddr) -> Result<Self> {
+    pub fn start(settings: Settings, mut cluster: Cluster, address: SocketAddr) -> Result<Self> {
+        if !address.ip().is_unspecified() {
+            cluster.put_server(address);
+        }
         let state = Mutex::new(State { cluster, ..State::default() });
         let shared = Arc::new(Shared { settings, state, ended: AtomicBool::new(false) });
         let mut server = Self { shared, listeners: Vec::new() };

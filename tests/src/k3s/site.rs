@@ -52,19 +52,20 @@ enum First {
 }
 
 impl Site {
-    /// Boots the machine with `gifts` in it and a stand-in server beside it; the machine's `k3s` is the program at `k3s`,
+    /// Boots the machine, a container of `system`, with `gifts` in it and a stand-in server beside it; the machine's `k3s` is the program at `k3s`,
     /// which reads `script` when it is the stand-in.
     ///
     /// # Errors
     /// Those of the machine and of the server.
     pub fn start(
         store: &Store,
+        system: &str,
         k3s: &Path,
         gifts: &[Gift],
         script: &Script,
         settings: Settings,
     ) -> Result<Self> {
-        Self::boot(store, k3s, gifts, script, |first| {
+        Self::boot(store, system, k3s, gifts, script, |first| {
             first.within(|| {
                 let mut cluster = Cluster::default();
                 cluster.has_cilium = true;
@@ -78,18 +79,19 @@ impl Site {
     /// # Errors
     /// Those of the machine, and a server that does not come up.
     pub fn start_real(store: &Store, k3s: &Path, gifts: &[Gift]) -> Result<Self> {
-        Self::boot(store, k3s, gifts, &Script::default(), |first| real(first, k3s))
+        Self::boot(store, "debian13", k3s, gifts, &Script::default(), |first| real(first, k3s))
     }
 
     fn boot(
         store: &Store,
+        system: &str,
         k3s: &Path,
         gifts: &[Gift],
         script: &Script,
         serve: impl FnOnce(&Namespace) -> Result<First>,
     ) -> Result<Self> {
         let first = Namespace::new("first")?;
-        let mut machine = Blueprint::named("debian13")?.container(store, gifts)?;
+        let mut machine = Blueprint::named(system)?.container(store, gifts)?;
         machine.namespace().ip(&format!(
             "link add up0 type veth peer name down0 netns {}\naddress add {MACHINE}/24 dev up0\naddress add fd00:42::2/64 dev up0 nodad\nlink set up0 up\n\
              route add default via {SERVER}\n",

@@ -286,7 +286,7 @@ fn password() -> Result<String> {
 }
 
 /// The address from which this node would leave: no packet is sent to find it.
-fn address(node: &Node) -> Result<String> {
+pub(super) fn address(node: &Node) -> Result<String> {
     if let Some(address) = node.configuration.one("node-ip") {
         return Ok(address.to_owned());
     }

@@ -2,8 +2,9 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, ToSocketAddrs},
-    path::Path,
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+    process,
     thread::{self, sleep},
     time::Duration,
 };
@@ -24,9 +25,15 @@ const CLIENTS: &str = "k3s-client-ca";
 pub(super) fn run(node: &Node) -> Result<()> {
     let port = node.configuration.one("https-listen-port").map_or(Ok(6443), str::parse::<u16>)?;
     let _server = match node.configuration.one("server").filter(|_| !has_authorities(node)) {
-        Some(url) => join(node, url, port)?,
+        Some(url) => {
+            join(node, url)?;
+            pass_on(url, port)?
+        }
         None => match node.configuration.one("server") {
-            Some(url) => pass_on(url, port)?,
+            Some(url) => {
+                ensure!(!removed(node).exists(), "{GONE}");
+                pass_on(url, port)?
+            }
             None => Some(found(node, port)?),
         },
     };
@@ -39,7 +46,7 @@ pub(super) fn run(node: &Node) -> Result<()> {
     agent::run(node, Some(port))
 }
 
-fn tls(node: &Node, name: &str) -> std::path::PathBuf {
+fn tls(node: &Node, name: &str) -> PathBuf {
     node.path(&format!("server/tls/{name}"))
 }
 
@@ -89,6 +96,7 @@ fn found(node: &Node, port: u16) -> Result<Server> {
         Err(_) => Cluster::default(),
     };
     cluster.has_cilium = node.script.cilium.is_some();
+    cluster.put_server((agent::address(node)?.parse::<IpAddr>()?, port).into());
     if is_etcd {
         cluster.members.insert(node.name.clone(), false);
     }
@@ -118,7 +126,7 @@ fn found(node: &Node, port: u16) -> Result<Server> {
 }
 
 /// A further server: the authorities come from the first, and so do all answers.
-fn join(node: &Node, url: &str, port: u16) -> Result<Option<Server>> {
+fn join(node: &Node, url: &str) -> Result<()> {
     let token = node.token()?.context("--token is required")?;
     let (host, far) = host_and_port(url)?;
     let bootstrap = loop {
@@ -151,8 +159,38 @@ fn join(node: &Node, url: &str, port: u16) -> Result<Option<Server>> {
         &fs::read_to_string(tls(node, "client-ca.key"))?,
         &fs::read_to_string(tls(node, "client-ca.crt"))?,
     )?;
-    write_kubeconfig(node, &clients.client("system:admin", "system:masters")?, &pem, port)?;
-    pass_on(url, port)
+    let admin = clients.client("system:admin", "system:masters")?;
+    write_kubeconfig(node, &admin, &pem, far)?;
+    let client = Client::new(address).trusting(&pem).with(&admin)?;
+    let (own, removed) = (format!("/api/v1/nodes/{}", node.name), removed(node));
+    thread::spawn(move || end_with_the_member(&client, &own, &removed));
+    Ok(())
+}
+
+const GONE: &str = "etcd stopped - if this node was removed from the cluster, you must backup and delete \
+                    /var/lib/rancher/k3s/server/db/etcd before rejoining";
+
+/// The mark of a member that was removed from the cluster, which etcd knows from its own data.
+fn removed(node: &Node) -> PathBuf {
+    node.path("server/db/etcd/removed")
+}
+
+/// A server ends when its member of etcd is removed, which happens with its Node object, and does not come back.
+fn end_with_the_member(client: &Client, own: &str, removed: &Path) {
+    let mut was_there = false;
+    loop {
+        match client.get(own).map(|answer| answer.status) {
+            Ok(200) => was_there = true,
+            Ok(404) if was_there => {
+                // It ends either way.
+                let _ = keep(removed, "");
+                say("fatal", GONE);
+                process::exit(1);
+            }
+            _ => {}
+        }
+        sleep(PAUSE);
+    }
 }
 
 /// This server's answers are the first one's.

@@ -361,6 +361,33 @@ fn listen(lan: &Namespace, address: Ipv4Addr, said: &Path) -> Result<[Process; 2
     Ok([Process::spawn("mosquitto", mosquitto)?, Process::spawn("mosquitto_sub", listener)?])
 }
 
+/// Half of them are joined again, which heals; half are left, which undoes what there is.
+pub(crate) fn a_join_killed_at_any_step_is_healed_or_undone_by_the_next_command() -> Result<()> {
+    let mut site = site(&Script { cilium: Some(0), ..Script::default() }, Settings::new(PASSWORD)?)?;
+    // This program is bramble too, with steps at which it can be killed.
+    site.machine.put(&Gift { from: std::env::current_exe()?, to: "/usr/bin/bramble".to_owned() })?;
+    configure(&mut site, Role::Agent)?;
+    let fresh = state::whole(&mut site.machine)?;
+    for step in 1.. {
+        let said = site.machine.run(&format!("BRAMBLE_FAILPOINT={step} bramble join --yes </dev/null"))?;
+        let is_killed = said.code == 137;
+        ensure!(is_killed || said.code == 0, "step {step}: {said:?}");
+        if is_killed && step % 2 == 0 {
+            join(&mut site).with_context(|| format!("joining after it was killed at step {step}"))?;
+            ensure!(site.is_ready(NODE)?, "step {step}");
+        }
+        let left = site.machine.run("bramble leave --yes --no-drain </dev/null")?;
+        ensure!([0, 2].contains(&left.code), "leaving after it was killed at step {step}: {left:?}");
+        is_as_before(&mut site.machine, &fresh).with_context(|| format!("killed at step {step}"))?;
+        site.ask("DELETE", &format!("/api/v1/nodes/{NODE}"), "")?;
+        if !is_killed {
+            ensure!(step > 50, "there were {step} steps alone");
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn a_reboot_in_the_middle_of_a_join_is_healed() -> Result<()> {
     let script = Script { cilium: Some(500), delay: 4000, ..Script::default() };
     let mut site = site(&script, Settings::new(PASSWORD)?)?;

@@ -197,9 +197,26 @@ const UNINSTALL: &str = "#!/bin/sh\nset -e\nsystemctl disable k3s-agent\nsystemc
                          rm -rf /etc/rancher/k3s /run/k3s /run/flannel /var/lib/rancher/k3s /var/lib/kubelet\n\
                          rm -f /usr/local/bin/k3s /usr/local/bin/k3s-agent-uninstall.sh\n";
 
+/// The packet filter's tables as iptables makes them, without a rule.
+const IPTABLES: &str = "
+table ip filter {
+table ip mangle {
+table ip nat {
+\tchain INPUT {
+\tchain OUTPUT {
+\tchain POSTROUTING {
+\t\ttype filter hook input priority filter; policy accept;
+\t\ttype filter hook output priority filter; policy accept;
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t}
+
+}
+";
+
 pub(crate) fn what_k3s_installer_has_put_here_goes_by_its_own_script() -> Result<()> {
     let mut site = site(&ready(), Settings::new(PASSWORD)?)?;
-    let before = whole(&mut site.machine)?;
+    // Nobody wrote down what the packet filter had before, so tables and chains of common names stay, empty.
+    let before = whole(&mut site.machine)? + IPTABLES;
     let install = |site: &mut Site| -> Result<()> {
         start_by_hand(site)?;
         fs::write(site.machine.path("/usr/local/bin/k3s-agent-uninstall.sh"), UNINSTALL)?;

@@ -66,8 +66,7 @@ pub(crate) fn a_killed_companion_leaves_no_second_filter_with_tc() -> Result<()>
 
 fn kill_and_restart_companion(attach: &'static str) -> Result<()> {
     let mut lab = bed()?;
-    let broker = *lab.broker().address().ip();
-    lab.node("n2")?.configure(broker, Settings { attach, ..Settings::default() })?;
+    lab.node("n2")?.configure(lab.broker(), Settings { attach, ..Settings::default() })?;
     lab.node_mut("n2")?.start_companion()?;
     let ear = Ear::open(&lab)?;
     settle(&lab, &ear, SETTLING)?;
@@ -124,8 +123,7 @@ fn attached(node: &Node, attach: &str, direction: &str) -> Result<usize> {
 
 pub(crate) fn a_node_without_the_kernels_stamps_says_so_and_still_measures() -> Result<()> {
     let mut lab = bed()?;
-    let broker = *lab.broker().address().ip();
-    lab.node("n2")?.configure(broker, Settings { stamps: "user", ..Settings::default() })?;
+    lab.node("n2")?.configure(lab.broker(), Settings { stamps: "user", ..Settings::default() })?;
     lab.node_mut("n2")?.start_companion()?;
     logged(&lab, || {
         let ear = Ear::open(&lab)?;
@@ -152,9 +150,8 @@ pub(crate) fn a_node_without_the_kernels_stamps_says_so_and_still_measures() -> 
 /// As shipped: the bed's other tests let nodes report every second.
 pub(crate) fn with_the_shipped_interval_the_page_is_whole_and_faults_are_named_in_time() -> Result<()> {
     let mut lab = Lab::network(&Binaries::within(&programs()?)?, 3, 0)?;
-    let broker = *lab.broker().address().ip();
     for node in lab.nodes() {
-        node.configure(broker, Settings { report: "10s", ..Settings::default() })?;
+        node.configure(lab.broker(), Settings { report: "10s", ..Settings::default() })?;
     }
     lab.start_programs()?;
     logged(&lab, || {

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 
 use crate::{
+    k3s::{Authority, Validity},
     namespace::Namespace,
     process::{Process, bound},
     watch::until,
@@ -22,11 +23,14 @@ use crate::{
 
 /// The broker's port.
 pub const PORT: u16 = 1883;
+/// The same with TLS; who connects trusts [`Broker::authority`].
+pub const TLS_PORT: u16 = 8883;
 
 /// The broker: it knows nothing at start and keeps nothing at its end.
 #[derive(Debug)]
 pub struct Broker {
     address: SocketAddrV4,
+    authority: String,
     process: Option<Process>,
 }
 
@@ -36,7 +40,12 @@ impl Broker {
     /// # Errors
     /// mosquitto is missing, or does not listen within five seconds.
     pub fn start(lan: &Namespace, address: Ipv4Addr) -> Result<Self> {
-        let mut broker = Self { address: SocketAddrV4::new(address, PORT), process: None };
+        let authority = Authority::single("bed")?;
+        let pair = authority.server(&[address.to_string()], Validity::Now)?;
+        fs::write(lan.path("/run/bed/mosquitto.crt"), pair.certificates)?;
+        fs::write(lan.path("/run/bed/mosquitto.key"), pair.key)?;
+        let authority = authority.pem().to_owned();
+        let mut broker = Self { address: SocketAddrV4::new(address, PORT), authority, process: None };
         broker.come_back(lan)?;
         Ok(broker)
     }
@@ -44,6 +53,11 @@ impl Broker {
     /// Where it listens, inside the bed and from the host.
     pub fn address(&self) -> SocketAddrV4 {
         self.address
+    }
+
+    /// The authority behind its certificate, as PEM.
+    pub fn authority(&self) -> &str {
+        &self.authority
     }
 
     /// The broker is gone at once, with all that it knew.
@@ -58,7 +72,8 @@ impl Broker {
     pub fn come_back(&mut self, lan: &Namespace) -> Result<()> {
         // It stays root: a change of user would end the bond to the thread that started it.
         let config = format!(
-            "listener {PORT} {}\nallow_anonymous true\npersistence false\nsys_interval 0\nuser root\n\
+            "listener {PORT} {0}\nlistener {TLS_PORT} {0}\ncertfile /run/bed/mosquitto.crt\n\
+             keyfile /run/bed/mosquitto.key\nallow_anonymous true\npersistence false\nsys_interval 0\nuser root\n\
              log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\n",
             self.address.ip()
         );
@@ -131,7 +146,10 @@ impl Broker {
 }
 
 /// Sends what a program prints to a file inside `namespace`.
-pub(crate) fn log_to(command: &mut Command, namespace: &Namespace, file: &str) -> Result<()> {
+///
+/// # Errors
+/// The namespace is gone.
+pub fn log_to(command: &mut Command, namespace: &Namespace, file: &str) -> Result<()> {
     let path = namespace.path(&format!("/run/bed/{file}"));
     let log = fs::OpenOptions::new().create(true).append(true).open(&path);
     let log = log.with_context(|| format!("opening {}", path.display()))?;

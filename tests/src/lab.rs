@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    broker::{Broker, PORT, log_to},
+    broker::{Broker, PORT, TLS_PORT, log_to},
     http,
     namespace::{Namespace, ip},
     process::{Process, bound},
@@ -59,18 +59,23 @@ impl Binaries {
 
 /// How a node measures and reports, where somebody wants other than the bed's best and fastest.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct Settings<'a> {
     /// `auto` or `user`.
     pub stamps: &'static str,
     /// `auto`, `tcx` or `tc`.
     pub attach: &'static str,
     /// Time between two reports, as `1s`.
     pub report: &'static str,
+    /// Whether the broker is reached over TLS.
+    pub tls: bool,
+    /// Where the agent keeps what must survive a restart.
+    pub state: &'a Path,
 }
 
-impl Default for Settings {
+impl Default for Settings<'_> {
     fn default() -> Self {
-        Self { stamps: "auto", attach: "auto", report: "1s" }
+        let state = Path::new("/run/bed/state");
+        Self { stamps: "auto", attach: "auto", report: "1s", tls: false, state }
     }
 }
 
@@ -110,19 +115,30 @@ impl Node {
     ///
     /// # Errors
     /// The node is gone.
-    pub fn configure(&self, broker: Ipv4Addr, settings: Settings) -> Result<()> {
+    pub fn configure(&self, broker: &Broker, settings: Settings<'_>) -> Result<()> {
+        let Settings { stamps, attach, report, tls, state } = settings;
+        let ip = *broker.address().ip();
+        let place = match tls {
+            true => format!("host = \"mqtts://{ip}:{TLS_PORT}\"\nca = \"/run/bed/ca.crt\""),
+            false => format!("host = \"{ip}\"\nport = {PORT}"),
+        };
         let text = format!(
-            "[node]\nname = \"{}\"\ncluster = \"{CLUSTER}\"\nstate_dir = \"/run/bed/state\"\n\n\
-             [mqtt]\nhost = \"{broker}\"\nport = {PORT}\nwill_delay = \"1s\"\n\n\
-             [report]\ninterval = \"{}\"\n\n\
-             [probe]\nstamps = \"{}\"\nattach = \"{}\"\n",
-            self.name, settings.report, settings.stamps, settings.attach
+            "[node]\nname = \"{}\"\ncluster = \"{CLUSTER}\"\nstate_dir = {state:?}\n\n\
+             [mqtt]\n{place}\nwill_delay = \"1s\"\n\n\
+             [report]\ninterval = \"{report}\"\n\n\
+             [probe]\nstamps = \"{stamps}\"\nattach = \"{attach}\"\n",
+            self.name,
         );
-        fs::create_dir_all(self.namespace.path("/run/bed/state"))?;
+        fs::create_dir_all(self.namespace.path(&state.display().to_string()))?;
+        fs::write(self.namespace.path("/run/bed/ca.crt"), broker.authority())?;
         Ok(fs::write(self.namespace.path("/run/bed/bramble.toml"), text)?)
     }
 
-    fn start(&self, verb: &str, log: &str) -> Result<Process> {
+    /// Starts `bramble VERB` with the node's configuration; what it says goes to `log`. It is the caller's to end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(&self, verb: &str, log: &str) -> Result<Process> {
         let mut command = self.command(&[verb, "--config", "/run/bed/bramble.toml"]);
         log_to(&mut command, &self.namespace, log)?;
         Process::spawn(format!("{}'s `bramble {verb}`", self.name), command)
@@ -141,7 +157,7 @@ impl Node {
     /// It cannot be started.
     pub fn start_agent(&mut self) -> Result<()> {
         self.agent = None;
-        self.agent = Some(self.start("run", "agent.log")?);
+        self.agent = Some(self.spawn("run", "agent.log")?);
         Ok(())
     }
 
@@ -151,7 +167,7 @@ impl Node {
     /// It cannot be started.
     pub fn start_companion(&mut self) -> Result<()> {
         self.companion = None;
-        self.companion = Some(self.start("probe", "probe.log")?);
+        self.companion = Some(self.spawn("probe", "probe.log")?);
         Ok(())
     }
 
@@ -249,7 +265,7 @@ impl Lab {
         lan.ip("link add br0 address 02:00:00:00:00:01 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n")?;
         let network = join_host(&lan)?;
         lan.ip(&format!("addr add 198.18.{network}.{BROKER}/24 dev br0\n"))?;
-        let broker_address = Ipv4Addr::new(198, 18, network, BROKER);
+        let broker = Broker::start(&lan, Ipv4Addr::new(198, 18, network, BROKER))?;
         let nodes = (1..=nodes)
             .map(|number| {
                 let node = Node {
@@ -260,12 +276,11 @@ impl Lab {
                     companion: None,
                     namespace: Namespace::new(&format!("n{number}"))?,
                 };
-                plug_in(&lan, &node, broker_address)?;
-                node.configure(broker_address, Settings::default())?;
+                plug_in(&lan, &node, *broker.address().ip())?;
+                node.configure(&broker, Settings::default())?;
                 Ok(node)
             })
             .collect::<Result<_>>()?;
-        let broker = Broker::start(&lan, broker_address)?;
         let page = SocketAddr::from(([127, 0, 0, 1], free_port(port)?));
         Ok(Self { aggregator: None, page, nodes, broker, lan, binaries: binaries.clone() })
     }

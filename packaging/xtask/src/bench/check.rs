@@ -15,7 +15,8 @@ use serde_json::json;
 use testbed::cost::median;
 use testbed::process::run;
 
-use super::{Groups, kibibytes};
+use super::agent::Groups;
+use super::kibibytes;
 use crate::build::{self, Profile};
 use crate::root;
 

@@ -405,6 +405,7 @@ mod tests {
             online: &BTreeMap::new(),
             node: &name(0),
             state: &crate::host::state::State::new(std::path::Path::new("/nowhere")),
+            run: &crate::host::state::State::new(std::path::Path::new("/nowhere")),
             now: Instant::now(),
             uptime: Duration::ZERO,
             wall: Timestamp::UNIX_EPOCH,

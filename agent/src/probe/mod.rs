@@ -129,8 +129,10 @@ pub struct Seen<'a> {
     pub online: &'a BTreeMap<Name, bool>,
     /// This node.
     pub node: &'a Name,
-    /// What must survive a restart of the agent.
+    /// What must survive a restart of the machine: on its disk.
     pub state: &'a State,
+    /// What must survive a restart of the agent, and means nothing after the next boot: in memory, so it wears nothing.
+    pub run: &'a State,
     /// Monotonic time.
     pub now: Instant,
     /// Time since boot, as the kernel's log counts it.
@@ -245,6 +247,7 @@ pub(crate) mod scene {
         directory: std::path::PathBuf,
         host: Host,
         state: State,
+        run: State,
         pub(crate) companion: Result<Sample, String>,
         pub(crate) sources: Sources,
         start: Instant,
@@ -265,6 +268,7 @@ pub(crate) mod scene {
             Self {
                 host: Host::tree(&directory).unwrap(),
                 state: State::new(&directory.join("state")),
+                run: State::new(&directory.join("run/bramble")),
                 companion: Err("no companion".to_owned()),
                 sources: Sources::new(),
                 start: Instant::now(),
@@ -321,6 +325,7 @@ pub(crate) mod scene {
                 online: &BTreeMap::new(),
                 node: &Name::new("n1").unwrap(),
                 state: &self.state,
+                run: &self.run,
                 now: self.start + self.uptime,
                 uptime: self.uptime,
                 wall: self.wall,

@@ -3,7 +3,8 @@
 //!
 //! The agent may not write below K3s' directory, and need not: what is measured is the file system and its drive, in the
 //! agent's own directory, where that lies on the same file system; where it does not, nothing is written and that is said. One
-//! write every ten minutes, and one a minute for five minutes after K3s was started anew, at most 200 a day: 0.8 MiB.
+//! write every ten minutes, and one a minute for five minutes after K3s was started anew, at most 200 a day: 0.8 MiB. An agent that
+//! was started anew waits for a minute to be over since the last one, too.
 
 use std::{
     collections::VecDeque,
@@ -26,6 +27,8 @@ pub(super) const PROBE: Probe = Probe {
     kernel: None,
 };
 
+/// When the last write began, seconds since boot.
+const FILE: &str = "sync";
 /// K3s' data.
 const DATA: &str = "/var/lib/rancher/k3s";
 
@@ -89,6 +92,12 @@ fn place(host: &Host, state: &State) -> Result<String, String> {
     }
 }
 
+/// How long ago this agent or the one before it began to write, since boot.
+fn last_write(seen: &Seen<'_>) -> Option<Duration> {
+    let at = seen.run.read(FILE).ok().flatten()?.parse().ok()?;
+    seen.uptime.checked_sub(Duration::from_secs(at))
+}
+
 impl Storage {
     fn follow(&mut self, seen: &Seen<'_>) {
         let run = k3s::run(seen.host).map(|(_, run)| run);
@@ -120,11 +129,18 @@ impl Storage {
 
     fn begin(&mut self, seen: &Seen<'_>) {
         let pace = if self.closely > 0 { CLOSE } else { USUAL };
-        let due = self.begun.is_none_or(|begun| seen.now.duration_since(begun) >= pace);
+        let due = match self.begun {
+            Some(begun) => seen.now.duration_since(begun) >= pace,
+            // An agent that is started again and again must not write each time.
+            None => last_write(seen).is_none_or(|ago| ago >= CLOSE),
+        };
         if self.running.is_some() || !due || self.writes.len() >= MOST {
             return;
         }
         self.begun = Some(seen.now);
+        if let Err(why) = seen.run.write(FILE, &seen.uptime.as_secs().to_string()) {
+            tracing::debug!("the time of the last write cannot be kept: {why}");
+        }
         self.closely = self.closely.saturating_sub(1);
         let (sender, times) = channel();
         let state = seen.state.clone();
@@ -269,6 +285,22 @@ mod tests {
             scene.wait(10);
         }
         assert!((MOST..=2 * MOST).contains(&begun), "{begun}");
+    }
+
+    #[test]
+    fn an_agent_that_is_started_again_and_again_writes_once_a_minute() {
+        let mut scene = Scene::new();
+        let mut begun = 0;
+        for _ in 0..30 {
+            let mut storage = Storage::default();
+            scene.look(|seen| storage.begin(seen));
+            begun += usize::from(storage.begun.is_some());
+            if let Some((_, times)) = storage.running {
+                times.recv().unwrap().unwrap();
+            }
+            scene.wait(10);
+        }
+        assert_eq!(begun, 5);
     }
 
     #[test]

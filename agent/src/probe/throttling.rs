@@ -5,10 +5,7 @@
 //! the kernel's log. The agent counts episodes and keeps the count over its own restarts, until the next boot. Where
 //! there is no mailbox, hwmon's alarm alone tells of under-voltage. See raspberrypi/documentation, "vcgencmd get_throttled".
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use wire::report::{Kind, Severity, Status, Unit};
@@ -151,8 +148,6 @@ impl Source for Watch {
 
 /// The file of what was counted since boot.
 const FILE: &str = "throttling";
-/// A card is not written to more often, however often the supply gives way.
-const WRITE_EVERY: Duration = Duration::from_secs(60);
 
 /// Episodes of one flag since boot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -173,7 +168,7 @@ struct Kept {
 #[derive(Default)]
 struct Throttling {
     kept: Option<Kept>,
-    written: Option<(Kept, Instant)>,
+    written: Option<Kept>,
     /// hwmon's alarm at the last time.
     alarm: bool,
 }
@@ -294,9 +289,9 @@ impl Throttling {
         }
         let boot = seen.host.text("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let kept: Option<Kept> =
-            seen.state.read(FILE).ok().flatten().and_then(|text| serde_json::from_str(&text).ok());
+            seen.run.read(FILE).ok().flatten().and_then(|text| serde_json::from_str(&text).ok());
         let kept = kept.filter(|kept| kept.boot == boot).unwrap_or(Kept { boot, ..Kept::default() });
-        self.written = Some((kept.clone(), seen.now));
+        self.written = Some(kept.clone());
         self.kept = Some(kept);
     }
 
@@ -323,17 +318,15 @@ impl Throttling {
     }
 
     fn store(&mut self, seen: &Seen<'_>) {
-        let (Some(kept), Some((written, at))) = (&self.kept, &self.written) else { return };
-        let never = written.tallies.is_empty();
-        if kept == written || !never && seen.now.duration_since(*at) < WRITE_EVERY {
+        let Some(kept) = self.kept.as_ref().filter(|kept| self.written.as_ref() != Some(kept)) else {
             return;
-        }
+        };
         let text = serde_json::to_string(kept).expect("numbers are JSON");
-        if let Err(why) = seen.state.write(FILE, &text) {
+        if let Err(why) = seen.run.write(FILE, &text) {
             tracing::debug!("episodes of throttling cannot be kept: {why}");
         }
-        // Also when it failed: a card that is full or broken is not tried every time.
-        self.written = Some((kept.clone(), seen.now));
+        // Also when it failed: what is full is not tried every time.
+        self.written = Some(kept.clone());
     }
 
     /// "none since boot", or how often and when last.

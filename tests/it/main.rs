@@ -117,6 +117,7 @@ const TESTS: &[&[Test]] = &[
     tests![
         kubernetes,
         Checkout the_kubelets_certificate_reads_its_node_and_a_foreign_one_does_not,
+        RootAndTime kubectl_describe_node_tells_what_the_agent_knows_where_its_owner_wants_that,
     ],
     tests![
         mesh,

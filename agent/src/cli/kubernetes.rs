@@ -8,11 +8,12 @@ use crate::{
     config::Config,
     host::{Host, http::Url, state::State},
     k3s::api::ENDPOINT,
-    kubernetes::{DIRECTORY, Place, client, run as look},
+    kubernetes::{DIRECTORY, Place, client, run as look, tell::Teller},
     notify::{Asked, Service},
 };
 
-/// Look at the Node object, the API, the cluster's DNS and a service, for the agent to report. It holds the kubelet's
+/// Look at the Node object, the API, the cluster's DNS and a service, for the agent to report; with `tell = true` in
+/// `[kubernetes]` also tell Kubernetes what bramble knows of the node, for `kubectl describe node`. It holds the kubelet's
 /// certificate, so it is a service of its own and off until you want it: sudo systemctl enable --now bramble-kubernetes
 #[derive(Debug, clap::Args)]
 pub struct Kubernetes {
@@ -41,11 +42,12 @@ pub fn run(args: &Kubernetes, config: &Config, host: &Host, path: Option<&str>) 
     let place = Place::of(api, node, config.cluster.services.network);
     let directory = std::env::var("RUNTIME_DIRECTORY").unwrap_or_else(|_| DIRECTORY.to_owned());
     let state = State::new(Path::new(&directory));
+    let teller = Teller::new(config.kubernetes.tell.then(|| config.agent_socket()));
     super::block_on(async {
         let mut service = Service::start(host, path)?;
         service.ready("looking at the cluster");
         tokio::select! {
-            ended = look(&client, &place, &state) => ended?,
+            ended = look(&client, &place, &state, teller) => ended?,
             // What it has of the configuration, it reads at its start.
             _ = async { while let Asked::Reload(_) = service.asked().await {} } => {}
         }

@@ -55,6 +55,16 @@ pub struct Config {
     pub cilium: cilium::Cilium,
     /// How it joins K3s.
     pub k3s: k3s::K3s,
+    /// What Kubernetes is told.
+    pub kubernetes: Kubernetes,
+}
+
+/// What Kubernetes is told, by `bramble-kubernetes.service`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// Whether the Node object gets a condition of ours, and an Event for each change.
+    pub tell: bool,
 }
 
 /// What happens when something that held does not any more; it is always reported.
@@ -189,6 +199,7 @@ struct Raw {
     cluster: cluster::Cluster,
     cilium: cilium::Cilium,
     k3s: k3s::RawK3s,
+    kubernetes: Kubernetes,
 }
 
 #[derive(Debug, Deserialize, Default)]
@@ -451,6 +462,7 @@ impl Raw {
                 let critical = time("k3s.shutdown_critical", &self.k3s.shutdown_critical, 10)?;
                 self.k3s.check(shutdown, critical).map_err(|(key, value, why)| bad(key, &value, why))?
             },
+            kubernetes: self.kubernetes,
         })
     }
 }

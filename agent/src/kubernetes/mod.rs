@@ -19,11 +19,15 @@ use tokio::{
     time::timeout,
 };
 
+use self::tell::Teller;
 use crate::host::{
     Host, clock,
     http::{Client, Identity, Limits, Request, Trouble, Trust, Url},
     state::State,
 };
+
+/// What Kubernetes is told.
+pub mod tell;
 
 /// Where the file is; the unit's RuntimeDirectory, so that only systemd can have made it.
 pub const DIRECTORY: &str = "/run/bramble-kubernetes";
@@ -49,6 +53,9 @@ pub struct Look {
     pub dns_ms: Result<f64, String>,
     /// Milliseconds until a connection to the API's service stood, or why it did not.
     pub service_ms: Result<f64, String>,
+    /// Whether the Node has our condition and our Events; `None` where nothing was to be told, or the Node was not read.
+    #[serde(default)]
+    pub told: Option<Result<(), String>>,
 }
 
 /// One condition of a Node.
@@ -102,16 +109,20 @@ pub fn client(host: &Host, credentials: &str) -> anyhow::Result<Client> {
     Ok(Client::new(Trust::Bundle(&authority), Some(identity))?.within(limits))
 }
 
-/// Looks, again and again, and keeps the newest.
+/// Looks, again and again, tells Kubernetes what is to be told, and keeps the newest.
 ///
 /// # Errors
 /// The file cannot be written.
-pub async fn run(client: &Client, place: &Place, state: &State) -> anyhow::Result<()> {
+pub async fn run(client: &Client, place: &Place, state: &State, mut teller: Teller) -> anyhow::Result<()> {
     let mut every = tokio::time::interval(PERIOD);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        let look = look(client, place).await;
+        let mut look = look(client, place).await;
+        if let Ok(conditions) = &look.node {
+            let told = teller.tell(client, place, conditions).await;
+            look.told = teller.tells().then(|| told.map_err(|trouble| trouble.to_string()));
+        }
         let text = serde_json::to_string(&look).expect("text and numbers are JSON");
         state.write(FILE, &text).with_context(|| format!("writing {}", state.directory().display()))?;
     }
@@ -121,7 +132,7 @@ pub async fn run(client: &Client, place: &Place, state: &State) -> anyhow::Resul
 pub async fn look(client: &Client, place: &Place) -> Look {
     let ((node, api_ms), dns_ms, service_ms) =
         tokio::join!(node(client, place), dns(place.dns), service(place.service));
-    Look { at_us: clock::uptime().as_micros() as u64, node, api_ms, dns_ms, service_ms }
+    Look { at_us: clock::uptime().as_micros() as u64, node, api_ms, dns_ms, service_ms, told: None }
 }
 
 fn milliseconds(since: Instant) -> f64 {

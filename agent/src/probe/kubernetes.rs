@@ -80,6 +80,16 @@ impl Judge for Kubernetes {
             &["api-unreachable", "isolated"],
             node(&look),
         );
+        // Where it is switched on and the Node could be read.
+        if let Some(told) = look.as_ref().ok().and_then(|look| look.told.clone()) {
+            let evidence = "the Node object has bramble's condition";
+            state(
+                "kubernetes-refuses",
+                "Kubernetes does not take what bramble tells it",
+                &["api-unreachable"],
+                Ok(told.map_or_else(|why| (true, why), |()| (false, evidence.to_owned()))),
+            );
+        }
         let reached = |of: fn(&Look) -> Result<f64, String>, what: &str| match &look {
             Err(why) => Err(why.clone()),
             Ok(look) => Ok(match of(look) {
@@ -150,6 +160,7 @@ mod tests {
             api_ms: Some(7.5),
             dns_ms: Ok(1.5),
             service_ms: Err("10.43.0.1:443 does not answer".to_owned()),
+            told: None,
         };
         tell(&scene, &look);
         let health = scene.judge(&mut judge);
@@ -162,6 +173,13 @@ mod tests {
             health.said("service-unreachable").unwrap(),
             (Status::Raised, "10.43.0.1:443 does not answer")
         );
+        assert_eq!(health.said("kubernetes-refuses"), None);
+        let refused = Some(Err("it answers 403".to_owned()));
+        tell(&scene, &Look { told: refused, ..look.clone() });
+        let health = scene.judge(&mut judge);
+        assert_eq!(health.said("kubernetes-refuses").unwrap(), (Status::Raised, "it answers 403"));
+        tell(&scene, &Look { told: Some(Ok(())), ..look });
+        assert_eq!(status(&scene.judge(&mut judge), "kubernetes-refuses"), Status::Clear);
         scene.wait(91);
         let health = scene.judge(&mut judge);
         assert_eq!(health.value("api-latency"), Some(None));
@@ -174,8 +192,9 @@ mod tests {
 
     #[test]
     fn what_the_kubelet_complains_of_is_told_in_its_words() {
-        let look =
-            |node| Ok(Look { at_us: 0, node, api_ms: Some(1.0), dns_ms: Ok(1.0), service_ms: Ok(1.0) });
+        let look = |node| {
+            Ok(Look { at_us: 0, node, api_ms: Some(1.0), dns_ms: Ok(1.0), service_ms: Ok(1.0), told: None })
+        };
         let (raised, why) =
             node(&look(Ok(vec![condition("Ready", "False"), condition("PIDPressure", "True")]))).unwrap();
         assert!(raised);

@@ -82,6 +82,12 @@ impl Cluster {
         self.objects.get(path)
     }
 
+    /// All objects whose paths begin so.
+    pub fn below(&self, prefix: &str) -> Vec<Value> {
+        let within = self.objects.iter().filter(|(path, _)| path.starts_with(prefix));
+        within.map(|(_, object)| object.clone()).collect()
+    }
+
     /// Puts an object at a path, as an operator or a controller would.
     pub fn put(&mut self, path: &str, mut object: Value) {
         self.version += 1;
@@ -408,6 +414,7 @@ impl Cluster {
                 })
             }
             ("nodes", "GET", Some(name)) if name == node => None,
+            ("events", "POST", None) => None,
             ("pods", "GET", None) if query.replace("%3D", "=").contains(&format!("spec.nodeName={node}")) => {
                 None
             }
@@ -439,6 +446,7 @@ fn kind(resource: &str) -> &str {
         "poddisruptionbudgets" => "PodDisruptionBudget",
         "helmcharts" => "HelmChart",
         "endpointslices" => "EndpointSlice",
+        "events" => "Event",
         "ciliumnodes" => "CiliumNode",
         other => other,
     }
@@ -456,7 +464,7 @@ fn selects(query: &str, object: &Value) -> bool {
     })
 }
 
-/// A merge patch (RFC 7396); for what is patched here a strategic merge patch says the same.
+/// A merge patch (RFC 7396), and as strategic merge patches have it, a list of conditions is merged by their types.
 fn merge(into: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *into = patch.clone();
@@ -468,6 +476,17 @@ fn merge(into: &mut Value, patch: &Value) {
     for (key, value) in patch {
         if value.is_null() {
             into.as_object_mut().map(|object| object.remove(key));
+        } else if let ("conditions", Some(items), Some(all)) =
+            (key.as_str(), value.as_array(), into[key].as_array_mut())
+        {
+            for item in items {
+                let at = all.iter().position(|old| old["type"] == item["type"]);
+                match (at, item["$patch"] == "delete") {
+                    (Some(at), true) => drop(all.remove(at)),
+                    (Some(at), false) => merge(&mut all[at], item),
+                    (None, is_gone) => all.extend((!is_gone).then(|| item.clone())),
+                }
+            }
         } else {
             merge(&mut into[key], value);
         }

@@ -179,6 +179,11 @@ impl Outbox {
         self.number += 1;
         let state = Progress::Waiting;
         let happened = Happened { number, topic, payload, correlation, until, state };
+        if happened.size() > EVENT_BYTES {
+            // It would push out all the others and then itself.
+            self.dropped += 1;
+            return number;
+        }
         self.event_bytes += happened.size();
         self.events.push_back(happened);
         while self.events.len() > EVENTS || self.event_bytes > EVENT_BYTES {
@@ -260,9 +265,6 @@ impl Outbox {
         }
         while let Some(topic) = self.waiting.pop_front() {
             let Some(value) = self.latest.get(&topic).cloned() else { continue };
-            if value.payload.is_empty() {
-                self.latest.remove(&topic);
-            }
             let expiry = match value.expiry {
                 None => None,
                 Some(expiry) => match expiry.checked_sub(now.duration_since(value.set)) {
@@ -271,8 +273,9 @@ impl Outbox {
                 },
             };
             if let Some(id) = self.write(&topic, value.payload, true, expiry, None, out) {
-                if id != 0 {
-                    self.under_way.insert(id, Sent::Latest(topic));
+                match id {
+                    0 => self.forget_removed(&topic),
+                    id => drop(self.under_way.insert(id, Sent::Latest(topic))),
                 }
                 return true;
             }
@@ -381,6 +384,9 @@ impl Outbox {
         match reason {
             PubAckReason::Success | PubAckReason::NoMatchingSubscribers => {
                 self.changed |= self.complaints.refused.remove(&topic).is_some();
+                if settled == Settled::Latest {
+                    self.forget_removed(&topic);
+                }
             }
             reason => {
                 self.dropped += u64::from(settled == Settled::Events);
@@ -394,6 +400,18 @@ impl Outbox {
         if self.complaints.refused.len() < COMPLAINTS {
             let before = self.complaints.refused.insert(what, reason.clone());
             self.changed |= before.as_ref() != Some(&reason);
+        }
+    }
+
+    /// A topic that the broker has emptied needs no word more, unless something of it is still to be said or acknowledged.
+    fn forget_removed(&mut self, topic: &str) {
+        let is_emptied = self.latest.get(topic).is_some_and(|value| value.payload.is_empty());
+        let is_under_way = |sent: &Sent| matches!(sent, Sent::Latest(other) if other == topic);
+        if is_emptied
+            && !self.waiting.iter().any(|other| other == topic)
+            && !self.under_way.values().any(is_under_way)
+        {
+            self.latest.remove(topic);
         }
     }
 
@@ -491,6 +509,36 @@ mod tests {
         assert!(all.len() == 1 && all[0].payload.is_empty() && all[0].retain);
         outbox.connected("availability", None);
         assert!(sent(&mut outbox, now).is_empty());
+    }
+
+    #[test]
+    fn a_removal_is_said_until_the_broker_has_it() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        let set =
+            |outbox: &mut Outbox, text: &'static str| outbox.set("a".to_owned(), text.into(), None, now);
+        let mut out = BytesMut::new();
+        set(&mut outbox, "");
+        assert!(outbox.next(now, &mut out));
+        // The connection breaks before the broker has answered.
+        outbox.connected("availability", None);
+        out.clear();
+        // Three words are under way, and the first answer is not about the last of them.
+        for text in ["", "x", ""] {
+            set(&mut outbox, text);
+            assert!(outbox.next(now, &mut out));
+        }
+        outbox.acknowledged(1, PubAckReason::Success);
+        outbox.connected("availability", None);
+        assert_eq!(topics(&mut outbox, now), ["a"]);
+        assert!(outbox.latest.is_empty());
+    }
+
+    #[test]
+    fn an_event_that_is_larger_than_all_may_be_costs_no_other_one() {
+        let mut outbox = Outbox::default();
+        record(&mut outbox, "x");
+        record(&mut outbox, &"y".repeat(EVENT_BYTES));
+        assert_eq!((outbox.dropped(), topics(&mut outbox, Instant::now()).len()), (1, 1));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use wire::{
 
 use crate::{SETTLING, bed, logged, programs};
 
-/// A node without power: its last will and its peers both say so, each in time.
+/// A node whose programs were killed, so that the kernel closes their connections: its last will and its peers both say so, each in time.
 pub(crate) fn a_dead_node_is_offline_by_its_last_will_and_gone_for_its_peers() -> Result<()> {
     let mut lab = bed()?;
     let ear = Ear::open(&lab)?;

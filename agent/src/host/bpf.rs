@@ -40,15 +40,13 @@ impl Host {
 
 /// Tracing types that need kernel BTF are left out: aya's answer about them misleads, and neither
 /// Cilium nor bramble needs one.
-fn asked() -> [(Program, ProgramType); 6] {
+fn asked() -> [(Program, ProgramType); 4] {
     let program = |name, for_what| Program { name, for_what };
     [
         (program("sched_cls", "Cilium's datapath"), ProgramType::SchedClassifier),
         (program("cgroup_sock_addr", "Cilium's socket load balancer"), ProgramType::CgroupSockAddr),
         (program("xdp", "Cilium's XDP acceleration"), ProgramType::Xdp),
-        (program("sock_ops", "TCP round trips of bramble's companion"), ProgramType::SockOps),
         (program("tracepoint", "drop reasons of bramble's companion"), ProgramType::TracePoint),
-        (program("kprobe", "tracing by bramble's companion"), ProgramType::KProbe),
     ]
 }
 

@@ -214,7 +214,7 @@ fn introduce(lab: &Lab) {
     println!("\n  http://{}\n", lab.page());
     for node in lab.nodes() {
         progress(format_args!(
-            "{} {}: nsenter -t {} --net --mount {} status",
+            "{} {}: sudo nsenter -t {} --net --mount {} status",
             node.name(),
             node.address(),
             node.namespace().pid(),

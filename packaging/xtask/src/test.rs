@@ -64,6 +64,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if tally.broken {
         eprintln!("a test program was not built or did not end well; its reason stands above");
     }
+    if !is_root_or_may_be() {
+        eprintln!(
+            "namespaces need root, and sudo asks for a password; type `sudo -v` first, and then this again"
+        );
+    }
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped.len());
     Ok(if tally.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -84,7 +89,7 @@ pub(crate) fn run_all(fast: bool) -> Result<Tally> {
     if fast {
         bed.env("BRAMBLE_FAST", "1");
     }
-    if !nix::unistd::geteuid().is_root() && may_become_root() {
+    if !nix::unistd::geteuid().is_root() && is_root_or_may_be() {
         let fast = if fast { "\"env\", \"BRAMBLE_FAST=1\"" } else { "\"env\"" };
         bed.args(["--config", &format!("target.'cfg(all())'.runner = [\"sudo\", \"-n\", {fast}]")]);
     }
@@ -92,9 +97,9 @@ pub(crate) fn run_all(fast: bool) -> Result<Tally> {
     Ok(tally)
 }
 
-fn may_become_root() -> bool {
-    let sudo = Command::new("sudo").args(["-n", "true"]).stderr(Stdio::null()).status();
-    sudo.is_ok_and(|status| status.success())
+fn is_root_or_may_be() -> bool {
+    let sudo = || Command::new("sudo").args(["-n", "true"]).stderr(Stdio::null()).status();
+    nix::unistd::geteuid().is_root() || sudo().is_ok_and(|status| status.success())
 }
 
 /// Shows what a test command prints, and counts.

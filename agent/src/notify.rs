@@ -10,7 +10,12 @@ use tokio::{
 };
 use wire::report::{Condition, FindingCounts, Status};
 
-use crate::{config::Config, host::Host, journal, shutdown::Shutdown};
+use crate::{
+    config::{BadConfig, Config},
+    host::Host,
+    journal,
+    shutdown::Shutdown,
+};
 
 /// systemd cuts longer status lines off somewhere; `systemctl status` is read on a terminal.
 const LONGEST_STATUS: usize = 200;
@@ -24,11 +29,16 @@ pub enum Asked {
     Reload(Box<Config>),
 }
 
+/// Reads the configuration from the file that was named, or from where it is by default, and checks what the daemon needs
+/// of it.
+type Load = fn(&Host, Option<&str>) -> Result<Config, BadConfig>;
+
 /// The daemon as a service.
 #[derive(Debug)]
 pub struct Service<'a> {
     host: &'a Host,
     path: Option<&'a str>,
+    load: Load,
     shutdown: Shutdown,
     hangup: Signal,
     proof: Option<Interval>,
@@ -36,12 +46,11 @@ pub struct Service<'a> {
 }
 
 impl<'a> Service<'a> {
-    /// Listens to signals from now on; a new configuration will be read from `path`, or from where it is by default. Needs
-    /// a tokio runtime.
+    /// Listens to signals from now on; a new configuration will be taken by `load`. Needs a tokio runtime.
     ///
     /// # Errors
     /// The kernel refuses a signal handler.
-    pub fn start(host: &'a Host, path: Option<&'a str>) -> std::io::Result<Self> {
+    pub fn start(host: &'a Host, path: Option<&'a str>, load: Load) -> std::io::Result<Self> {
         let proof = sd_notify::watchdog_enabled().map(|patience| {
             // Three times within systemd's patience: one may be late, and one may be lost.
             let mut proof = interval(patience / 3);
@@ -49,7 +58,7 @@ impl<'a> Service<'a> {
             proof
         });
         let hangup = signal(SignalKind::hangup())?;
-        Ok(Self { host, path, shutdown: Shutdown::listen()?, hangup, proof, said: String::new() })
+        Ok(Self { host, path, load, shutdown: Shutdown::listen()?, hangup, proof, said: String::new() })
     }
 
     /// Says that everything is open that others need.
@@ -85,7 +94,7 @@ impl<'a> Service<'a> {
                     tell(&[NotifyState::Stopping]);
                     return Asked::End;
                 }
-                _ = self.hangup.recv() => match Config::load(self.host, self.path) {
+                _ = self.hangup.recv() => match (self.load)(self.host, self.path) {
                     Ok(config) => {
                         tracing::info!("the configuration is taken anew");
                         reloading();

@@ -1,9 +1,12 @@
 //! The configuration: as written, then checked. An absent default file means the defaults.
+//!
+//! The shipped `/etc/bramble/aggregator.toml` is a package's file that nobody writes; the owner's settings are in
+//! `/etc/bramble/aggregator.d/*.toml`: of two files that set the same key, the later by name wins.
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use serde::Deserialize;
@@ -11,15 +14,18 @@ use wire::{
     broker::{self, Broker},
     connection::Secret,
     discovery::HomeAssistant,
-    topic::{BadName, Name},
+    topic::Name,
+    written::{Written, Wrong, secret},
 };
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT: &str = "/etc/bramble/aggregator.toml";
+/// Where the owner's files are, which are read after it.
+pub const DROP_INS: &str = "/etc/bramble/aggregator.d";
 
-/// Where the password for the broker is when no file is named; systemd hands it over.
+/// Where the password for the broker is when no file is named; systemd hands it over when the aggregator starts.
 pub const PASSWORD: &str = "/etc/bramble/aggregator-mqtt-password";
-/// Where the key of our certificate for the broker is when no file is named.
+/// Where the key of our certificate for the broker is when no file is named; handed over as the password is.
 pub const KEY: &str = "/etc/bramble/aggregator-mqtt-key";
 
 /// As written.
@@ -74,120 +80,104 @@ pub struct Web {
 /// Why a configuration is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum BadConfig {
-    /// The file is there or was named, but cannot be read.
-    #[error("reading {}; name another file with --config", path.display())]
+    /// A file is there or was named, but cannot be read.
+    #[error("{path}: {source}; name another file with --config")]
     Unreadable {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the directory of files.
+        path: String,
         /// Why.
         source: io::Error,
     },
-    /// Not TOML, an unknown key, or a value of another type: the text shows line, key and what is allowed.
-    #[error("{}: {why}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// The parser's words, with line and column.
-        why: String,
-    },
-    /// A value that is not allowed.
-    #[error("{}:{line}: `{key}`: {why}", path.display())]
-    NotAllowed {
-        /// The file.
-        path: PathBuf,
-        /// The key's line; 1 when it was not found.
-        line: usize,
-        /// The key with its table.
-        key: &'static str,
-        /// What is allowed.
-        why: String,
-    },
+    /// What is written is not allowed; names file, line, key and what is allowed.
+    #[error(transparent)]
+    Wrong(#[from] Wrong),
 }
 
 impl Config {
-    /// Reads `path`, or the default file, or takes the defaults when the default file is absent.
+    /// Reads and checks `path` alone, or the default file and the owner's, or takes the defaults.
     ///
     /// # Errors
-    /// See [`BadConfig`].
+    /// See [`BadConfig`]. A file that was named and is not there is an error, a missing default file is not.
     #[expect(
         clippy::disallowed_methods,
         reason = "the aggregator has no Host: it reads its configuration only"
     )]
-    pub fn load(path: Option<&Path>) -> Result<Self, BadConfig> {
-        let default = Path::new(DEFAULT);
-        let text = match std::fs::read_to_string(path.unwrap_or(default)) {
-            Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => {
-                return Err(BadConfig::Unreadable {
-                    path: path.unwrap_or(default).to_owned(),
-                    source: error,
-                });
-            }
-            Ok(text) => text,
+    pub fn load(path: Option<&str>) -> Result<Self, BadConfig> {
+        let mut written = Written::default();
+        let mut add = |path: &str, is_named: bool| match std::fs::read_to_string(path) {
+            Ok(text) => Ok(written.add::<Raw>(path, &text)?),
+            Err(error) if !is_named && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(BadConfig::Unreadable { path: path.to_owned(), source }),
         };
-        Self::parse(&text, path.unwrap_or(default), |file| std::fs::read_to_string(file))
+        match path {
+            Some(path) => add(path, true)?,
+            None => {
+                add(DEFAULT, false)?;
+                for path in drop_ins(Path::new(DROP_INS))? {
+                    add(&path, true)?;
+                }
+            }
+        }
+        Self::check(&written, |file| std::fs::read_to_string(file))
     }
 
-    /// Checks `text`, which came from `path`; `read` opens the password file.
-    fn parse(text: &str, path: &Path, read: impl Fn(&Path) -> io::Result<String>) -> Result<Self, BadConfig> {
-        let raw: Raw = toml::from_str(text)
-            .map_err(|e| BadConfig::Malformed { path: path.to_owned(), why: e.to_string() })?;
-        let not_allowed = |key: &'static str, why: String| BadConfig::NotAllowed {
-            path: path.to_owned(),
-            line: line_of(text, key),
-            key,
-            why,
-        };
+    /// Checks what is written; `read` opens the password file.
+    fn check(written: &Written, read: impl Fn(&str) -> io::Result<String>) -> Result<Self, BadConfig> {
+        let mut raw: Raw = written.read()?;
+        let wrong = |key, value: &str, why: &str| BadConfig::Wrong(written.wrong(key, value, why));
         let cluster = raw.cluster.as_deref().unwrap_or("home");
-        let cluster = Name::new(cluster).map_err(|e: BadName| not_allowed("cluster", e.to_string()))?;
-        let broker = raw.mqtt.check(&handed_over("mqtt-key", KEY).display().to_string());
-        let broker = broker.map_err(|wrong| {
-            not_allowed(
-                wrong.key,
-                match wrong.value.as_str() {
-                    "" => wrong.why,
-                    value => format!("`{value}` is not allowed: {}", wrong.why),
-                },
-            )
-        })?;
+        let cluster = Name::new(cluster).map_err(|e| wrong("cluster", cluster, &e.to_string()))?;
+        let credentials = std::env::var("CREDENTIALS_DIRECTORY").ok();
+        let handed_over =
+            |name, default, named: Option<&str>| secret(name, default, named, credentials.as_deref());
+        raw.mqtt.key = raw.mqtt.key.map(|key| handed_over("mqtt-key", KEY, Some(&key)));
+        let broker = raw.mqtt.check(&handed_over("mqtt-key", KEY, None));
+        let broker = broker.map_err(|bad| wrong(bad.key, &bad.value, &bad.why))?;
         let user = match (raw.mqtt.user, raw.mqtt.password_file) {
             (None, None) => None,
-            (Some(user), Some(file)) => {
-                let text = read(Path::new(&file))
-                    .map_err(|e| not_allowed("mqtt.password_file", format!("{file} cannot be read: {e}")))?;
-                Some((user, Secret::new(text.lines().next().unwrap_or_default().to_owned())))
+            (None, Some(file)) => {
+                return Err(wrong("mqtt.password_file", &file, "needs mqtt.user beside it"));
             }
-            (Some(user), None) => {
-                let text = read(&handed_over("mqtt-password", PASSWORD)).unwrap_or_default();
+            (Some(user), file) => {
+                let lacks = |why: &str| wrong("mqtt.user", &user, &format!("the password is missing: {why}"));
+                let file = handed_over("mqtt-password", PASSWORD, file.as_deref());
+                let text = read(&file).map_err(|e| lacks(&format!("{file}: {e}")))?;
                 let password = text.lines().next().filter(|line| !line.is_empty()).ok_or_else(|| {
-                    let why = format!(
-                        "needs a password: write it into {PASSWORD}, for root alone, or name its `password_file`"
-                    );
-                    not_allowed("mqtt.user", why)
+                    lacks(&format!(
+                        "write it into {PASSWORD}, for root alone (mode 0600), and restart bramble-aggregator: it is handed over at a start only"
+                    ))
                 })?;
                 Some((user, Secret::new(password.to_owned())))
             }
-            (None, Some(_)) => {
-                return Err(not_allowed("mqtt.password_file", "needs `user` beside it".into()));
-            }
         };
         let listen = raw.web.listen.as_deref().unwrap_or("127.0.0.1:8080");
-        let listen = listen.parse().map_err(|_| {
-            not_allowed(
-                "web.listen",
-                format!("`{listen}` is not allowed, an address and a port are: 127.0.0.1:8080"),
-            )
-        })?;
+        let listen = listen
+            .parse()
+            .map_err(|_| wrong("web.listen", listen, "an address and a port, such as 127.0.0.1:8080"))?;
         let hosts: Vec<String> = raw.web.hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         if let Some(bad) = hosts.iter().find(|host| !is_host_name(host)) {
-            return Err(not_allowed(
-                "web.hosts",
-                format!("`{bad}` is not allowed, host names without port are"),
-            ));
+            return Err(wrong("web.hosts", bad, "host names without port"));
         }
         let home_assistant = raw.home_assistant;
         Ok(Self { cluster, mqtt: Mqtt { broker, user }, home_assistant, web: Web { listen, hosts } })
     }
+}
+
+/// The owner's files in `directory`, in the order in which they are read.
+fn drop_ins(directory: &Path) -> Result<Vec<String>, BadConfig> {
+    #[expect(clippy::disallowed_methods, reason = "the aggregator has no Host; these are its configuration")]
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+    };
+    let unreadable = |source| BadConfig::Unreadable { path: directory.display().to_string(), source };
+    let paths = entries.map_err(unreadable)?.into_iter().map(|entry| entry.path());
+    let mut paths: Vec<String> = paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .map(|path| path.display().to_string())
+        .collect();
+    paths.sort();
+    Ok(paths)
 }
 
 impl Web {
@@ -198,14 +188,6 @@ impl Web {
     }
 }
 
-/// Where systemd put a secret for this process, or where it takes it from.
-fn handed_over(name: &str, source: &str) -> PathBuf {
-    match std::env::var_os("CREDENTIALS_DIRECTORY") {
-        Some(directory) => Path::new(&directory).join(name),
-        None => PathBuf::from(source),
-    }
-}
-
 fn is_host_name(text: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
@@ -213,29 +195,13 @@ fn is_host_name(text: &str) -> bool {
     text.parse::<IpAddr>().is_err() && text.split('.').all(label)
 }
 
-/// The line of `table.key`; checked values have lost theirs.
-fn line_of(text: &str, key: &str) -> usize {
-    let (table, key) = key.rsplit_once('.').unwrap_or(("", key));
-    let mut current = "";
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if let Some(name) = line.strip_prefix('[') {
-            current = name.split(']').next().unwrap_or_default().trim();
-        }
-        let written = line.split('=').next().unwrap_or_default().trim();
-        let dotted = if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") };
-        if (current == table && written == key) || (current.is_empty() && written == dotted) {
-            return number + 1;
-        }
-    }
-    1
-}
-
 #[cfg(test)]
 impl Config {
     /// What a file of this text says.
     pub(crate) fn of(text: &str) -> Self {
-        Self::parse(text, Path::new("test.toml"), |_| Ok(String::new())).unwrap()
+        let mut written = Written::default();
+        written.add::<Raw>("test.toml", text).unwrap();
+        Self::check(&written, |_| Ok(String::new())).unwrap()
     }
 }
 
@@ -243,12 +209,22 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Config, String> {
-        let read = |file: &Path| match file.to_str() {
-            Some("/secret") => Ok("hunter2\n".to_owned()),
+    fn parse_all(files: &[(&str, &str)]) -> Result<Config, String> {
+        let read = |file: &str| match file {
+            "/secret" => Ok("hunter2\n".to_owned()),
+            // What systemd hands over when there is no such file.
+            PASSWORD => Ok("\n".to_owned()),
             _ => Err(io::Error::from(io::ErrorKind::NotFound)),
         };
-        Config::parse(text, Path::new("a.toml"), read).map_err(|e| e.to_string())
+        let mut written = Written::default();
+        for (path, text) in files {
+            written.add::<Raw>(path, text).map_err(|e| e.to_string())?;
+        }
+        Config::check(&written, read).map_err(|e| e.to_string())
+    }
+
+    fn parse(text: &str) -> Result<Config, String> {
+        parse_all(&[("a.toml", text)])
     }
 
     #[test]
@@ -277,18 +253,18 @@ mod tests {
         let table = [
             ("clutser = \"x\"", ["a.toml", "line 1", "clutser", "expected one of `cluster`"]),
             ("[mqtt]\nport = 70000", ["a.toml", "line 2", "port", "u16"]),
-            ("\ncluster = \"A b\"", ["a.toml:2", "`cluster`", "A b", "a-z, 0-9"]),
+            ("\ncluster = \"A b\"", ["a.toml: line 2", "cluster = ", "A b", "a-z, 0-9"]),
             ("[mqtt]\nport = 0", ["a.toml", "line 2", "port", "nonzero"]),
-            ("mqtt.pin = \"x\"", ["a.toml:1", "`mqtt.pin`", "tls = true", "nothing"]),
-            ("[mqtt]\nhost = \"http://x\"", ["a.toml:2", "`mqtt.host`", "a name", "mqtts"]),
-            ("[mqtt]\nuser = \"u\"", ["a.toml:2", "`mqtt.user`", "password_file", "needs"]),
+            ("mqtt.pin = \"x\"", ["a.toml: line 1", "mqtt.pin", "tls = true", "nothing"]),
+            ("[mqtt]\nhost = \"http://x\"", ["a.toml: line 2", "mqtt.host", "a name", "mqtts"]),
+            ("[mqtt]\nuser = \"u\"", ["a.toml: line 2", "mqtt.user", PASSWORD, "restart bramble-aggregator"]),
             (
                 "[mqtt]\nuser = \"u\"\npassword_file = \"/none\"",
-                ["a.toml:3", "`mqtt.password_file`", "/none", "cannot be read"],
+                ["a.toml: line 2", "mqtt.user", "/none: ", "not found"],
             ),
-            ("[mqtt]\nwill_delay = \"9999s\"", ["a.toml:2", "`mqtt.will_delay`", "9999s", "0ns to 300s"]),
-            ("[web]\n\nlisten = \"8080\"", ["a.toml:3", "`web.listen`", "`8080`", "127.0.0.1:8080"]),
-            ("[web]\nhosts = [\"a:80\"]", ["a.toml:2", "`web.hosts`", "a:80", "without port"]),
+            ("[mqtt]\nwill_delay = \"9999s\"", ["a.toml: line 2", "mqtt.will_delay", "9999s", "0ns to 300s"]),
+            ("[web]\n\nlisten = \"8080\"", ["a.toml: line 3", "web.listen", "\"8080\"", "127.0.0.1:8080"]),
+            ("[web]\nhosts = [\"a:80\"]", ["a.toml: line 2", "web.hosts", "a:80", "without port"]),
         ];
         for (text, parts) in table {
             let error = parse(text).unwrap_err();
@@ -296,6 +272,32 @@ mod tests {
                 assert!(error.contains(part), "{text:?} gave {error:?}, which lacks {part:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_password_written_in_the_wrong_place_is_not_repeated() {
+        for text in ["[mqtt]\npassword = \"hunter2\"", "[mqtt]\nhunter2"] {
+            let error = parse(text).unwrap_err();
+            assert!(error.starts_with("a.toml: line 2: ") && error.lines().count() == 1, "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_owners_files_are_read_by_name_and_win_key_by_key() {
+        let directory = std::env::temp_dir().join(format!("bramble-aggregator-{}", std::process::id()));
+        assert_eq!(drop_ins(&directory).unwrap(), [] as [&str; 0]);
+        std::fs::create_dir(&directory).unwrap();
+        for name in ["b.toml", "a.toml", "c.toml.dpkg-old"] {
+            std::fs::File::create(directory.join(name)).unwrap();
+        }
+        let found = drop_ins(&directory);
+        std::fs::remove_dir_all(&directory).unwrap();
+        let path = |name| directory.join(name).display().to_string();
+        assert_eq!(found.unwrap(), [path("a.toml"), path("b.toml")]);
+        let files = [("shipped", "cluster = \"x\"\n[web]\nlisten = \"[::1]:1\""), ("own", "cluster = \"y\"")];
+        let config = parse_all(&files).unwrap();
+        assert_eq!((config.cluster.as_str(), config.web.listen.port()), ("y", 1));
     }
 
     /// The shipped file: `#key = value` is a setting that is commented out, `# ` begins prose.

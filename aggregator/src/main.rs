@@ -1,14 +1,10 @@
 //! bramble-aggregator: arguments, journal, dispatch.
 
-use std::{
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use bramble_aggregator::{
-    config::Config,
-    notify::{Asked, Service},
+    config::{BadConfig, Config},
+    notify::{BAD_CONFIG, Service},
     serve,
 };
 use clap::{CommandFactory as _, Parser};
@@ -16,18 +12,20 @@ use tracing_subscriber::{
     filter::LevelFilter, fmt::format::debug_fn, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
-/// sysexits: wrong arguments, a failure of the system, a wrong configuration.
+/// sysexits: wrong arguments or a wrong configuration, a failure of the system.
 const USAGE: u8 = 64;
 const OS_ERROR: u8 = 71;
-const CONFIG: u8 = 78;
 
 /// Shows a whole bramble: the mesh of all nodes, one alert for each root cause, a live page and metrics.
 #[derive(Parser)]
 #[command(name = "bramble-aggregator", version)]
 struct Arguments {
-    /// Configuration file [default: /etc/bramble/aggregator.toml, or the defaults when it is absent]
+    /// Configuration to use instead of /etc/bramble/aggregator.toml and /etc/bramble/aggregator.d
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    config: Option<String>,
+    /// Only read the configuration, say what is wrong with it, and end: 0 when it is good, 64 when it is not
+    #[arg(long, conflicts_with = "forget")]
+    check: bool,
     /// Take a node that is gone for good off the broker, so that nothing shows it any more, and end
     #[arg(long, value_name = "NODE")]
     forget: Option<String>,
@@ -62,8 +60,11 @@ fn main() -> ExitCode {
     }
     let config = match Config::load(arguments.config.as_deref()) {
         Ok(config) => config,
-        Err(error) => return failed(&error.into(), CONFIG),
+        Err(error) => return failed(&error.into(), USAGE),
     };
+    if arguments.check {
+        return ExitCode::SUCCESS;
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into(), OS_ERROR),
@@ -85,16 +86,21 @@ fn main() -> ExitCode {
 }
 
 /// Runs until SIGTERM or SIGINT; begins anew at SIGHUP, if the configuration is good.
-async fn run(mut config: Config, path: Option<&Path>) -> anyhow::Result<()> {
+async fn run(mut config: Config, path: Option<&str>) -> anyhow::Result<()> {
     let mut service = Service::start(path)?;
-    while let Asked::Reload(new) = serve::run(config, &mut service).await? {
-        config = *new;
+    let mut door = serve::Door::open(&config.web)?;
+    while let Some(next) = serve::run(config, door, &mut service).await? {
+        (config, door) = next;
     }
     Ok(())
 }
 
 fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
-    tracing::error!("{error:#}");
+    // One line in the journal with the priority of an error, one on a terminal.
+    match std::env::var_os("JOURNAL_STREAM") {
+        Some(_) => tracing::error!(message_id = error.is::<BadConfig>().then_some(BAD_CONFIG), "{error:#}"),
+        None => eprintln!("bramble-aggregator: {error:#}"),
+    }
     ExitCode::from(code)
 }
 

@@ -1,7 +1,7 @@
 //! What the aggregator tells systemd (ready, a status line, proof of life), and what it is asked: to end, or to take its
 //! configuration anew. Without systemd the telling is silent and the asking the same.
 
-use std::{future::pending, path::Path};
+use std::future::pending;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
@@ -11,6 +11,9 @@ use tokio::{
 };
 
 use crate::config::Config;
+
+/// The journal's id of a configuration that is not good: see `packaging/catalog/bramble.catalog`.
+pub const BAD_CONFIG: &str = "e85d6db6d5454dc4a36f5c26852eeda4";
 
 /// What the aggregator is asked to do.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub enum Asked {
 /// The aggregator as a service.
 #[derive(Debug)]
 pub struct Service<'a> {
-    path: Option<&'a Path>,
+    path: Option<&'a str>,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -38,7 +41,7 @@ impl<'a> Service<'a> {
     ///
     /// # Errors
     /// The kernel refuses a signal handler.
-    pub fn start(path: Option<&'a Path>) -> anyhow::Result<Self> {
+    pub fn start(path: Option<&'a str>) -> anyhow::Result<Self> {
         let proof = sd_notify::watchdog_enabled().map(|patience| {
             // Three times within systemd's patience: one may be late, and one may be lost.
             let mut proof = interval(patience / 3);
@@ -69,6 +72,15 @@ impl<'a> Service<'a> {
         }
     }
 
+    /// Says that a configuration is taken anew; [`Self::ready`] ends it.
+    pub fn reloading(&mut self) {
+        tracing::info!("the configuration is taken anew");
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => tell(&[NotifyState::Reloading, now]),
+            Err(_) => tell(&[NotifyState::Reloading]),
+        }
+    }
+
     /// Waits until something is asked. A configuration that is not good is told in the journal and asks for nothing: the
     /// old one stays. Cancel-safe.
     ///
@@ -85,20 +97,18 @@ impl<'a> Service<'a> {
                 _ = self.terminate.recv() => return end(),
                 _ = self.interrupt.recv() => return end(),
                 _ = self.hangup.recv() => match Config::load(self.path) {
-                    Ok(config) => {
-                        tracing::info!("the configuration is taken anew");
-                        match NotifyState::monotonic_usec_now() {
-                            Ok(now) => tell(&[NotifyState::Reloading, now]),
-                            Err(_) => tell(&[NotifyState::Reloading]),
-                        }
-                        return Asked::Reload(Box::new(config));
-                    }
-                    Err(why) => tracing::error!("the old configuration stays: {why}"),
+                    Ok(config) => return Asked::Reload(Box::new(config)),
+                    Err(why) => refuse(&why),
                 },
                 () = proof => tell(&[NotifyState::Watchdog]),
             }
         }
     }
+}
+
+/// Tells the journal why a configuration is not taken while one is in force.
+pub fn refuse(why: &dyn std::fmt::Display) {
+    tracing::error!(message_id = BAD_CONFIG, "the old configuration stays: {why:#}");
 }
 
 fn end() -> Asked {

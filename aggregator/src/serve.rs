@@ -7,7 +7,7 @@ use std::{
     convert::Infallible,
     future::Future,
     hash::{BuildHasher, RandomState},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -42,7 +42,7 @@ use wire::{
 use crate::{
     cluster::{self, Cluster, Effect, Line, Message},
     config::{Config, Web},
-    notify::{Asked, Service},
+    notify::{Asked, Service, refuse},
     publish::{home_assistant, prometheus, web},
 };
 
@@ -134,13 +134,57 @@ impl Shared {
     }
 }
 
-/// Runs until it is asked to end, or to begin anew.
+/// Where the page is asked for; it stays open from one configuration to the next that has the same address.
+#[derive(Debug)]
+pub struct Door {
+    wanted: SocketAddr,
+    listener: std::net::TcpListener,
+}
+
+impl Door {
+    /// Opens what `[web]` says.
+    ///
+    /// # Errors
+    /// The address cannot be listened on; says what to do.
+    pub fn open(web: &Web) -> anyhow::Result<Self> {
+        let wanted = web.listen;
+        let open = || {
+            let listener = std::net::TcpListener::bind(wanted)?;
+            listener.set_nonblocking(true)?;
+            Ok::<_, std::io::Error>(listener)
+        };
+        let listener = open()
+            .with_context(|| format!("listening on {wanted}; set another address as `listen` in [web]"))?;
+        if !wanted.ip().is_loopback() {
+            tracing::warn!("the page has no login, and everybody who reaches {wanted} can read it");
+        }
+        Ok(Self { wanted, listener })
+    }
+
+    /// The door for another configuration: another one when its address is another, which is open then.
+    fn next(&self, web: &Web) -> anyhow::Result<Self> {
+        match web.listen == self.wanted {
+            true => Ok(Self { wanted: self.wanted, listener: self.listener.try_clone()? }),
+            false => Self::open(web),
+        }
+    }
+
+    /// A handle of it for a server.
+    fn listener(&self) -> std::io::Result<TcpListener> {
+        TcpListener::from_std(self.listener.try_clone()?)
+    }
+}
+
+/// Runs until it is asked to end, or to begin anew, with the door for that.
 ///
 /// # Errors
-/// When the page's address cannot be listened on. A broker that is away is none.
-pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<Asked> {
-    let listener = listen(&config.web).await?;
-
+/// The connection's task has ended. A broker that is away is none.
+pub async fn run(
+    config: Config,
+    door: Door,
+    service: &mut Service<'_>,
+) -> anyhow::Result<Option<(Config, Door)>> {
+    let listener = door.listener()?;
     let name = config.cluster.clone();
     let cluster = Cluster::new(name.clone(), cluster::Settings::default());
     let shared = Shared::new(cluster, config.web.hosts.clone());
@@ -158,9 +202,21 @@ pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<As
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let births = config.home_assistant.births(&name);
     let mut announce_at = None;
-    let asked = loop {
+    let next = loop {
         let effects = tokio::select! {
-            asked = service.asked() => break asked,
+            asked = service.asked() => match asked {
+                Asked::End => break None,
+                Asked::Reload(config) => match door.next(&config.web) {
+                    Ok(door) => {
+                        service.reloading();
+                        break Some((*config, door));
+                    }
+                    Err(why) => {
+                        refuse(&why);
+                        Vec::new()
+                    }
+                },
+            },
             () = at(announce_at) => {
                 announce_at = None;
                 announce(&config, &shared, &bus);
@@ -184,7 +240,7 @@ pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<As
         };
         apply(&shared, &bus, effects);
     };
-    if matches!(asked, Asked::End) {
+    if next.is_none() {
         tracing::info!("stopping");
     }
     shared.closing.send_replace(true);
@@ -192,7 +248,7 @@ pub async fn run(config: Config, service: &mut Service<'_>) -> anyhow::Result<As
     drop(events);
     // The pages' connections are told to end; who does not listen is left.
     let _ = tokio::time::timeout(Duration::from_secs(2), pages).await;
-    Ok(asked)
+    Ok(next)
 }
 
 async fn at(instant: Option<Instant>) {
@@ -306,16 +362,6 @@ fn apply(shared: &Shared, bus: &Bus, effects: Vec<Effect>) {
             }
         }
     }
-}
-
-async fn listen(web: &Web) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(web.listen)
-        .await
-        .with_context(|| format!("listening on {}; set another address as `listen` in [web]", web.listen))?;
-    if !web.listen.ip().is_loopback() {
-        tracing::warn!("the page has no login, and everybody who reaches {} can read it", web.listen);
-    }
-    Ok(listener)
 }
 
 /// Serves until `closed`.
@@ -443,7 +489,8 @@ async fn own_names_only(State(shared): State<Arc<Shared>>, request: Request, nex
     if asked.is_some_and(|asked| is_own(asked, &shared.hosts)) {
         return next.run(request).await;
     }
-    let text = "this name is not served; add it to `hosts` in [web] of aggregator.toml\n";
+    let text =
+        "this name is not served; add it to `hosts` in [web], in a file in /etc/bramble/aggregator.d\n";
     (StatusCode::MISDIRECTED_REQUEST, text).into_response()
 }
 
@@ -461,8 +508,6 @@ fn is_own(asked: &str, hosts: &[String]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use serde_json::{Value, json};
     use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
@@ -475,7 +520,7 @@ mod tests {
     /// The page of `scene`, on a free port.
     async fn open(scene: Scene) -> (SocketAddr, Arc<Shared>) {
         let web = Web { listen: "127.0.0.1:0".parse().unwrap(), hosts: vec!["pi.lan".into()] };
-        let listener = listen(&web).await.unwrap();
+        let listener = Door::open(&web).unwrap().listener().unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Shared::new(scene.cluster, web.hosts);
         let mut closing = shared.closing.subscribe();

@@ -277,60 +277,94 @@ fn it_runs_what_it_installs_and_a_purge_leaves_nothing(machine: &mut dyn Machine
     Ok(())
 }
 
+/// What reads a configuration: the unit, its process, the folder of the owner's files, and the commands that say the same
+/// of the one file in it.
+type Reader = (&'static str, &'static str, &'static str, &'static [&'static str]);
+
+const READERS: [Reader; 3] = [
+    (
+        "bramble",
+        "bramble",
+        "/etc/bramble/conf.d",
+        &[
+            "bramble check --list",
+            "bramble check --config /etc/bramble/conf.d/a.toml",
+            "bramble --config /etc/bramble/conf.d/a.toml plan",
+        ],
+    ),
+    ("bramble-probe", "bramble", "/etc/bramble/conf.d", &["bramble check --list"]),
+    (
+        "bramble-aggregator",
+        "bramble-aggregator",
+        "/etc/bramble/aggregator.d",
+        &[
+            "bramble-aggregator --check",
+            "bramble-aggregator --check --config /etc/bramble/aggregator.d/a.toml",
+        ],
+    ),
+];
+
 fn a_bad_configuration_is_named_alike_by_unit_and_command(machine: &mut dyn Machine) -> Result<()> {
     install(machine)?;
     machine.run("cp /var/lib/bramble/identity.json /srv/identity.json")?.good()?;
+    for reader in READERS {
+        is_named_alike(machine, reader).with_context(|| reader.0)?;
+        expect_active(machine)?;
+    }
     machine
-        .run("printf '[mqtt]\\nhots = 1\\n' >/etc/bramble/conf.d/a.toml; systemctl reload bramble")?
-        .good()?;
-    let named = "/etc/bramble/conf.d/a.toml: line 2: hots: unknown field";
-    let errors = "-u bramble -p err";
-    until(PATIENCE, "the journal names file, line and key", || {
-        let entries = entries(machine, errors)?;
-        Ok(entries.iter().any(|entry| field(entry, "MESSAGE").contains(named)).then_some(()))
-    })?;
-    ensure!(property(machine, "bramble", "ActiveState")? == "active", "the old configuration did not stay");
+        .run("cmp /var/lib/bramble/identity.json /srv/identity.json")?
+        .good()
+        .context("the state was touched")?;
+    Ok(())
+}
 
-    let before = entries(machine, errors)?.len();
+fn is_named_alike(machine: &mut dyn Machine, (unit, program, folder, commands): Reader) -> Result<()> {
+    // As bad as a secret in the wrong place can be.
+    let bad = format!("printf '[mqtt]\\nhots = \"hunter2\"\\n' >{folder}/a.toml");
+    machine.run(&format!("{bad} && systemctl reload {unit}"))?.good()?;
+    let named = format!("{folder}/a.toml: line 2: hots: unknown field");
+    let errors = format!("-u {unit} -p err");
+    until(PATIENCE, "the journal names file, line and key", || {
+        let entries = entries(machine, &errors)?;
+        Ok(entries.iter().any(|entry| field(entry, "MESSAGE").contains(&named)).then_some(()))
+    })?;
+    ensure!(property(machine, unit, "ActiveState")? == "active", "the old configuration did not stay");
+
+    let before = entries(machine, &errors)?.len();
     ensure!(
-        machine.run("systemctl restart bramble")?.code != 0,
+        machine.run(&format!("systemctl restart {unit}"))?.code != 0,
         "it started with a configuration that is not good"
     );
-    ensure!(property(machine, "bramble", "NRestarts")? == "0", "it was tried again and again");
-    let own: Vec<Value> = entries(machine, errors)?
+    ensure!(property(machine, unit, "NRestarts")? == "0", "it was tried again and again");
+    let own: Vec<Value> = entries(machine, &errors)?
         .into_iter()
         .skip(before)
-        .filter(|entry| field(entry, "_COMM") == "bramble")
+        // The kernel keeps 15 letters of a name.
+        .filter(|entry| program.starts_with(field(entry, "_COMM")) && !field(entry, "_COMM").is_empty())
         .collect();
     ensure!(own.len() == 1, "one line is wanted: {own:?}");
     let line = field(&own[0], "MESSAGE");
-    ensure!(line.starts_with(named), "the unit says {line}");
-    for command in [
-        "bramble check --list",
-        "bramble check --config /etc/bramble/conf.d/a.toml",
-        "bramble --config /etc/bramble/conf.d/a.toml plan",
-    ] {
+    ensure!(line.starts_with(&named) && !line.contains("hunter2"), "the unit says {line}");
+    for command in commands {
         let check = machine.run(command)?;
         ensure!(
-            check.code == 64 && check.err.trim_end() == format!("bramble: {line}"),
+            check.code == 64 && check.err.trim_end() == format!("{program}: {line}"),
             "{command} ends with {} and says {}, the unit says {line}",
             check.code,
             check.err
         );
     }
+    let id = field(&own[0], "MESSAGE_ID");
+    let explained = machine.run(&format!("journalctl -b --no-pager --catalog -u {unit} MESSAGE_ID={id}"))?;
+    ensure!(explained.out.contains("Subject: The configuration is not good"), "{id}: {}", explained.out);
     until(PATIENCE, "the failure has its own entry, with an explanation", || {
-        let entry =
-            machine.run("journalctl -b --no-pager --catalog MESSAGE_ID=6d1b4f6c0a5e4b0f9a7c2e8d3f915b24")?;
+        let entry = machine.run(&format!(
+            "journalctl -b --no-pager --catalog MESSAGE_ID=6d1b4f6c0a5e4b0f9a7c2e8d3f915b24 BRAMBLE_UNIT={unit}.service"
+        ))?;
         Ok(entry.out.contains("To start it again:").then_some(()))
     })?;
-    machine
-        .run("cmp /var/lib/bramble/identity.json /srv/identity.json")?
-        .good()
-        .context("the state was touched")?;
-    machine
-        .run("rm /etc/bramble/conf.d/a.toml; systemctl reset-failed; systemctl restart bramble")?
-        .good()?;
-    expect_active(machine)
+    machine.run(&format!("rm {folder}/a.toml; systemctl reset-failed; systemctl restart {unit}"))?.good()?;
+    Ok(())
 }
 
 /// How often root has begun to apply the plan in this boot; a start whose condition is not met does not count.
@@ -428,7 +462,7 @@ common='[mqtt]\\nhost = \"10.99.0.1\"\\n\\n[report]\\ninterval = \"1s\"\\n\\n'
 printf \"$common\"'[node]\\nname = \"n1\"\\n\\n[probe]\\nuplink = \"bed0\"\\n' >/etc/bramble/conf.d/bed.toml
 printf \"$common\"'[node]\\nname = \"n2\"\\nstate_dir = \"/run/bed-peer\"\\nruntime_dir = \"/run/bed-peer\"\\n\\n\
 [probe]\\nuplink = \"bed1\"\\n' >/run/bed-peer.toml
-printf '[mqtt]\\nhost = \"10.99.0.1\"\\n' >/etc/bramble/aggregator.toml
+printf '[mqtt]\\nhost = \"10.99.0.1\"\\n' >/etc/bramble/aggregator.d/bed.toml
 for verb in probe run; do
   systemd-run --quiet --unit=bed-peer-$verb ip netns exec bed-peer bramble --config /run/bed-peer.toml $verb
 done

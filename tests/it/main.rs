@@ -153,6 +153,8 @@ const TESTS: &[&[Test]] = &[
         Root a_broker_with_narrow_limits_gets_what_fits_and_the_rest_is_named,
         Root no_change_is_lost_when_broker_and_agent_are_killed_again_and_again,
         Root what_happened_before_a_loss_of_power_is_told_after_it,
+        Root a_reload_without_the_password_is_told_and_keeps_the_old_configuration,
+        Checkout an_aggregator_whose_new_address_is_taken_keeps_the_old_one,
         RootAndTime a_restart_is_not_seen_and_an_end_is_after_the_wills_delay,
     ],
     tests![

@@ -19,8 +19,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use sha2::{Digest as _, Sha256};
 use testbed::{
+    http,
     k3s::{Authority, Pair, Validity},
     process::{Process, bound},
     watch::until,
@@ -940,5 +945,104 @@ pub(crate) fn a_restart_is_not_seen_and_an_end_is_after_the_wills_delay() -> Res
     let words = ear.all(AVAILABILITY);
     ensure!(words.iter().filter(|word| *word == "offline").count() == 1, "it flapped: {words:?}");
     ensure!((18..35).contains(&killed.elapsed().as_secs()), "after {:?}", killed.elapsed());
+    Ok(())
+}
+
+/// Asks a daemon to take its configuration anew.
+fn reload(process: &Process) -> Result<()> {
+    Ok(kill(Pid::from_raw(process.pid().cast_signed()), Signal::SIGHUP)?)
+}
+
+pub(crate) fn a_reload_without_the_password_is_told_and_keeps_the_old_configuration() -> Result<()> {
+    let folder = Folder::new()?;
+    let broker = Broker::plain(&folder, "")?;
+    let ear = Ear::open(broker.ports[0], None)?;
+    let mut agent = Agent::new(&folder, broker.ports[0], "20s")?;
+    ear.until_heard(AVAILABILITY, "online").with_context(|| agent.log())?;
+    let good = fs::read_to_string(folder.path("bramble.toml"))?;
+    let none = folder.path("none");
+    let bad = good.replace("[mqtt]\n", &format!("[mqtt]\nuser = \"u\"\npassword_file = \"{none}\"\n"));
+    folder.write("bramble.toml", &bad)?;
+    let process = agent.process.as_ref().context("it runs")?;
+    reload(process)?;
+    let said = until(PATIENCE, "it says why it keeps the old configuration", || {
+        Ok(agent.log().lines().find(|line| line.contains("the old configuration stays")).map(str::to_owned))
+    })
+    .with_context(|| agent.log())?;
+    let why = format!(
+        "{}: line 6: mqtt.user = \"u\": the password is missing: {none}: no such file",
+        folder.path("bramble.toml")
+    );
+    ensure!(said.contains(&why), "{said}, and not {why}");
+
+    let mut check = bound(&programs()?.join("bramble").display().to_string());
+    let check = check.args(["check", "--list", "--config", &folder.path("bramble.toml")]).output()?;
+    ensure!(check.status.code() == Some(64), "check ends with {}", check.status);
+    ensure!(String::from_utf8_lossy(&check.stderr).trim_end() == format!("bramble: {why}"), "{check:?}");
+
+    // It goes on, and a good one is taken.
+    folder.write("bramble.toml", &good)?;
+    reload(process)?;
+    until(PATIENCE, "a good one is taken", || {
+        Ok(agent.log().contains("the configuration is taken anew").then_some(()))
+    })
+    .with_context(|| agent.log())?;
+    ensure!(agent.process.as_mut().context("it runs")?.ended().is_none(), "it ended: {}", agent.log());
+    Ok(())
+}
+
+pub(crate) fn an_aggregator_whose_new_address_is_taken_keeps_the_old_one() -> Result<()> {
+    let folder = Folder::new()?;
+    let (old, new, taken) = (free_port()?, free_port()?, TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
+    let broker = free_port()?;
+    let configure = |port: u16| {
+        let text = format!("[mqtt]\nport = {broker}\n[web]\nlisten = \"127.0.0.1:{port}\"\n");
+        folder.write("aggregator.toml", &text)
+    };
+    let path = configure(old)?;
+    let program = programs()?.join("bramble-aggregator").display().to_string();
+    let mut command = bound(&program);
+    command.args(["--config", &path]);
+    command.stdout(Stdio::null()).stderr(fs::File::create(folder.path("aggregator.log"))?);
+    let mut process = Process::spawn("the aggregator", command)?;
+    let log = || fs::read_to_string(folder.path("aggregator.log")).unwrap_or_default();
+    let answers = |port: u16| {
+        let page = format!("the page answers on {port}");
+        until(PATIENCE, &page, || Ok(http::get((Ipv4Addr::LOCALHOST, port).into(), "/healthz").ok()))
+            .with_context(log)
+    };
+    answers(old)?;
+    configure(taken.local_addr()?.port())?;
+    reload(&process)?;
+    until(PATIENCE, "it says why it keeps the old configuration", || {
+        let said = log().lines().any(|l| {
+            l.contains("the old configuration stays: listening on") && l.contains("`listen` in [web]")
+        });
+        Ok(said.then_some(()))
+    })
+    .with_context(log)?;
+    answers(old)?;
+    // The same address stays open, another one is open before the old one is left.
+    for port in [old, new] {
+        configure(port)?;
+        let before = log().matches("the configuration is taken anew").count();
+        reload(&process)?;
+        until(PATIENCE, "it is taken", || {
+            Ok((log().matches("the configuration is taken anew").count() > before).then_some(()))
+        })?;
+        answers(port)?;
+    }
+    ensure!(TcpStream::connect((Ipv4Addr::LOCALHOST, old)).is_err(), "the old address is still open");
+    ensure!(process.ended().is_none(), "it ended: {}", log());
+
+    // What a reload would say is said by the command, without a line of the file that may hold a secret.
+    folder.write("aggregator.toml", "[mqtt]\npassword = \"hunter2\"\n")?;
+    let check = bound(&program).args(["--check", "--config", &path]).output()?;
+    let said = String::from_utf8_lossy(&check.stderr).into_owned();
+    ensure!(check.status.code() == Some(64), "{check:?}");
+    ensure!(said.contains(&format!("{path}: line 2: password: unknown field")), "{said}");
+    ensure!(said.lines().count() == 1 && !said.contains("hunter2"), "{said}");
+    configure(old)?;
+    ensure!(bound(&program).args(["--check", "--config", &path]).output()?.status.success());
     Ok(())
 }

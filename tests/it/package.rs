@@ -178,7 +178,11 @@ pub(crate) fn the_catalogue_explains_what_the_journal_refers_to() -> Result<()> 
     let ids = |text: &str| -> BTreeSet<String> {
         text.split(|c: char| !c.is_ascii_alphanumeric()).filter(is_id).map(str::to_owned).collect()
     };
-    let referred = ids(&(read("agent/src/journal.rs")? + &read("systemd/system/bramble-failed@.service")?));
+    let mut referred = BTreeSet::new();
+    for path in ["agent/src/journal.rs", "aggregator/src/notify.rs", "systemd/system/bramble-failed@.service"]
+    {
+        referred.extend(ids(&read(path)?));
+    }
     let explained = ids(&read("packaging/catalog/bramble.catalog")?);
     ensure!(
         referred == explained && explained.len() == 4,

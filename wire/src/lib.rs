@@ -16,6 +16,9 @@ pub mod command;
 /// Home Assistant's device discovery, derived from readings and conditions.
 pub mod discovery;
 
+/// Configuration files as they are written, and where in them something is wrong.
+pub mod written;
+
 /// Where the broker is: the section `[mqtt]` of both programs.
 pub mod broker;
 

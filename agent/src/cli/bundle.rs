@@ -95,7 +95,7 @@ fn collect(
     // once more, to be in the tree as well.
     let facts = Facts::observe(&host);
     let judged: Vec<Judged> = require::judge(REQUIREMENTS, &facts, config).collect();
-    let _ = Config::load(&host, config_path);
+    let _ = super::load(&host, config_path);
     if let Err(why) = receipt::seen(&host) {
         contents.left_out.push(format!("receipts: {why}"));
     }

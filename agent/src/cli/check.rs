@@ -138,10 +138,9 @@ fn chosen(ids: &[String]) -> Result<Vec<&'static Requirement>, String> {
     Ok(REQUIREMENTS.iter().filter(|requirement| ids.is_empty() || named.contains(&requirement.id)).collect())
 }
 
-/// What is said of the first id in `accept` of `[cluster]` that names nothing.
-pub(super) fn misspelt(config: &Config) -> Option<String> {
-    let strange = |id: &String| unknown_id(id).filter(|_| !doctor::examines(id));
-    config.cluster.accept.iter().find_map(strange)
+/// What is said of an id in `accept` of `[cluster]` that names nothing.
+pub(super) fn unknown(id: &str) -> Option<String> {
+    unknown_id(id).filter(|_| !doctor::examines(id))
 }
 
 /// What is said of an id that names nothing; `None` of one that does.

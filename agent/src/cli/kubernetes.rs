@@ -44,7 +44,7 @@ pub fn run(args: &Kubernetes, config: &Config, host: &Host, path: Option<&str>) 
     let state = State::new(Path::new(&directory));
     let teller = Teller::new(config.kubernetes.tell.then(|| config.agent_socket()));
     super::block_on(async {
-        let mut service = Service::start(host, path)?;
+        let mut service = Service::start(host, path, super::load)?;
         service.ready("looking at the cluster");
         tokio::select! {
             ended = look(&client, &place, &state, teller) => ended?,

@@ -4,7 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::Config, host::Host, journal};
+use crate::{
+    config::{BadConfig, Config},
+    host::Host,
+    journal,
+};
 
 pub mod apply;
 pub mod bundle;
@@ -78,7 +82,7 @@ pub fn main() -> ExitCode {
         // Whoever read has seen enough: `bramble status | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let usage = error.is::<crate::config::BadConfig>();
+            let usage = error.is::<BadConfig>();
             // One line in the journal with the priority of an error, one on a terminal.
             match std::env::var_os("JOURNAL_STREAM") {
                 Some(_) => tracing::error!(message_id = usage.then_some(journal::BAD_CONFIG), "{error:#}"),
@@ -95,10 +99,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 impl Bramble {
     fn run(self) -> anyhow::Result<ExitCode> {
-        // What speaks of the program itself needs no configuration, and no machine that it is for.
+        // What speaks of the program itself needs no configuration, and the way back must not need a good one.
         match &self.verb {
             Verb::Completions(args) => return completions::run(args),
             Verb::Man(args) => return man::run(args),
+            Verb::Revert(args) => return revert::run(args),
+            Verb::Leave(args) => return leave::run(args),
             _ => {}
         }
         let host = Host::live()?;
@@ -107,21 +113,18 @@ impl Bramble {
             Some(path) => Some(std::path::absolute(path)?.to_string_lossy().into_owned()),
             None => None,
         };
-        let config = Config::load(&host, path.as_deref())?;
-        // Whoever judges: what was misspelt there is accepted by nobody.
-        if let Verb::Check(_) | Verb::Plan(_) | Verb::Apply(_) | Verb::Join(_) = &self.verb
-            && let Some(message) = check::misspelt(&config)
-        {
-            eprintln!("bramble: in accept of [cluster]: {message}");
-            return Ok(ExitCode::from(USAGE));
-        }
+        let config = load(&host, path.as_deref())?;
         match &self.verb {
-            Verb::Check(args) => check::run(args, &config),
+            Verb::Check(args) => {
+                // What would stop the agent is said here too, as far as this user can see it.
+                match config.mqtt.login() {
+                    Ok(_) | Err(BadConfig::Denied(_)) => check::run(args, &config),
+                    Err(why) => Err(why.into()),
+                }
+            }
             Verb::Plan(args) => plan::run(args, &config),
             Verb::Apply(args) => apply::run(args, &config),
-            Verb::Revert(args) => revert::run(args),
             Verb::Join(args) => join::run(args, &config, &host),
-            Verb::Leave(args) => leave::run(args),
             Verb::Status(args) => status::run(args, &config),
             Verb::Mesh(args) => mesh::run(args, &config),
             Verb::Obey(args) => obey::run(args, &config),
@@ -131,9 +134,16 @@ impl Bramble {
             Verb::Run(_) => run::run(config, &host, path.as_deref()),
             Verb::Probe(_) => probe::run(config, &host, path.as_deref()),
             Verb::Kubernetes(args) => kubernetes::run(args, &config, &host, path.as_deref()),
-            Verb::Completions(_) | Verb::Man(_) => unreachable!("they were done above"),
+            Verb::Completions(_) | Verb::Man(_) | Verb::Revert(_) | Verb::Leave(_) => {
+                unreachable!("they were done above")
+            }
         }
     }
+}
+
+/// The configuration, in which nothing is accepted that names nothing.
+fn load(host: &Host, path: Option<&str>) -> Result<Config, BadConfig> {
+    Config::load(host, path, check::unknown)
 }
 
 /// One thread is enough for each daemon, and takes less memory than two.

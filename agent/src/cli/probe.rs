@@ -20,7 +20,7 @@ pub struct Probe {}
 /// Only what keeps it from starting.
 pub fn run(mut config: Config, host: &Host, path: Option<&str>) -> anyhow::Result<ExitCode> {
     super::block_on(async {
-        let mut service = Service::start(host, path)?;
+        let mut service = Service::start(host, path, super::load)?;
         while let Asked::Reload(new) = serve::run(&config, host, &mut service).await? {
             config = *new;
         }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::{
-    config::Config,
+    config::{BadConfig, Config},
     daemon,
     host::Host,
     notify::{Asked, Service},
@@ -19,10 +19,17 @@ pub struct Run {}
 /// Only what keeps it from starting.
 pub fn run(mut config: Config, host: &Host, path: Option<&str>) -> anyhow::Result<ExitCode> {
     super::block_on(async {
-        let mut service = Service::start(host, path)?;
+        let mut service = Service::start(host, path, load)?;
         while let Asked::Reload(new) = daemon::run(&config, host, &mut service).await? {
             config = *new;
         }
         Ok(ExitCode::SUCCESS)
     })?
+}
+
+/// What is taken anew: nothing that would end the agent, which nothing would start again.
+fn load(host: &Host, path: Option<&str>) -> Result<Config, BadConfig> {
+    let config = super::load(host, path)?;
+    config.mqtt.login()?;
+    Ok(config)
 }

@@ -12,9 +12,10 @@ use wire::{
     connection::Secret,
     discovery::HomeAssistant,
     topic::{Name, Verb},
+    written::{Written, Wrong, secret},
 };
 
-use crate::host::{Host, Unreadable};
+use crate::host::{Host, Unreadable, Why};
 
 /// `[cilium]`: which Cilium the first server installs.
 pub mod cilium;
@@ -27,9 +28,9 @@ pub mod k3s;
 pub const DEFAULT_PATH: &str = "/etc/bramble/bramble.toml";
 /// Where the owner's files are, which are read after it.
 pub const DROP_INS: &str = "/etc/bramble/conf.d";
-/// Where the password for the broker is when no file is named.
+/// Where the password for the broker is when no file is named; systemd hands it over when the agent starts.
 pub const PASSWORD: &str = "/etc/bramble/mqtt-password";
-/// Where the key of our certificate for the broker is when no file is named.
+/// Where the key of our certificate for the broker is when no file is named; handed over as the password is.
 pub const KEY: &str = "/etc/bramble/mqtt-key";
 
 /// What the owner decided, checked.
@@ -160,28 +161,14 @@ impl Commands {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BadConfig {
     /// The file that was asked for cannot be read.
-    #[error(transparent)]
+    #[error("{0}; name another file with --config")]
     Unreadable(#[from] Unreadable),
-    /// Not TOML, an unknown key, or a value of the wrong type; names line, key and what is allowed.
-    #[error("{path}: {why}")]
-    Written {
-        /// The file.
-        path: String,
-        /// Place, cause and what is allowed.
-        why: String,
-    },
-    /// A value that is of the right type and still impossible.
-    #[error("{path}: {key} = {value}: {why}")]
-    Value {
-        /// The file.
-        path: String,
-        /// The key, with its section.
-        key: &'static str,
-        /// What stands there.
-        value: String,
-        /// What is allowed.
-        why: String,
-    },
+    /// What is written is not allowed; names file, line, key and what is allowed.
+    #[error(transparent)]
+    Wrong(#[from] Wrong),
+    /// A secret that this process may not read, while another one may.
+    #[error(transparent)]
+    Denied(Wrong),
 }
 
 /// As written.
@@ -241,24 +228,31 @@ struct RawCommands {
 }
 
 impl Config {
-    /// Reads and checks `path` alone, or the default file and the owner's, or takes the defaults.
+    /// Reads and checks `path` alone, or the default file and the owner's, or takes the defaults. `unknown` tells what is
+    /// wrong with an id in `accept` of `[cluster]` that names nothing.
     ///
     /// # Errors
     /// See [`BadConfig`]. A file that was named and is not there is an error, a missing default file is not.
-    pub fn load(host: &Host, path: Option<&str>) -> Result<Self, BadConfig> {
+    pub fn load(
+        host: &Host,
+        path: Option<&str>,
+        unknown: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, BadConfig> {
         let mut written = Written::default();
         match path {
-            Some(path) => written.add(path, &host.text(path)?)?,
+            Some(path) => written.add::<Raw>(path, &host.text(path)?)?,
             None => {
-                written.add(DEFAULT_PATH, &host.text_if_present(DEFAULT_PATH)?.unwrap_or_default())?;
+                let shipped = host.text_if_present(DEFAULT_PATH)?.unwrap_or_default();
+                written.add::<Raw>(DEFAULT_PATH, &shipped)?;
                 for name in host.list_if_present(DROP_INS)?.iter().filter(|name| name.ends_with(".toml")) {
                     let path = format!("{DROP_INS}/{name}");
-                    written.add(&path, &host.text(&path)?)?;
+                    written.add::<Raw>(&path, &host.text(&path)?)?;
                 }
             }
         }
         let host_name = host.text("/proc/sys/kernel/hostname").unwrap_or_default();
-        written.check(host_name.trim(), |file| host.text(file))
+        let raw: Raw = written.read()?;
+        raw.check(&written, host_name.trim(), |file| host.text(file), unknown)
     }
 
     /// Socket on which the agent answers `status` and `mesh`.
@@ -282,97 +276,16 @@ impl Mqtt {
     }
 }
 
-/// Where systemd put a secret for this process, or where it takes it from.
-fn credential(name: &str, source: &str) -> String {
-    match std::env::var("CREDENTIALS_DIRECTORY") {
-        Ok(directory) => format!("{directory}/{name}"),
-        Err(_) => source.to_owned(),
-    }
-}
-
-/// All files, merged; each with its text, so that an error can name file and line.
-#[derive(Debug, Default)]
-struct Written {
-    files: Vec<(String, String)>,
-    merged: toml::Table,
-}
-
-impl Written {
-    /// Takes one file more, whose values win over those before.
-    fn add(&mut self, path: &str, text: &str) -> Result<(), BadConfig> {
-        let bad = |e: &toml::de::Error| BadConfig::Written { path: path.to_owned(), why: place(e, text) };
-        let _: Raw = toml::from_str(text).map_err(|e| bad(&e))?;
-        let table: toml::Table = toml::from_str(text).map_err(|e| bad(&e))?;
-        merge(&mut self.merged, &table);
-        self.files.push((path.to_owned(), text.to_owned()));
-        Ok(())
-    }
-
-    /// The last file that sets `section.key`, and the line where it does; the first file when none does.
-    fn origin(&self, key: &str) -> String {
-        let set = self.files.iter().rev().find_map(|(path, text)| Some((path, line_of(text, key)?)));
-        match (set, self.files.first()) {
-            (Some((path, line)), _) => format!("{path}: line {line}"),
-            (None, Some((path, _))) => path.clone(),
-            (None, None) => String::new(),
-        }
-    }
-
-    fn check(
-        self,
-        host_name: &str,
-        read: impl Fn(&str) -> Result<String, Unreadable>,
-    ) -> Result<Config, BadConfig> {
-        let raw = self.merged.clone().try_into::<Raw>().map_err(|e| BadConfig::Written {
-            path: self.files.last().map(|(path, _)| path.clone()).unwrap_or_default(),
-            why: e.message().to_owned(),
-        })?;
-        raw.check(host_name, |key| self.origin(key), read)
-    }
-}
-
-/// The line, from 1, on which `text` sets `section.key`.
-fn line_of(text: &str, key: &str) -> Option<usize> {
-    let (section, key) = key.split_once('.')?;
-    let document = toml::de::DeTable::parse(text).ok()?;
-    let section = document.get_ref().get(section)?.get_ref().as_table()?;
-    let (name, _) = section.iter().find(|(name, _)| name.get_ref() == key)?;
-    Some(text[..name.span().start].matches('\n').count() + 1)
-}
-
-/// Line, key and cause in one line. The value is left out: somebody may have written a password there.
-fn place(error: &toml::de::Error, text: &str) -> String {
-    let message = error.message().replace('\n', ", ");
-    let Some(span) = error.span() else { return message };
-    let before = &text[..span.start.min(text.len())];
-    let line = text.lines().nth(before.matches('\n').count()).unwrap_or_default();
-    let key = line.split('=').next().unwrap_or_default().trim();
-    format!("line {}: {key}: {message}", before.matches('\n').count() + 1)
-}
-
-fn merge(into: &mut toml::Table, from: &toml::Table) {
-    for (key, value) in from {
-        match (into.get_mut(key), value) {
-            (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
-            _ => drop(into.insert(key.clone(), value.clone())),
-        }
-    }
-}
-
 impl Raw {
-    /// `origin` tells the file of a key, `read` reads the password's.
+    /// `written` is where it stands, `read` reads the password's file, `unknown` see [`Config::load`].
     fn check(
-        self,
+        mut self,
+        written: &Written,
         host_name: &str,
-        origin: impl Fn(&str) -> String,
         read: impl Fn(&str) -> Result<String, Unreadable>,
+        unknown: impl Fn(&str) -> Option<String>,
     ) -> Result<Config, BadConfig> {
-        let bad = |key: &'static str, value: &str, why: String| BadConfig::Value {
-            path: origin(key),
-            key,
-            value: format!("\"{value}\""),
-            why,
-        };
+        let bad = |key, value: &str, why: String| BadConfig::Wrong(written.wrong(key, value, &why));
         let duration = |key, value: Option<String>, default: Duration, from: Duration, to: Duration| {
             let Some(text) = value else { return Ok(default) };
             broker::time(&text, default, from..=to).map_err(|why| bad(key, &text, why))
@@ -385,7 +298,12 @@ impl Raw {
             })?,
         };
         let cluster = self.node.cluster.as_deref().unwrap_or("home");
-        let broker = self.mqtt.check(&credential("mqtt-key", KEY));
+        let credentials = std::env::var("CREDENTIALS_DIRECTORY").ok();
+        let handed_over = |name, default, named: &Option<String>| {
+            secret(name, default, named.as_deref(), credentials.as_deref())
+        };
+        self.mqtt.key = self.mqtt.key.map(|key| handed_over("mqtt-key", KEY, &Some(key)));
+        let broker = self.mqtt.check(&handed_over("mqtt-key", KEY, &None));
         let broker = broker.map_err(|wrong| bad(wrong.key, &wrong.value, wrong.why))?;
         let user = match (self.mqtt.user, self.mqtt.password_file) {
             (None, None) => None,
@@ -393,16 +311,24 @@ impl Raw {
                 return Err(bad("mqtt.password_file", &file, "needs mqtt.user beside it".to_owned()));
             }
             (Some(user), file) => {
-                let lacks = |why| bad("mqtt.user", &user, format!("the password is missing: {why}"));
-                let read = read(&file.unwrap_or_else(|| credential("mqtt-password", PASSWORD)))
-                    .map_err(|e| lacks(e.to_string()));
-                let password = read.and_then(|text| match text.trim_end_matches(['\r', '\n']) {
-                    "" => Err(lacks(format!("write it into {PASSWORD}, for root alone (mode 0600)"))),
-                    password => Ok(Secret::new(password.to_owned())),
-                });
+                let lacks =
+                    |why| written.wrong("mqtt.user", &user, &format!("the password is missing: {why}"));
+                let password = match read(&handed_over("mqtt-password", PASSWORD, &file)) {
+                    Ok(text) => match text.trim_end_matches(['\r', '\n']) {
+                        "" => Err(BadConfig::Wrong(lacks(format!(
+                            "write it into {PASSWORD}, for root alone (mode 0600), and restart bramble: it is handed over at a start only"
+                        )))),
+                        password => Ok(Secret::new(password.to_owned())),
+                    },
+                    Err(e) if e.why == Why::Denied => Err(BadConfig::Denied(lacks(e.to_string()))),
+                    Err(e) => Err(BadConfig::Wrong(lacks(e.to_string()))),
+                };
                 Some((user, password))
             }
         };
+        if let Some((id, why)) = self.cluster.accept.iter().find_map(|id| Some((id, unknown(id)?))) {
+            return Err(bad("cluster.accept", id, why));
+        }
         let directory = |key, written: Option<PathBuf>, default: &str| match written {
             Some(path) if !path.is_absolute() => {
                 Err(bad(key, &path.display().to_string(), "a whole path, from / on".to_owned()))
@@ -470,7 +396,9 @@ impl Raw {
 impl Default for Config {
     /// What an empty file on a host named `localhost` gives.
     fn default() -> Self {
-        Written::default().check("localhost", |_| Ok(String::new())).expect("the defaults are valid")
+        Raw::default()
+            .check(&Written::default(), "localhost", |_| Ok(String::new()), |_| None)
+            .expect("the defaults are valid")
     }
 }
 
@@ -481,13 +409,16 @@ mod tests {
     fn check_all(files: &[(&str, &str)]) -> Result<Config, String> {
         let mut written = Written::default();
         for (path, text) in files {
-            written.add(path, text).map_err(|e| e.to_string())?;
+            written.add::<Raw>(path, text).map_err(|e| e.to_string())?;
         }
         let read = |path: &str| match path {
             "/secret" => Ok("hunter2\n".to_owned()),
+            "/root-only" => Err(Unreadable { path: path.to_owned(), why: Why::Denied }),
             _ => Ok(String::new()),
         };
-        written.check("Pi5.local", read).map_err(|e| e.to_string())
+        let unknown = |id: &str| (id != "x").then(|| "no such requirement".to_owned());
+        let raw: Raw = written.read().map_err(|e| e.to_string())?;
+        raw.check(&written, "Pi5.local", read, unknown).map_err(|e| e.to_string())
     }
 
     fn check(text: &str) -> Result<Config, String> {
@@ -519,6 +450,10 @@ mod tests {
             ("[mqtt]\npassword_file = \"p\"", &["mqtt.password_file", "mqtt.user"]),
             ("[node]\nstate_dir = \"\"", &["line 2", "node.state_dir", "whole path"]),
             ("[node]\nruntime_dir = \"run\"", &["line 2", "node.runtime_dir", "run", "whole path"]),
+            (
+                "[cluster]\naccept = [\"x\", \"y\"]",
+                &["line 2", "cluster.accept", "\"y\"", "no such requirement"],
+            ),
             ("nonsense", &["line 1"]),
             ("[node]\nname = 1\n[node]\n", &["line"]),
         ] {
@@ -539,8 +474,13 @@ mod tests {
     #[test]
     fn a_missing_password_stops_the_agent_alone() {
         let config = check("[mqtt]\nuser = \"u\"").unwrap();
-        let error = config.mqtt.login().unwrap_err().to_string();
+        let error = config.mqtt.login().unwrap_err();
+        assert!(matches!(error, BadConfig::Wrong(_)), "{error}");
+        let error = error.to_string();
         assert!(error.contains("bramble.toml: line 2: mqtt.user") && error.contains(PASSWORD), "{error}");
+        // Whether there is one, only who may read it can tell.
+        let config = check("[mqtt]\nuser = \"u\"\npassword_file = \"/root-only\"").unwrap();
+        assert!(matches!(config.mqtt.login(), Err(BadConfig::Denied(_))));
         let config = check("[mqtt]\nuser = \"u\"\npassword_file = \"/secret\"").unwrap();
         assert_eq!(config.mqtt.login().unwrap(), Some(("u".to_owned(), Secret::new("hunter2".to_owned()))));
     }
@@ -559,6 +499,13 @@ mod tests {
         assert!(check_all(&bad[..1]).unwrap_err().starts_with("a.toml: line 2: node.cluster"));
         let unknown = [("a.toml", ""), ("b.toml", "\n[node]\nnmae = \"a\"")];
         assert!(check_all(&unknown).unwrap_err().starts_with("b.toml: line 3: nmae"));
+    }
+
+    #[test]
+    fn the_settings_that_the_readme_shows_are_taken() {
+        const README: &str = include_str!("../../../README.md");
+        let shown = README.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        check(shown).unwrap();
     }
 
     /// The shipped file: `#key = value` is a setting that is commented out, `# ` begins prose.

@@ -708,8 +708,7 @@ impl<'a> Agent<'a> {
                 Ok(())
             }
             Topic::Node(node, NodeTopic::Info) => {
-                let info: NodeInfo =
-                    report::read(payload, &self.speaker.cluster, &node).map_err(|e| e.to_string())?;
+                let info = self.read_info(&node, payload)?;
                 let peer = self.peer(node)?;
                 peer.address = info.address.filter(probeable);
                 peer.version = Some(info.version);
@@ -747,8 +746,7 @@ impl<'a> Agent<'a> {
             NodeTopic::Info if payload.is_empty() => self.introduce(),
             // Stored, it may be of an earlier installation on this name, and ours replaces it; a living namesake repeats it.
             NodeTopic::Info if !retained => {
-                let info: NodeInfo = report::read(payload, &self.speaker.cluster, &self.speaker.node)
-                    .map_err(|e| e.to_string())?;
+                let info = self.read_info(&self.speaker.node, payload)?;
                 if info.id != self.speaker.id {
                     self.namesake = Some((info.id, Instant::now()));
                 }
@@ -847,12 +845,21 @@ impl<'a> Agent<'a> {
     fn be(&self, word: &str) {
         let topic = Topic::Node(self.speaker.node.clone(), NodeTopic::Availability);
         self.bus.publish_latest(topic.in_cluster(&self.speaker.cluster), word.into(), None);
+    fn read_info(&self, node: &Name, payload: &[u8]) -> Result<NodeInfo, String> {
+        let info: NodeInfo = report::read(payload, &self.speaker.cluster, node).map_err(|e| e.to_string())?;
+        match info.is_plausible() {
+            true => Ok(info),
+            false => Err("it holds what no node says".to_owned()),
+        }
+    }
+
     }
 
     fn read_cluster_info(&self, payload: &[u8]) -> Result<ClusterInfo, String> {
         let info: ClusterInfo = report::read_versioned(payload).map_err(|e| e.to_string())?;
         match info.cluster == self.speaker.cluster {
-            true => Ok(info),
+            true if info.is_plausible() => Ok(info),
+            true => Err("it holds what no aggregator says".to_owned()),
             false => Err(format!("the message says it is from {}, the topic says otherwise", info.cluster)),
         }
     }

@@ -147,14 +147,14 @@ impl Speaker {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             address,
             probe_port,
-            model: machine.model.clone(),
-            kernel: machine.kernel.clone(),
-            os: machine.os.clone(),
-            serial: machine.serial.clone(),
-            revision: machine.revision.clone(),
+            model: machine.model.as_deref().map(report::short),
+            kernel: machine.kernel.as_deref().map(report::short),
+            os: machine.os.as_deref().map(report::short),
+            serial: machine.serial.as_deref().map(report::short),
+            revision: machine.revision.as_deref().map(report::short),
             role: machine.role.clone(),
             newest: machine.newest.clone(),
-            about: machine.about.iter().map(|(&id, text)| (id.to_owned(), text.clone())).collect(),
+            about: machine.about.iter().map(|(&id, text)| (id.to_owned(), report::short(text))).collect(),
         }
     }
 

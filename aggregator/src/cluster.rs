@@ -333,7 +333,7 @@ impl Node {
                 self.meet(word, heard.now);
                 return Ok(());
             }
-            NodeTopic::Info => heard.read_into(&mut self.info, |m| &m.header, |_| true),
+            NodeTopic::Info => heard.read_into(&mut self.info, |m| &m.header, NodeInfo::is_plausible),
             NodeTopic::State => heard.read_into(&mut self.state, |m| &m.header, plausible_state),
             NodeTopic::Findings => heard.read_into(&mut self.findings, |m| &m.header, plausible_findings),
             NodeTopic::Mesh => heard.read_into(&mut self.row, |m| &m.header, plausible_row),

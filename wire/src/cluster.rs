@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    report::{EventType, Severity},
+    report::{EventType, Severity, is_short},
     topic::Name,
 };
 
@@ -86,4 +86,46 @@ pub struct ClusterInfo {
     pub device: Option<String>,
     /// Address of the page, when others than the aggregator's host can read it.
     pub page: Option<String>,
+}
+
+impl ClusterInfo {
+    /// Whether an aggregator of ours can say this. Nodes repeat it to Home Assistant, which takes none of a device whose page
+    /// is no address.
+    pub fn is_plausible(&self) -> bool {
+        let texts = [Some(&self.version), self.device.as_ref(), self.page.as_ref()];
+        texts.into_iter().flatten().all(|text| is_short(text))
+            && self
+                .page
+                .as_ref()
+                .is_none_or(|page| page.starts_with("http://") || page.starts_with("https://"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_speaks_for_the_cluster_says_short_texts_and_the_address_of_a_page() {
+        let is_plausible = |device: &str, page: &str| {
+            let info = ClusterInfo {
+                v: crate::report::VERSION,
+                ts: Timestamp::UNIX_EPOCH,
+                cluster: Name::new("home").unwrap(),
+                version: "0.1.0".to_owned(),
+                device: Some(device.to_owned()),
+                page: Some(page.to_owned()),
+            };
+            info.is_plausible()
+        };
+        assert!(is_plausible("bramble_home", "http://pi.lan:8080/"));
+        for (device, page) in [
+            ("a\u{1b}", "http://pi.lan/"),
+            (&"x".repeat(300)[..], "http://pi.lan/"),
+            ("a", "javascript:alert(1)"),
+            ("a", &format!("http://{}/", "x".repeat(300))),
+        ] {
+            assert!(!is_plausible(device, page), "{device:?} {page:?}");
+        }
+    }
 }

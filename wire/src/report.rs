@@ -126,6 +126,47 @@ pub struct NodeInfo {
     pub about: BTreeMap<String, String>,
 }
 
+/// The longest text that a presence may hold, bytes.
+const LONGEST_TEXT: usize = 256;
+/// The most words about a machine that a presence may hold.
+const MOST_WORDS: usize = 32;
+
+/// `text` as a presence may hold it: printable and short.
+pub fn short(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let mut short: String = text.chars().map(plain).collect();
+    short.truncate(short.floor_char_boundary(LONGEST_TEXT));
+    short
+}
+
+/// Whether a text of others is as [`short`] makes it.
+pub(crate) fn is_short(text: &str) -> bool {
+    text.len() <= LONGEST_TEXT && !text.contains(char::is_control)
+}
+
+impl NodeInfo {
+    /// Whether a node of ours can say this. Other nodes act on it and repeat it, so what has a form must have it, and all
+    /// texts are short and printable; a reader drops and counts what is not so.
+    pub fn is_plausible(&self) -> bool {
+        let of = |text: &str, longest: usize, allowed: fn(u8) -> bool| {
+            (1..=longest).contains(&text.len()) && text.bytes().all(allowed)
+        };
+        let version = |text: &String| {
+            of(text, 64, |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'+' | b'-' | b'~'))
+        };
+        self.id.len() == 8
+            && of(&self.id, 8, |b| b.is_ascii_hexdigit())
+            && [Some(&self.version), self.newest.as_ref()].into_iter().flatten().all(version)
+            && self.role.as_deref().is_none_or(|role| matches!(role, "server" | "agent"))
+            && [&self.model, &self.kernel, &self.os, &self.serial, &self.revision]
+                .into_iter()
+                .flatten()
+                .all(|text| is_short(text))
+            && self.about.len() <= MOST_WORDS
+            && self.about.iter().all(|(id, words)| Name::new(id).is_ok() && is_short(words))
+    }
+}
+
 /// Numbers and health of one node. Retained; expires after three intervals.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -656,6 +697,49 @@ mod tests {
         for wrong in ["", "{", "null", "[]", "{\"v\":-1}", "{\"v\":1}", "\u{0}"] {
             assert!(matches!(read(wrong), Err(BadMessage::Json(_))), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_presence_is_short_printable_and_in_its_form() {
+        let good: serde_json::Value = serde_json::from_str(include_str!("../golden/v1/info.json")).unwrap();
+        let is_plausible = |key: &str, value: serde_json::Value| {
+            let mut info = good.clone();
+            info[key] = value;
+            serde_json::from_value::<NodeInfo>(info).unwrap().is_plausible()
+        };
+        let long = || "x".repeat(LONGEST_TEXT + 1);
+        for (key, right, wrong) in [
+            ("id", vec!["00c0ffee"], vec!["", "c0ffee", "00c0ffee0", "00c0ffeg", "\u{1b}0c0ffee", "ä0c0ff"]),
+            ("version", vec!["1.2.3", "1.2.3-rc.1+deb13~1"], vec!["", "1 2", "<b>", "1\u{1b}"]),
+            ("newest", vec!["1.2.3"], vec!["", "1\n2"]),
+            ("role", vec!["server", "agent"], vec!["", "Server", "queen"]),
+            ("model", vec!["", "Raspberry Pi 5 Model B Rev 1.0 \"ä\""], vec!["\u{7}", "a\nb"]),
+            ("kernel", vec!["6.12"], vec!["\u{0}"]),
+            ("os", vec!["Debian"], vec!["\u{9b}"]),
+            ("serial", vec!["1"], vec!["\t"]),
+            ("revision", vec!["c04170"], vec!["\r"]),
+        ] {
+            for (texts, expected) in [(right, true), (wrong, false)] {
+                for text in texts {
+                    assert_eq!(is_plausible(key, text.into()), expected, "{key} = {text:?}");
+                }
+            }
+            assert!(!is_plausible(key, long().into()), "{key} is bounded");
+        }
+        let about = |id: &str, text: &str| is_plausible("about", serde_json::json!({id: text}));
+        assert!(about("time-source", "chrony"));
+        assert!(
+            !about("Time source", "chrony") && !about("time-source", "\n") && !about("time-source", &long())
+        );
+        let many: BTreeMap<String, &str> = (0..=MOST_WORDS).map(|n| (n.to_string(), "x")).collect();
+        assert!(!is_plausible("about", serde_json::json!(many)));
+    }
+
+    #[test]
+    fn a_text_of_the_machine_is_cut_and_cleaned_to_what_a_presence_may_hold() {
+        assert_eq!(short("a\nb\u{1b}c"), "a b c");
+        let cut = short(&"ä".repeat(LONGEST_TEXT));
+        assert!(cut.len() <= LONGEST_TEXT && cut.chars().all(|c| c == 'ä'));
     }
 
     #[test]

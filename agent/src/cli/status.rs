@@ -10,6 +10,7 @@ use std::{
 use anstyle::{AnsiColor, Style};
 use wire::report::{Condition, Severity, Stamps};
 
+use super::check::printable;
 use crate::{config::Config, report::Snapshot};
 
 /// Show what the daemon sees now: conditions, readings, findings. Asks the running `bramble run`.
@@ -85,22 +86,24 @@ fn page(snapshot: &Snapshot) -> String {
         info.header.node,
         info.header.cluster,
         info.address.map_or("no address".to_owned(), |a| a.to_string()),
-        info.model.as_ref().map(|m| format!(", {m}")).unwrap_or_default(),
+        info.model.as_ref().map(|m| format!(", {}", printable(m))).unwrap_or_default(),
         bold = Style::new().bold(),
     )];
     lines.push(match (&snapshot.broker_since, &snapshot.broker_why) {
         (Some(since), _) => format!("{dim}broker{dim:#}    connected since {since:.0}"),
-        (None, why) => format!("{dim}broker{dim:#}    {}", why.as_deref().unwrap_or("not connected")),
+        (None, why) => {
+            format!("{dim}broker{dim:#}    {}", printable(why.as_deref().unwrap_or("not connected")))
+        }
     });
     lines.push(match state.tier.stamps {
         Stamps::Kernel => format!(
             "{dim}probes{dim:#}    stamped by the kernel, attached by {}",
-            state.tier.attached.as_deref().unwrap_or("nothing")
+            printable(state.tier.attached.as_deref().unwrap_or("nothing"))
         ),
         Stamps::User | Stamps::Mixed => {
-            format!("{dim}probes{dim:#}    stamped in user space: {}", state.tier.why)
+            format!("{dim}probes{dim:#}    stamped in user space: {}", printable(&state.tier.why))
         }
-        Stamps::None => format!("{dim}probes{dim:#}    none: {}", state.tier.why),
+        Stamps::None => format!("{dim}probes{dim:#}    none: {}", printable(&state.tier.why)),
     });
     let f = &state.findings;
     lines.push(format!(
@@ -131,7 +134,7 @@ fn page(snapshot: &Snapshot) -> String {
             };
             format!("{v:.digits$} {}", unit(reading.unit))
         });
-        lines.push(format!("{dim}{:<20}{dim:#} {}", reading.title, value.trim_end()));
+        lines.push(format!("{dim}{:<20}{dim:#} {}", printable(&reading.title), value.trim_end()));
     }
     let known = mesh.peers.len();
     lines.push(format!("{dim}{:<20}{dim:#} {known}; bramble mesh shows them", "Peers"));
@@ -164,10 +167,11 @@ fn line(condition: &Condition) -> String {
         (S::Clear, _) => ("●", "clear", colour(AnsiColor::Green)),
     };
     let subject = condition.subject.as_ref().map(|s| format!("{s}: ")).unwrap_or_default();
-    format!(
-        "{colour}{sign} {word}{colour:#}  {subject}{} ({}, since {:.0})",
+    let said = printable(&format!(
+        "{subject}{} ({}, since {:.0})",
         condition.title, condition.evidence, condition.since
-    )
+    ));
+    format!("{colour}{sign} {word}{colour:#}  {said}")
 }
 
 fn colour(colour: AnsiColor) -> Style {
@@ -215,6 +219,14 @@ mod tests {
             depends_on: depends_on.iter().map(|d| (*d).to_owned()).collect(),
             evidence: String::new(),
         }
+    }
+
+    #[test]
+    fn what_others_say_is_shown_without_its_control_bytes() {
+        let mut condition = condition("name-taken", Some("n\u{7}1"), wire::report::Status::Raised, &[]);
+        condition.evidence = "a node with id \u{1b}[2J\n is called so too".to_owned();
+        let shown = anstream::adapter::strip_str(&line(&condition)).to_string();
+        assert!(!shown.contains(char::is_control) && shown.contains("[2J"), "{shown:?}");
     }
 
     #[test]

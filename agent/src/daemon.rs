@@ -98,10 +98,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     let asked = loop {
         tokio::select! {
             asked = service.asked() => break asked,
-            Some(sample) = companion.recv() => {
-                agent.take_sample(sample);
-                service.status(&agent.status());
-            }
+            Some(sample) = companion.recv() => agent.take_sample(sample),
             Some(event) = broker.recv() => agent.take_event(event),
             _ = report.tick() => agent.report(),
             _ = look.tick() => agent.watch(),
@@ -122,6 +119,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
                 let _ = asked.send(serde_json::to_vec(&agent.snapshot()).expect("a snapshot is JSON"));
             }
         }
+        service.status(&agent.status());
     };
     // A task that is aborted still has its socket until it was run once more, and the next run listens on the same one.
     for task in [talk, answer] {
@@ -537,7 +535,7 @@ impl<'a> Agent<'a> {
 
     /// One line for `systemctl status`.
     fn status(&self) -> String {
-        notify::worst(&self.conditions, &count(&self.findings))
+        notify::worst(&self.conditions, &self.findings)
     }
 
     fn info(&self) -> NodeInfo {
@@ -845,14 +843,14 @@ impl<'a> Agent<'a> {
     fn be(&self, word: &str) {
         let topic = Topic::Node(self.speaker.node.clone(), NodeTopic::Availability);
         self.bus.publish_latest(topic.in_cluster(&self.speaker.cluster), word.into(), None);
+    }
+
     fn read_info(&self, node: &Name, payload: &[u8]) -> Result<NodeInfo, String> {
         let info: NodeInfo = report::read(payload, &self.speaker.cluster, node).map_err(|e| e.to_string())?;
         match info.is_plausible() {
             true => Ok(info),
             false => Err("it holds what no node says".to_owned()),
         }
-    }
-
     }
 
     fn read_cluster_info(&self, payload: &[u8]) -> Result<ClusterInfo, String> {

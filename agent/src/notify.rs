@@ -8,7 +8,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{Interval, MissedTickBehavior, interval},
 };
-use wire::report::{Condition, FindingCounts, Status};
+use wire::report::{Condition, Finding, FindingState, Status};
 
 use crate::{
     config::{BadConfig, Config},
@@ -131,22 +131,28 @@ fn shortened(status: &str) -> String {
     }
 }
 
-/// The agent's status line: the worst condition in words, and how many requirements ask for something.
-pub fn worst(conditions: &[Condition], findings: &FindingCounts) -> String {
+/// The agent's status line: how many requirements ask for something, and the worst that is known in words, which is a raised
+/// condition before a requirement.
+pub fn worst(conditions: &[Condition], findings: &[Finding]) -> String {
+    let asking = |state| findings.iter().filter(move |finding| finding.state == state);
+    let asks = || asking(FindingState::Blocked).chain(asking(FindingState::Unmet)).next();
     let raised = conditions.iter().filter(|c| c.status == Status::Raised);
     // What another raised condition explains is not the news.
     let bad = wire::report::root(conditions);
     let unseen = || conditions.iter().find(|c| c.status == Status::Unknown);
-    let mut line = match (bad, unseen()) {
-        (Some(c), _) => {
+    let mut line = match (bad, asks(), unseen()) {
+        (Some(c), ..) => {
             let more = raised.count() - 1;
             let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
             format!("{}: {}{more}", c.title, c.evidence)
         }
-        (None, Some(c)) => format!("could not tell about \"{}\": {}", c.title, c.evidence),
-        (None, None) => "nothing is wrong on the network".to_owned(),
+        (None, Some(f), _) => format!("{}: {}", f.title, f.detail),
+        (None, None, Some(c)) => format!("could not tell about \"{}\": {}", c.title, c.evidence),
+        (None, None, None) => "nothing is wrong on the network".to_owned(),
     };
-    for (count, what) in [(findings.blocked, "a person must see to"), (findings.unmet, "bramble can mend")] {
+    let words = [(FindingState::Blocked, "a person must see to"), (FindingState::Unmet, "bramble can mend")];
+    for (state, what) in words {
+        let count = asking(state).count();
         if count > 0 {
             line = format!("{count} {what}; {line}");
         }
@@ -177,7 +183,7 @@ mod tests {
     fn the_status_line_is_the_worst_cause_and_not_what_it_explains() {
         use Severity::{Critical, Warning};
         use Status::{Clear, Raised, Unknown};
-        let none = FindingCounts::default();
+        let none = [];
         let a = condition("a", Raised, Warning, &[]);
         let b = condition("b", Raised, Critical, &["a"]);
         let c = condition("c", Raised, Critical, &["d"]);
@@ -185,12 +191,23 @@ mod tests {
         let unknown = condition("e", Unknown, Critical, &[]);
         assert_eq!(worst(&[a.clone(), b.clone()], &none), "a: a was seen (and 1 more)");
         assert_eq!(worst(&[a, b, c, clear.clone()], &none), "c: c was seen (and 2 more)");
-        assert_eq!(worst(&[clear.clone(), unknown], &none), "could not tell about \"e\": e was seen");
-        let counts = FindingCounts { blocked: 1, unmet: 2, ..none };
-        assert_eq!(
-            worst(&[clear], &counts),
-            "2 bramble can mend; 1 a person must see to; nothing is wrong on the network"
-        );
+        let unsure = [clear.clone(), unknown];
+        assert_eq!(worst(&unsure, &none), "could not tell about \"e\": e was seen");
+        assert_eq!(worst(&[clear], &none), "nothing is wrong on the network");
+        // Without a condition, the worst finding is named.
+        let finding = |title: &str, state| Finding {
+            id: title.to_owned(),
+            title: title.to_owned(),
+            state,
+            detail: format!("{title} was found"),
+        };
+        use FindingState::{Blocked, Met, Unmet};
+        let findings = [finding("f", Met), finding("g", Unmet), finding("h", Blocked), finding("i", Unmet)];
+        let counts = "2 bramble can mend; 1 a person must see to";
+        assert_eq!(worst(&unsure, &findings), format!("{counts}; h: h was found"));
+        assert_eq!(worst(&unsure, &findings[..2]), "1 bramble can mend; g: g was found");
+        let raised = condition("j", Raised, Warning, &[]);
+        assert_eq!(worst(&[raised], &findings), format!("{counts}; j: j was seen"));
     }
 
     #[test]

@@ -262,6 +262,8 @@ const TESTS: &[&[Test]] = &[
     tests![
         page,
         Browser every_pair_has_a_cell_and_a_cut_link_turns_red_by_itself,
+        Browser a_node_that_is_cut_off_is_one_alert_and_its_cells_turn_red,
+        Browser who_prefers_the_dark_gets_light_words_on_dark_ground,
         Browser what_nodes_say_is_shown_and_never_run,
     ],
 ];

@@ -18,6 +18,10 @@ use crate::{SETTLING, bed, logged};
 const CELLS: &str = "return [...document.querySelectorAll('[data-from][data-to]')].map(cell =>
     [cell.dataset.from, cell.dataset.to, cell.dataset.state, getComputedStyle(cell).backgroundColor].join(' '))";
 
+/// Kind and title of every alert.
+const ALERTS: &str = "return [...document.querySelectorAll('[data-alert]')].map(alert =>
+    alert.dataset.kind + ': ' + alert.querySelector('.text').firstChild.textContent)";
+
 fn texts(value: &Value) -> Result<Vec<String>> {
     let list = value.as_array().context("the page answers with a list")?;
     Ok(list.iter().filter_map(|text| Some(text.as_str()?.to_owned())).collect())
@@ -75,17 +79,79 @@ pub(crate) fn every_pair_has_a_cell_and_a_cut_link_turns_red_by_itself() -> Resu
             !cells.iter().any(|cell| cell.starts_with("n3 n2 cut")),
             "the other direction as well: {cells:?}"
         );
-        until(SETTLING, "the alert is on the page", || {
-            let script =
-                "return [...document.querySelectorAll('[data-alert]')].map(alert => alert.dataset.kind)";
-            Ok((texts(&browser.run(script)?)? == ["path-cut"]).then_some(()))
-        })?;
+        until(SETTLING, "the one alert names the pair and its direction", || {
+            let alerts = texts(&browser.run(ALERTS)?)?;
+            let [alert] = &alerts[..] else { return Ok(None) };
+            Ok((alert.starts_with("path-cut: ") && alert.contains("n2 → n3")).then_some(()))
+        })
+        .with_context(|| browser.run(ALERTS).unwrap_or_default().to_string())?;
         fault.heal(&lab)?;
         until(SETTLING * 2, "all cells are fine again", || {
             let cells = texts(&browser.run(CELLS)?)?;
             Ok((cells.len() == 6 && cells.iter().all(|cell| cell.contains(" fine "))).then_some(()))
         })?;
         ensure!(browser.run("return window.same")? == true, "the page was loaded again");
+        Ok(())
+    })
+}
+
+pub(crate) fn a_node_that_is_cut_off_is_one_alert_and_its_cells_turn_red() -> Result<()> {
+    let lab = bed()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        settle(&lab, &ear, SETTLING)?;
+        let browser = open(&lab)?;
+        let fault = Fault::inject("cut:n2".parse()?, &lab)?;
+        let seen = || -> Result<(Vec<String>, Vec<String>)> {
+            Ok((texts(&browser.run(CELLS)?)?, texts(&browser.run(ALERTS)?)?))
+        };
+        until(SETTLING, "n2 is gone, its links are cut, and nothing else is", || {
+            let (cells, alerts) = seen()?;
+            let is = |way: &str| cells.iter().any(|cell| cell.starts_with(way));
+            let [alert] = &alerts[..] else { return Ok(None) };
+            let named = alert.starts_with("node-gone: ") && alert.contains("n2");
+            let shown = ["n1 n2 cut ", "n3 n2 cut ", "n1 n3 fine ", "n3 n1 fine "].into_iter().all(is);
+            Ok((named && shown).then_some(()))
+        })
+        .with_context(|| format!("{:?}", seen()))?;
+        fault.heal(&lab)?;
+        until(SETTLING * 2, "all is fine again", || {
+            let (cells, alerts) = seen()?;
+            Ok((alerts.is_empty() && cells.iter().all(|cell| cell.contains(" fine "))).then_some(()))
+        })
+        .with_context(|| format!("{:?}", seen()))
+    })
+}
+
+pub(crate) fn who_prefers_the_dark_gets_light_words_on_dark_ground() -> Result<()> {
+    /// Colours of the ground, of the words on it, and of a fine cell.
+    const SHADES: &str = "const of = (element, what) => getComputedStyle(element)[what];
+        return [of(document.body, 'backgroundColor'), of(document.body, 'color'),
+            of(document.querySelector('[data-from][data-state=fine]'), 'backgroundColor')]";
+    let lab = bed()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        settle(&lab, &ear, SETTLING)?;
+        let browser = open(&lab)?;
+        let shades = || -> Result<Option<[u16; 3]>> {
+            let fine = "return document.querySelector('[data-from][data-state=fine]') !== null";
+            if browser.run(fine)? != true {
+                return Ok(None);
+            }
+            let colours = texts(&browser.run(SHADES)?)?;
+            let shades: Option<Vec<u16>> =
+                colours.iter().map(|text| Some(colour(text)?.iter().sum::<u16>() / 3)).collect();
+            Ok(shades.and_then(|shades| shades.try_into().ok()))
+        };
+        until(SETTLING, "by day, dark words stand on light ground", || {
+            Ok(shades()?.filter(|[ground, words, cell]| *ground > 200 && *words < 80 && *cell > 180))
+        })
+        .with_context(|| format!("{:?}", shades()))?;
+        browser.prefer_dark()?;
+        until(SETTLING, "in the dark, light words stand on dark ground", || {
+            Ok(shades()?.filter(|[ground, words, cell]| *ground < 50 && *words > 180 && *cell < 100))
+        })
+        .with_context(|| format!("{:?}", shades()))?;
         Ok(())
     })
 }
@@ -98,7 +164,7 @@ pub(crate) fn what_nodes_say_is_shown_and_never_run() -> Result<()> {
         settle(&lab, &ear, SETTLING)?;
         let header = r#""v":1,"ts":"2026-11-23T06:00:00Z","cluster":"demo","node":"evil""#;
         let info = format!(
-            r#"{{{header},"id":"00000000","version":"{SCRIPT}","address":null,"probe_port":9473,"model":"{SCRIPT}","kernel":"{SCRIPT}","os":"{SCRIPT}"}}"#
+            r#"{{{header},"id":"00000000","version":"0.1.0","address":null,"probe_port":9473,"model":"{SCRIPT}","kernel":"{SCRIPT}","os":"{SCRIPT}"}}"#
         );
         let state = format!(
             r#"{{{header},"tier":{{"stamps":"none","attached":null,"why":"{SCRIPT}"}},

@@ -88,6 +88,16 @@ impl Browser {
         self.say("url", &json!({"url": url})).map(drop)
     }
 
+    /// Shows pages from now on as to a person who set the system to dark.
+    ///
+    /// # Errors
+    /// The browser refuses.
+    pub fn prefer_dark(&self) -> Result<()> {
+        let features = json!([{"name": "prefers-color-scheme", "value": "dark"}]);
+        let command = json!({"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}});
+        self.say("goog/cdp/execute", &command).map(drop)
+    }
+
     /// Runs the body of a JavaScript function in the page and returns what it returns.
     ///
     /// # Errors

@@ -81,12 +81,12 @@ pub struct Web {
 #[derive(Debug, thiserror::Error)]
 pub enum BadConfig {
     /// A file is there or was named, but cannot be read.
-    #[error("{path}: {source}; name another file with --config")]
+    #[error("{path}: {why}; name another file with --config")]
     Unreadable {
         /// The file, or the directory of files.
         path: String,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
     /// What is written is not allowed; names file, line, key and what is allowed.
     #[error(transparent)]
@@ -107,7 +107,7 @@ impl Config {
         let mut add = |path: &str, is_named: bool| match std::fs::read_to_string(path) {
             Ok(text) => Ok(written.add::<Raw>(path, &text)?),
             Err(error) if !is_named && error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(BadConfig::Unreadable { path: path.to_owned(), source }),
+            Err(why) => Err(BadConfig::Unreadable { path: path.to_owned(), why }),
         };
         match path {
             Some(path) => add(path, true)?,
@@ -170,7 +170,7 @@ fn drop_ins(directory: &Path) -> Result<Vec<String>, BadConfig> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
     };
-    let unreadable = |source| BadConfig::Unreadable { path: directory.display().to_string(), source };
+    let unreadable = |why| BadConfig::Unreadable { path: directory.display().to_string(), why };
     let paths = entries.map_err(unreadable)?.into_iter().map(|entry| entry.path());
     let mut paths: Vec<String> = paths
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(drop_ins(&directory).unwrap(), [] as [&str; 0]);
         std::fs::create_dir(&directory).unwrap();
         for name in ["b.toml", "a.toml", "c.toml.dpkg-old"] {
-            std::fs::File::create(directory.join(name)).unwrap();
+            std::fs::create_dir(directory.join(name)).unwrap();
         }
         let found = drop_ins(&directory);
         std::fs::remove_dir_all(&directory).unwrap();

@@ -154,6 +154,7 @@ const TESTS: &[&[Test]] = &[
         Root no_change_is_lost_when_broker_and_agent_are_killed_again_and_again,
         Root what_happened_before_a_loss_of_power_is_told_after_it,
         Root a_reload_without_the_password_is_told_and_keeps_the_old_configuration,
+        Checkout the_password_that_systemd_hands_over_is_read_also_where_its_file_is_named,
         Checkout an_aggregator_whose_new_address_is_taken_keeps_the_old_one,
         RootAndTime a_restart_is_not_seen_and_an_end_is_after_the_wills_delay,
     ],

@@ -1046,3 +1046,30 @@ pub(crate) fn an_aggregator_whose_new_address_is_taken_keeps_the_old_one() -> Re
     ensure!(bound(&program).args(["--check", "--config", &path]).output()?.status.success());
     Ok(())
 }
+
+pub(crate) fn the_password_that_systemd_hands_over_is_read_also_where_its_file_is_named() -> Result<()> {
+    let folder = Folder::new()?;
+    folder.write("mqtt-password", "secret\n")?;
+    fs::create_dir(folder.path("empty"))?;
+    folder.write("empty/mqtt-password", "\n")?;
+    for (program, arguments, file) in [
+        ("bramble", &["check", "--list"][..], "/etc/bramble/mqtt-password"),
+        ("bramble-aggregator", &["--check"], "/etc/bramble/aggregator-mqtt-password"),
+    ] {
+        for named in [String::new(), format!("password_file = \"{file}\"\n")] {
+            let config = folder.write("config.toml", &format!("[mqtt]\nuser = \"u\"\n{named}"))?;
+            for (credentials, code) in [(folder.path(""), 0), (folder.path("empty"), 64)] {
+                let mut command = bound(&programs()?.join(program).display().to_string());
+                command
+                    .args(arguments)
+                    .args(["--config", &config])
+                    .env("CREDENTIALS_DIRECTORY", &credentials);
+                let ended = command.output()?;
+                ensure!(ended.status.code() == Some(code), "{program}, {named:?}, {credentials}: {ended:?}");
+                let said = String::from_utf8_lossy(&ended.stderr);
+                ensure!(code == 0 || said.contains(&format!("write it into {file}")), "{program}: {said}");
+            }
+        }
+    }
+    Ok(())
+}

@@ -162,13 +162,20 @@ impl Commands {
 pub enum BadConfig {
     /// The file that was asked for cannot be read.
     #[error("{0}; name another file with --config")]
-    Unreadable(#[from] Unreadable),
+    Unreadable(Unreadable),
     /// What is written is not allowed; names file, line, key and what is allowed.
     #[error(transparent)]
     Wrong(#[from] Wrong),
     /// A secret that this process may not read, while another one may.
     #[error(transparent)]
     Denied(Wrong),
+}
+
+impl From<Unreadable> for BadConfig {
+    // Not by `#[from]`: as its source, the cause would be told twice.
+    fn from(why: Unreadable) -> Self {
+        Self::Unreadable(why)
+    }
 }
 
 /// As written.

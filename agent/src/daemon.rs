@@ -62,6 +62,8 @@ const INFO_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 const ANNOUNCED: Duration = Duration::from_secs(3);
 /// How long something that happened is worth being told.
 const EVENT_EXPIRY: Duration = Duration::from_secs(3600);
+/// How long after the first of them the broker has told of all peers.
+const GATHERED: Duration = Duration::from_secs(1);
 /// Peers that are listened to: more than the kernel's map holds are never probed.
 const MOST_PEERS: usize = ebpf_records::mesh::MAX_PEERS as usize;
 
@@ -78,7 +80,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     let id = settled.id.clone();
     let (bus, mut broker) = connection::start(connection(config, &id)?);
     let (samples, mut companion) = mpsc::channel(4);
-    let (wanted, peers_wanted) = tokio::sync::watch::channel(Wanted::default());
+    let (wanted, peers_wanted) = tokio::sync::watch::channel(None);
     let (question, mut questions) = mpsc::channel(READERS);
     let answer = tokio::spawn(answer(listener, question));
     let talk = tokio::spawn(talk(config.probe_socket(), samples, peers_wanted));
@@ -110,6 +112,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
                 agent.forget_peers(Instant::now());
             }
             () = at(agent.silent_at()) => agent.companion_is_silent(),
+            () = at(agent.want_at) => agent.want(),
             () = at(agent.announce_at) => agent.announce(),
             () = at(agent.move_out_at) => agent.move_out(),
             () = at(agent.restart.as_ref().map(|(at, _)| *at)) => agent.restart(),
@@ -181,7 +184,7 @@ async fn answer(listener: tokio::net::UnixListener, questions: mpsc::Sender<ones
 async fn talk(
     socket: std::path::PathBuf,
     samples: mpsc::Sender<Result<Sample, String>>,
-    mut wanted: tokio::sync::watch::Receiver<Wanted>,
+    mut wanted: tokio::sync::watch::Receiver<Option<Wanted>>,
 ) {
     let shown = socket.display();
     loop {
@@ -198,7 +201,11 @@ async fn talk(
                         Ok(Some(sample)) => samples.send(Ok(sample)).await.map_err(|_| String::new()),
                         Ok(None) => {
                             let peers = wanted.borrow_and_update().clone();
-                            link.send(&peers).await.map_err(|e| e.to_string())
+                            match peers {
+                                Some(peers) => link.send(&peers).await.map_err(|e| e.to_string()),
+                                // Nobody is known yet: whom the companion probes, it probes on.
+                                None => Ok(()),
+                            }
                         }
                         Err(why) => Err(why.to_string()),
                     };
@@ -235,7 +242,8 @@ struct Agent<'a> {
     bus: Bus,
     speaker: Speaker,
     machine: Machine,
-    wanted: tokio::sync::watch::Sender<Wanted>,
+    wanted: tokio::sync::watch::Sender<Option<Wanted>>,
+    want_at: Option<Instant>,
     peers: BTreeMap<Name, Peer>,
     /// Another node that speaks under our name: its id, and when it last did.
     namesake: Option<(String, Instant)>,
@@ -272,7 +280,7 @@ impl<'a> Agent<'a> {
         host: &'a Host,
         bus: Bus,
         id: String,
-        wanted: tokio::sync::watch::Sender<Wanted>,
+        wanted: tokio::sync::watch::Sender<Option<Wanted>>,
     ) -> Self {
         let (cluster, node) = (config.node.cluster.clone(), config.node.name.clone());
         let place = config.home_assistant.place(&cluster, Owner::Node(node.clone()));
@@ -287,6 +295,7 @@ impl<'a> Agent<'a> {
             speaker,
             machine: Machine::default(),
             wanted,
+            want_at: None,
             peers: BTreeMap::new(),
             namesake: None,
             sample: Err("bramble probe has not been reached yet".to_owned()),
@@ -650,6 +659,7 @@ impl<'a> Agent<'a> {
                 self.connected = Some(Instant::now());
                 self.records.connected(&self.speaker, &self.bus);
                 self.introduce();
+                self.want_soon();
                 self.judge(Pace::Sample);
                 self.say();
                 self.move_out_at = self.before.is_some().then(|| Instant::now() + ANNOUNCED);
@@ -702,7 +712,7 @@ impl<'a> Agent<'a> {
             Topic::Node(node, leaf) if node == self.speaker.node => self.take_own(leaf, payload, retained),
             Topic::Node(node, NodeTopic::Info) if payload.is_empty() => {
                 self.peers.remove(&node);
-                self.want();
+                self.want_soon();
                 Ok(())
             }
             Topic::Node(node, NodeTopic::Info) => {
@@ -711,7 +721,7 @@ impl<'a> Agent<'a> {
                 peer.address = info.address.filter(probeable);
                 peer.version = Some(info.version);
                 peer.role = info.role;
-                self.want();
+                self.want_soon();
                 Ok(())
             }
             Topic::Node(node, NodeTopic::Availability) => {
@@ -898,17 +908,25 @@ impl<'a> Agent<'a> {
                 "{} nodes are forgotten: the broker does not know them any more",
                 before - self.peers.len()
             );
-            self.want();
+            self.want_soon();
         }
+    }
+
+    /// Has the companion told whom to probe, once the broker's other messages of the same moment are here: after a connection it
+    /// tells of all peers one by one, and those that are probed already must not be dropped meanwhile.
+    fn want_soon(&mut self) {
+        self.want_at.get_or_insert(Instant::now() + GATHERED);
     }
 
     /// Tells the companion whom to probe, if that changed.
     fn want(&mut self) {
+        self.want_at = None;
         let peers =
             self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.address?))).collect();
         self.wanted.send_if_modified(|wanted| {
-            let changed = wanted.peers != peers;
-            wanted.peers = peers;
+            let now = Some(Wanted { peers });
+            let changed = *wanted != now;
+            *wanted = now;
             changed
         });
     }

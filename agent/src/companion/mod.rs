@@ -2,8 +2,8 @@
 //!
 //! The companion listens on a Unix socket in the runtime directory. It accepts root and its own user only, checked by the
 //! peer credentials that the kernel gives, and speaks to one agent at a time: the newest. Both sides send one JSON
-//! object a line, at most [`LONGEST_LINE`] bytes. The agent sends [`Wanted`] once it knows its peers and whenever they change; the
-//! companion sends a [`Sample`] per period. Neither parses anything from the network for the other.
+//! object a line, at most [`LONGEST_LINE`] bytes. The agent sends [`Wanted`] once it knows its peers and whenever they change; until
+//! then those of the agent before are probed on. The companion sends a [`Sample`] per period. Neither parses anything from the network for the other.
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr, path::Path};
 

@@ -40,7 +40,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             .filter_map(|probe| Some((probe.id, probe.kernel?)))
             .map(|(id, open)| (id, open(host).map_err(|e| format!("{e}{}", missing(host)))))
             .collect(),
-        wanted: Wanted::default(),
+        wanted: None,
         agent: None,
         ticks: 0,
         told: 0,
@@ -78,7 +78,8 @@ struct Companion<'a> {
     host: &'a Host,
     prober: Result<Prober, String>,
     sources: BTreeMap<&'static str, Result<Box<dyn Source>, String>>,
-    wanted: Wanted,
+    /// `None` until an agent has said whom.
+    wanted: Option<Wanted>,
     agent: Option<Link>,
     ticks: u32,
     /// Samples that this agent was sent.
@@ -146,10 +147,10 @@ impl Companion<'_> {
             // Peers are probed on: the mesh must not go blind because the agent restarts.
             Step::AgentGone => self.agent = None,
             Step::Wanted(wanted) => {
-                self.wanted = wanted;
                 if let Ok(prober) = &mut self.prober {
-                    prober.set_peers(&self.wanted.peers);
+                    prober.set_peers(&wanted.peers);
                 }
+                self.wanted = Some(wanted);
             }
             Step::Asked => {
                 if let Ok(prober) = &mut self.prober {
@@ -188,8 +189,8 @@ impl Companion<'_> {
         // The old one is dropped first: its port must be free.
         let was_open = std::mem::replace(&mut self.prober, Err(String::new())).is_ok();
         self.prober = Prober::open(self.host, self.config);
-        if let Ok(prober) = &mut self.prober {
-            prober.set_peers(&self.wanted.peers);
+        if let (Ok(prober), Some(wanted)) = (&mut self.prober, &self.wanted) {
+            prober.set_peers(&wanted.peers);
         }
         // Said once, not at each attempt while there is none.
         if was_open || self.prober.is_ok() {
@@ -214,7 +215,8 @@ impl Companion<'_> {
     fn status(&self) -> String {
         match &self.prober {
             Ok(prober) => {
-                let (device, peers, tier) = (&prober.uplink().name, self.wanted.peers.len(), prober.tier());
+                let peers = self.wanted.as_ref().map_or(0, |wanted| wanted.peers.len());
+                let (device, tier) = (&prober.uplink().name, prober.tier());
                 match tier.attached {
                     Some(attached) => {
                         format!("{peers} peers on {device}, stamped by the kernel, by {attached}")
@@ -255,9 +257,10 @@ impl Companion<'_> {
             },
             address: self.prober.as_ref().ok().map(|p| p.uplink().address),
             period_ms: self.config.probe.period.as_millis() as u64,
-            mesh: match &mut self.prober {
-                Ok(prober) => Ok(prober.sample()),
-                Err(why) => Err(why.clone()),
+            mesh: match (&mut self.prober, &self.wanted) {
+                (Ok(prober), Some(_)) => Ok(prober.sample()),
+                (Ok(_), None) => Err("no peers are known yet; the broker tells of them".to_owned()),
+                (Err(why), _) => Err(why.clone()),
             },
             sources,
         };

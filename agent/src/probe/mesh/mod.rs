@@ -55,6 +55,16 @@ pub struct PeerSample {
     pub trips: Vec<Trip>,
 }
 
+impl PeerSample {
+    /// Whether one of the two ends counts from nothing again since `before`: the differences between the two mean nothing.
+    fn begins_anew(&self, before: &Self) -> bool {
+        self.heard_session != before.heard_session
+            || self.sequence < before.sequence
+            || self.heard < before.heard
+            || self.peer_heard < before.peer_heard
+    }
+}
+
 /// One round trip.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Trip {
@@ -66,7 +76,7 @@ pub struct Trip {
     pub stamps: Stamps,
 }
 
-/// Over how many samples loss is judged.
+/// Over how many samples loss is judged; a way on which none of them brought a new number is unknown.
 const WINDOW: usize = 3;
 /// Lost probes within the window that make a way lossy.
 const LOST: u32 = 2;
@@ -163,12 +173,7 @@ fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
 
 impl Link {
     fn judge(&mut self, sample: &PeerSample, period_ms: u64) -> PeerReport {
-        if self
-            .history
-            .back()
-            .is_some_and(|last| last.heard_session != sample.heard_session || last.sequence > sample.sequence)
-        {
-            // One of the two probers started anew: its numbers did too.
+        if self.history.back().is_some_and(|last| sample.begins_anew(last)) {
             self.history.clear();
         }
         self.history.push_back(sample.clone());
@@ -186,9 +191,8 @@ impl Link {
             let limit = (period_ms as f64 * periods) as u64;
             sample.silent_ms.unwrap_or(sample.known_ms) >= limit
         };
-        let then = &self.history[0];
-        let lost_in = lost((then.heard, then.heard_highest), (sample.heard, sample.heard_highest));
-        let lost_out = lost((then.peer_heard, then.peer_highest), (sample.peer_heard, sample.peer_highest));
+        let lost_in = self.lost(|s| (s.heard, s.heard_highest));
+        let lost_out = self.lost(|s| (s.peer_heard, s.peer_highest));
         let young = sample.known_ms < 3 * period_ms;
 
         let incoming = if young && sample.silent_ms.is_none() {
@@ -219,6 +223,15 @@ impl Link {
         }
     }
 
+    /// Lost and expected within the window, of the counts (heard, highest) of one direction; `None` when a whole window
+    /// brought no new number, so that nothing can be told.
+    fn lost(&self, counts: impl Fn(&PeerSample) -> (u32, u32)) -> Option<(u32, u32)> {
+        let (then, now) = (counts(self.history.front()?), counts(self.history.back()?));
+        let expected = now.1.saturating_sub(then.1);
+        let heard = now.0.saturating_sub(then.0);
+        (expected > 0 || self.history.len() <= WINDOW).then(|| (expected.saturating_sub(heard), expected))
+    }
+
     /// Two ticks long the peer is heard and has not heard us.
     fn out_is_cut(&self, sample: &PeerSample) -> bool {
         let Some(then) = self.history.iter().rev().nth(2) else { return false };
@@ -242,14 +255,8 @@ impl Link {
 
 const UNSEEN: Way = Way { state: WayState::Unknown, loss: None, delay_ms: None };
 
-/// Lost and expected, from (heard, highest) then and now.
-fn lost(then: (u32, u32), now: (u32, u32)) -> (u32, u32) {
-    let expected = now.1.saturating_sub(then.1);
-    let heard = now.0.saturating_sub(then.0);
-    (expected.saturating_sub(heard), expected)
-}
-
-fn way((lost, expected): (u32, u32), lossy: &mut u32, slow: bool, delay_ms: Option<f64>) -> Way {
+fn way(lost: Option<(u32, u32)>, lossy: &mut u32, slow: bool, delay_ms: Option<f64>) -> Way {
+    let Some((lost, expected)) = lost else { return UNSEEN };
     if lost >= LOST {
         *lossy = HOLD;
     } else {
@@ -303,7 +310,7 @@ impl Judge for Mesh {
             let raised: Vec<&str> =
                 statements.iter().filter(|s| s.id == kind.id).filter_map(|s| s.subject.as_deref()).collect();
             let (status, evidence) = match raised.as_slice() {
-                [] if peers.is_empty() => (Status::Clear, "no peers are known yet".to_owned()),
+                [] if peers.is_empty() => (Status::Clear, "there are no peers".to_owned()),
                 [] => (Status::Clear, format!("{} peers are probed", peers.len())),
                 raised if raised.len() > SUMMED => {
                     let (named, more) = raised.split_at(SUMMED);
@@ -562,5 +569,49 @@ mod tests {
         link.judge(&s(1, 1000), PERIOD);
         link.judge(&s(1, 1005), PERIOD);
         assert_eq!(link.judge(&s(2, 5), PERIOD).incoming.state, Fine);
+    }
+
+    /// One tick of a healthy peer, of which all that was counted since some moment is left out.
+    fn since(tick: u32, heard_since: u32, peer_heard_since: u32) -> PeerSample {
+        PeerSample {
+            known_ms: 60_000,
+            sequence: tick * 5,
+            heard_session: 7,
+            heard: (tick - heard_since) * 5,
+            heard_highest: tick * 5,
+            peer_heard: (tick - peer_heard_since) * 5,
+            peer_highest: tick * 5,
+            silent_ms: Some(200),
+            ..PeerSample::default()
+        }
+    }
+
+    #[test]
+    fn an_end_that_counts_from_nothing_again_raises_no_alarm() {
+        // The session is heard to be new before the new counts are, and the other way round.
+        for (heard_since, peer_heard_since) in [(0, 4), (4, 0)] {
+            let mut link = Link::default();
+            let ticks = (1..10).map(|tick| match tick {
+                1..=4 => since(tick, 0, 0),
+                _ => since(tick, heard_since, peer_heard_since),
+            });
+            let reports: Vec<PeerReport> = ticks.map(|sample| link.judge(&sample, PERIOD)).collect();
+            assert_eq!(states(&reports), [(Fine, Fine); 9]);
+        }
+    }
+
+    #[test]
+    fn a_way_on_which_no_new_number_arrives_is_unknown_though_the_peer_is_heard() {
+        // As when the peer answers and does not probe, or numbers anew what was numbered higher.
+        let mut link = Link::default();
+        let reports: Vec<PeerReport> = (1..8)
+            .map(|tick| {
+                let mut sample = since(tick, 0, 0);
+                (sample.heard, sample.heard_highest) = (5, 5);
+                link.judge(&sample, PERIOD)
+            })
+            .collect();
+        assert_eq!(states(&reports)[..3], [(Fine, Fine); 3]);
+        assert_eq!(states(&reports)[3..], [(Fine, Unknown); 4]);
     }
 }

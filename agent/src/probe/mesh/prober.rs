@@ -13,7 +13,7 @@ use std::{
 };
 
 use ebpf_records::mesh::{
-    PACKET_LEN, Packet, Peer, REPLY, REQUEST, RoundTrip, SAMPLES, STAMPED_ALL, STAMPED_ANSWERED,
+    MAX_PEERS, PACKET_LEN, Packet, Peer, REPLY, REQUEST, RoundTrip, SAMPLES, STAMPED_ALL, STAMPED_ANSWERED,
     STAMPED_RECEIVED,
 };
 use nix::{
@@ -54,6 +54,9 @@ pub struct Prober {
     responder: UdpSocket,
     peers: BTreeMap<Name, Probed>,
     names: HashMap<Ipv4Addr, Name>,
+    /// Last numbers of requests to addresses that are not probed now: who is probed again is to hear higher ones, because in one
+    /// session nothing can be told of numbers that were there before.
+    past: BTreeMap<Ipv4Addr, u32>,
 }
 
 struct Probed {
@@ -97,6 +100,7 @@ impl Prober {
             responder,
             peers: BTreeMap::new(),
             names: HashMap::new(),
+            past: BTreeMap::new(),
         })
     }
 
@@ -133,6 +137,10 @@ impl Prober {
         for name in gone {
             let Some(probed) = self.peers.remove(&name) else { continue };
             self.names.remove(&probed.address);
+            if self.past.len() >= MAX_PEERS as usize {
+                self.past.pop_first();
+            }
+            self.past.insert(probed.address, probed.sequence);
             if let Ok(programs) = &mut self.programs {
                 programs.remove_peer(probed.address);
             }
@@ -152,7 +160,8 @@ impl Prober {
             }
             self.names.insert(address, name.clone());
             let (since, counted) = (Instant::now(), Peer::default());
-            self.peers.insert(name.clone(), Probed { address, since, sequence: 0, reported: 0, counted });
+            let sequence = self.past.remove(&address).unwrap_or_default();
+            self.peers.insert(name.clone(), Probed { address, since, sequence, reported: 0, counted });
         }
     }
 
@@ -356,5 +365,45 @@ fn send_batch<const N: usize>(socket: &UdpSocket, batch: &[([u8; N], SocketAddrV
         );
         // The first of the rest is the one that was refused (no route, a pending ICMP error): go on behind it.
         from += sent.map_or(1, |results| results.count().max(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prober() -> Prober {
+        let address = Ipv4Addr::new(198, 18, 0, 1);
+        Prober {
+            uplink: Uplink { name: "eth0".to_owned(), address, header_length: 14, index: 2 },
+            session: 7,
+            port: 9,
+            programs: Err("a test".to_owned()),
+            requests: bind(0).unwrap(),
+            responder: bind(0).unwrap(),
+            peers: BTreeMap::new(),
+            names: HashMap::new(),
+            past: BTreeMap::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_probed_again_hears_only_new_numbers() {
+        let mut prober = prober();
+        // To ourselves: whatever is sent stays here.
+        let n2 = Name::new("n2").unwrap();
+        let wanted = BTreeMap::from([(n2.clone(), Ipv4Addr::LOCALHOST)]);
+        let mut numbers = Vec::new();
+        for wanted in [wanted.clone(), BTreeMap::new(), wanted] {
+            prober.set_peers(&wanted);
+            prober.send();
+            numbers.push(prober.sample().get(&n2).map(|sample| sample.sequence));
+        }
+        assert_eq!(numbers, [Some(5), None, Some(10)]);
+        // What is remembered has an end.
+        for i in 0..2 * MAX_PEERS {
+            prober.set_peers(&BTreeMap::from([(n2.clone(), Ipv4Addr::from(0x0a00_0000 + i))]));
+        }
+        assert_eq!(prober.past.len(), MAX_PEERS as usize);
     }
 }

@@ -228,6 +228,7 @@ struct Peer {
     /// When the broker last told of it.
     heard: Option<Instant>,
     address: Option<Ipv4Addr>,
+    probe_port: Option<u16>,
     online: Option<bool>,
     version: Option<String>,
     /// `server` or `agent`.
@@ -429,6 +430,7 @@ impl<'a> Agent<'a> {
             companion: self.sample.as_ref().map_err(String::as_str),
             sources: &self.sources,
             online: &online,
+            hindered: &self.hindered(),
             node: &self.speaker.node,
             state: &self.state,
             run: &self.run,
@@ -444,6 +446,16 @@ impl<'a> Agent<'a> {
             }
         }
         ways_changed
+    }
+
+    /// Why peers and this node cannot probe each other, as far as what they say of themselves tells it.
+    fn hindered(&self) -> BTreeMap<Name, String> {
+        let own = self.config.probe.port;
+        let others = self.peers.iter().filter_map(|(name, peer)| Some((name, peer.probe_port?)));
+        let apart = others.filter(|(_, port)| *port != own);
+        let why =
+            |port| format!("its probe.port is {port}, and that of this node {own}; set the same on all nodes");
+        apart.map(|(name, port)| (name.clone(), why(port))).collect()
     }
 
     /// Dates what there is to be said; whether it is another thing than before.
@@ -719,6 +731,7 @@ impl<'a> Agent<'a> {
                 let info = self.read_info(&node, payload)?;
                 let peer = self.peer(node)?;
                 peer.address = info.address.filter(probeable);
+                peer.probe_port = Some(info.probe_port);
                 peer.version = Some(info.version);
                 peer.role = info.role;
                 self.want_soon();

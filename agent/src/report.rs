@@ -403,6 +403,7 @@ mod tests {
             companion: Ok(&sample),
             sources: &Sources::new(),
             online: &BTreeMap::new(),
+            hindered: &BTreeMap::new(),
             node: &name(0),
             state: &crate::host::state::State::new(std::path::Path::new("/nowhere")),
             run: &crate::host::state::State::new(std::path::Path::new("/nowhere")),

@@ -127,6 +127,8 @@ pub struct Seen<'a> {
     pub sources: &'a Sources,
     /// Whether the broker says that a peer is connected, for those that are known.
     pub online: &'a BTreeMap<Name, bool>,
+    /// Why a peer and this node cannot probe each other, for those of which that is known.
+    pub hindered: &'a BTreeMap<Name, String>,
     /// This node.
     pub node: &'a Name,
     /// What must survive a restart of the machine: on its disk.
@@ -323,6 +325,7 @@ pub(crate) mod scene {
                 companion: self.companion.as_ref().map_err(String::as_str),
                 sources: &self.sources,
                 online: &BTreeMap::new(),
+                hindered: &BTreeMap::new(),
                 node: &Name::new("n1").unwrap(),
                 state: &self.state,
                 run: &self.run,

@@ -406,6 +406,9 @@ fn statement(seen: &Seen<'_>, from: &Name, to: &Name, way: &Way, arrives: bool) 
     let kind = KINDS.iter().find(|k| k.state == way.state)?;
     let evidence = match way.state {
         WayState::Cut if !arrives => format!("{to} is heard, and says that nothing of {from} arrives"),
+        WayState::Cut if seen.hindered.contains_key(from) => {
+            format!("nothing of {from} arrives: {}", seen.hindered[from])
+        }
         WayState::Cut => match seen.online.get(from) {
             Some(false) => format!("nothing of {from} arrives, and the broker says that it is gone"),
             Some(true) => format!("nothing of {from} arrives, though the broker says that it is connected"),
@@ -613,5 +616,18 @@ mod tests {
             .collect();
         assert_eq!(states(&reports)[..3], [(Fine, Fine); 3]);
         assert_eq!(states(&reports)[3..], [(Fine, Unknown); 4]);
+    }
+
+    #[test]
+    fn why_a_peer_cannot_be_heard_is_told_where_it_is_known() {
+        let scene = crate::probe::scene::Scene::new();
+        let [n1, n2] = ["n1", "n2"].map(|name| Name::new(name).unwrap());
+        let hindered = BTreeMap::from([(n2.clone(), "its port is another".to_owned())]);
+        let cut = Way { state: Cut, loss: Some(1.0), delay_ms: None };
+        scene.look(|seen| {
+            let seen = Seen { hindered: &hindered, ..*seen };
+            let said = statement(&seen, &n2, &n1, &cut, true).unwrap();
+            assert_eq!(said.evidence, "nothing of n2 arrives: its port is another");
+        });
     }
 }

@@ -1,6 +1,9 @@
 //! The companion's loop: send, answer, read, tell the agent.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use tokio::net::UnixListener;
 use wire::report::{Stamps, Tier};
@@ -22,6 +25,8 @@ use crate::{
 const SETTLE: Duration = Duration::from_millis(200);
 /// How often the uplink is looked at again, in periods.
 const UPLINK_EVERY: u32 = 5;
+/// Programs that see nothing are attached again; those that see nothing within this time again are given up.
+const LASTING: Duration = Duration::from_secs(60);
 /// How often the counts of the other programs are read, in samples.
 const SOURCES_EVERY: u32 = 10;
 
@@ -34,7 +39,8 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     let mut companion = Companion {
         config,
         host,
-        prober: Prober::open(host, config),
+        prober: Prober::open(host, config, None),
+        reattached: None,
         sources: PROBES
             .iter()
             .filter_map(|probe| Some((probe.id, probe.kernel?)))
@@ -77,6 +83,8 @@ struct Companion<'a> {
     config: &'a Config,
     host: &'a Host,
     prober: Result<Prober, String>,
+    /// When programs that saw nothing were last attached again.
+    reattached: Option<Instant>,
     sources: BTreeMap<&'static str, Result<Box<dyn Source>, String>>,
     /// `None` until an agent has said whom.
     wanted: Option<Wanted>,
@@ -186,9 +194,23 @@ impl Companion<'_> {
                 return;
             }
         }
+        self.open_again(None);
+    }
+
+    /// Opens again when the programs see nothing: who took them away, or came before them, may have done so once. Numbers and
+    /// counts begin anew, in a session of their own, so that nobody takes what was not seen for lost.
+    fn follow_programs(&mut self) {
+        let Some(why) = self.prober.as_ref().ok().and_then(Prober::blind).map(str::to_owned) else { return };
+        tracing::warn!("{why}");
+        let again = self.reattached.is_some_and(|at| at.elapsed() < LASTING);
+        self.reattached = Some(Instant::now());
+        self.open_again(again.then_some(why));
+    }
+
+    fn open_again(&mut self, unfit: Option<String>) {
         // The old one is dropped first: its port must be free.
         let was_open = std::mem::replace(&mut self.prober, Err(String::new())).is_ok();
-        self.prober = Prober::open(self.host, self.config);
+        self.prober = Prober::open(self.host, self.config, unfit);
         if let (Ok(prober), Some(wanted)) = (&mut self.prober, &self.wanted) {
             prober.set_peers(&wanted.peers);
         }
@@ -269,5 +291,6 @@ impl Companion<'_> {
         if !matches!(sent, Ok(Ok(()))) {
             self.agent = None;
         }
+        self.follow_programs();
     }
 }

@@ -3,7 +3,7 @@
 //! kernels without tcx, which the next start takes away by its name.
 //!
 //! On tcx every program runs first and returns "next", on tc it returns "unspecified": what Cilium or anybody else
-//! attached runs as before. Never XDP, never a name that begins with `cil_`.
+//! attached runs as before. On tc the first one is the newest of the lowest priority. Never XDP, never a name that begins with `cil_`.
 
 use std::{fmt, net::Ipv4Addr};
 
@@ -12,7 +12,7 @@ use aya::{
     maps::{HashMap, MapData, PerCpuHashMap},
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, TracePoint,
-        tc::{self, NlOptions, TcAttachOptions},
+        tc::{self, NlOptions, TcAttachOptions, TcHandle},
     },
 };
 use ebpf_records::{drop as drop_records, mesh::Peer};
@@ -79,8 +79,12 @@ static MESH: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/mesh.bp
 static DROP: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/drop.bpf.o");
 
 /// Program and direction; the program's name is also the tc filter's, by which a stale one is known as ours.
-const DIRECTIONS: [(&str, TcAttachType); 2] =
+pub const DIRECTIONS: [(&str, TcAttachType); 2] =
     [("bramble_egress", TcAttachType::Egress), ("bramble_ingress", TcAttachType::Ingress)];
+
+/// Where our filters stand on tc: before Cilium's, whose "OK" is the end of a packet's way. It has the lowest priority as well, and
+/// of filters of one priority the newest runs first. With a handle of our own: who asks for one that is taken replaces it.
+const FIRST: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 9473), classid: None };
 
 impl MeshPrograms {
     /// Loads and attaches. `session` is the number that our own requests carry.
@@ -123,11 +127,14 @@ impl MeshPrograms {
                 .try_into()
                 .map_err(refused(doing()))?;
             program.load().map_err(refused(format!("loading {name}")))?;
-            let options = match attached {
-                Attached::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
-                Attached::Tc => TcAttachOptions::Netlink(NlOptions::default()),
-            };
-            program.attach_with_options(&uplink.name, direction, options).map_err(refused(doing()))?;
+            let mut attach = |options| program.attach_with_options(&uplink.name, direction, options);
+            match attached {
+                Attached::Tcx => attach(TcAttachOptions::TcxOrder(LinkOrder::first())),
+                // A priority holds filters of one kind; where it is another one, the place that the kernel chooses has to do.
+                Attached::Tc => attach(TcAttachOptions::Netlink(FIRST))
+                    .or_else(|_| attach(TcAttachOptions::Netlink(NlOptions::default()))),
+            }
+            .map_err(refused(doing()))?;
         }
         let peers = HashMap::try_from(ebpf.take_map("PEERS").expect("the object has the map"))
             .map_err(refused("opening the peers' map"))?;

@@ -29,7 +29,7 @@ use wire::{
 use super::{PeerSample, Trip};
 use crate::{
     config::{self, Config},
-    datapath::{MeshPrograms, rights::missing, uplink::Uplink},
+    datapath::{DIRECTIONS, MeshPrograms, rights::missing, uplink::Uplink},
     host::Host,
 };
 
@@ -57,6 +57,20 @@ pub struct Prober {
     /// Last numbers of requests to addresses that are not probed now: who is probed again is to hear higher ones, because in one
     /// session nothing can be told of numbers that were there before.
     past: BTreeMap<Ipv4Addr, u32>,
+    passed: Passed,
+    blind: Option<String>,
+}
+
+/// What this process got from the network since the last sample, and what the programs had counted by then: a packet that comes
+/// by them is counted first.
+#[derive(Default)]
+struct Passed {
+    /// Requests of peers.
+    requests: u32,
+    /// Replies to our requests.
+    replies: u32,
+    /// Requests that left, of all peers; our clock when one of them was last heard. `None` before the first sample.
+    counted: Option<(u64, u64)>,
 }
 
 struct Probed {
@@ -70,11 +84,12 @@ struct Probed {
 }
 
 impl Prober {
-    /// Finds the uplink, attaches the programs if they may be used, and opens the two sockets. Needs a tokio runtime.
+    /// Finds the uplink, attaches the programs if they may be used, and opens the two sockets. `unfit` says why the programs are
+    /// not to be used, if they are not. Needs a tokio runtime.
     ///
     /// # Errors
     /// One sentence with the next step; without the kernel programs it still opens, in the lower tier.
-    pub fn open(host: &Host, config: &Config) -> Result<Self, String> {
+    pub fn open(host: &Host, config: &Config, unfit: Option<String>) -> Result<Self, String> {
         let uplink = Uplink::find(host, config.probe.uplink.as_deref()).map_err(|e| e.to_string())?;
         let session = crate::random::u32().max(1);
         let port = config.probe.port;
@@ -86,9 +101,10 @@ impl Prober {
         };
         // The port first: whoever has it may be a companion, whose programs must not be taken away.
         let (responder, requests) = (bind(port)?, bind(0)?);
-        let programs = match config.probe.stamps {
-            config::Stamps::User => Err("probe.stamps is \"user\" in the configuration".to_owned()),
-            config::Stamps::Auto => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
+        let programs = match (config.probe.stamps, unfit) {
+            (config::Stamps::User, _) => Err("probe.stamps is \"user\" in the configuration".to_owned()),
+            (config::Stamps::Auto, Some(why)) => Err(why),
+            (config::Stamps::Auto, None) => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
                 .map_err(|e| format!("{e}{}", missing(host))),
         };
         Ok(Self {
@@ -101,6 +117,8 @@ impl Prober {
             peers: BTreeMap::new(),
             names: HashMap::new(),
             past: BTreeMap::new(),
+            passed: Passed::default(),
+            blind: None,
         })
     }
 
@@ -124,6 +142,11 @@ impl Prober {
             },
             Err(why) => Tier { stamps: Stamps::User, attached: None, why: why.clone() },
         }
+    }
+
+    /// Why the programs are of no use here: probes came to this process since the sample before the last one, and none past them.
+    pub fn blind(&self) -> Option<&str> {
+        self.blind.as_deref()
     }
 
     /// Probes exactly these peers from now on; what is known of those that stay is kept.
@@ -217,12 +240,13 @@ impl Prober {
     /// Turns the requests of known peers round.
     pub fn answer(&mut self) {
         let by_kernel = self.stamped_by_kernel();
-        let (peers, names) = (&mut self.peers, &self.names);
+        let (peers, names, passed) = (&mut self.peers, &self.names, &mut self.passed);
         let mut batch = Vec::new();
         drain(&self.responder, |bytes, from| {
             let Some(mut packet) = Packet::from_bytes(bytes).filter(|p| p.kind == REQUEST) else { return };
             // Strangers get no answer, so nobody can be flooded through us.
             let Some(probed) = names.get(from.ip()).and_then(|name| peers.get_mut(name)) else { return };
+            passed.requests += 1;
             let now = now_ns();
             if !by_kernel {
                 probed.counted.hear(&packet, now, self.session);
@@ -254,15 +278,26 @@ impl Prober {
 
     /// What was counted for every peer, and the round trips since the last call.
     pub fn sample(&mut self) -> BTreeMap<Name, PeerSample> {
+        if self.stamped_by_kernel() {
+            let (passed, session) = (&mut self.passed, self.session);
+            // Before the programs' counts are read, because they counted before.
+            drain(&self.requests, |bytes, _| {
+                let reply = Packet::from_bytes(bytes).filter(|p| p.kind == REPLY && p.session == session);
+                passed.replies += u32::from(reply.is_some());
+            });
+        }
         let now = now_ns();
         let programs = self.programs.as_ref().ok();
-        self.peers
+        let mut counted = (0, 0);
+        let samples = self
+            .peers
             .iter_mut()
             .map(|(name, probed)| {
                 let peer = match programs {
                     Some(programs) => programs.peer(probed.address).unwrap_or_default(),
                     None => probed.counted,
                 };
+                counted = (counted.0 + peer.sent, counted.1.max(peer.last_heard));
                 let mut new: Vec<&RoundTrip> =
                     peer.samples.iter().filter(|s| s.sequence > probed.reported).collect();
                 new.sort_unstable_by_key(|s| s.sequence);
@@ -289,7 +324,29 @@ impl Prober {
                 };
                 (name.clone(), sample)
             })
-            .collect()
+            .collect();
+        let passed = std::mem::replace(&mut self.passed, Passed { counted: Some(counted), ..Passed::default() });
+        self.blind = programs.and_then(|_| passed.unseen(counted, &self.uplink.name));
+        samples
+    }
+}
+
+impl Passed {
+    /// Which program did not see what it should have, and how to look for the cause.
+    fn unseen(&self, now: (u64, u64), device: &str) -> Option<String> {
+        let before = self.counted?;
+        let [(egress, _), (ingress, _)] = DIRECTIONS;
+        let (program, which) = if self.replies > 0 && now.0 == before.0 {
+            (egress, "leave")
+        } else if self.replies + self.requests > 0 && now.1 == before.1 {
+            (ingress, "arrive")
+        } else {
+            return None;
+        };
+        Some(format!(
+            "{program} does not see the probes that {which} by {device}: another program ends their way before it, or it was \
+             taken away; `bpftool net show dev {device}` lists who is there"
+        ))
     }
 }
 
@@ -384,6 +441,8 @@ mod tests {
             peers: BTreeMap::new(),
             names: HashMap::new(),
             past: BTreeMap::new(),
+            passed: Passed::default(),
+            blind: None,
         }
     }
 
@@ -405,5 +464,22 @@ mod tests {
             prober.set_peers(&BTreeMap::from([(n2.clone(), Ipv4Addr::from(0x0a00_0000 + i))]));
         }
         assert_eq!(prober.past.len(), MAX_PEERS as usize);
+    }
+
+    #[test]
+    fn a_program_is_blind_when_what_should_pass_it_arrives_uncounted() {
+        let passed = |requests, replies, counted| Passed { requests, replies, counted };
+        let unseen = |passed: Passed, now| passed.unseen(now, "eth0").map(|why| why[..14].to_owned());
+        let (egress, ingress) = (Some("bramble_egress".to_owned()), Some("bramble_ingres".to_owned()));
+        assert_eq!(unseen(passed(0, 5, Some((10, 1000))), (10, 2000)), egress);
+        assert_eq!(unseen(passed(5, 0, Some((10, 1000))), (15, 1000)), ingress);
+        assert_eq!(unseen(passed(0, 5, Some((10, 1000))), (15, 1000)), ingress);
+        assert_eq!(unseen(passed(5, 5, Some((10, 1000))), (15, 2000)), None);
+        // A cut cable: nothing leaves, nothing arrives.
+        assert_eq!(unseen(passed(0, 0, Some((10, 1000))), (10, 1000)), None);
+        // Nobody answers: what leaves may wait for an address.
+        assert_eq!(unseen(passed(5, 0, Some((10, 1000))), (10, 2000)), None);
+        // Before the first sample, packets may have come before the programs did.
+        assert_eq!(unseen(passed(5, 5, None), (0, 0)), None);
     }
 }

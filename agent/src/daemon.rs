@@ -453,8 +453,9 @@ impl<'a> Agent<'a> {
         let own = self.config.probe.port;
         let others = self.peers.iter().filter_map(|(name, peer)| Some((name, peer.probe_port?)));
         let apart = others.filter(|(_, port)| *port != own);
-        let why =
-            |port| format!("its probe.port is {port}, and that of this node {own}; set the same on all nodes");
+        let why = |port| {
+            format!("its probe.port is {port}, and that of this node {own}; set the same on all nodes")
+        };
         apart.map(|(name, port)| (name.clone(), why(port))).collect()
     }
 

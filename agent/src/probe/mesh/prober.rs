@@ -325,7 +325,8 @@ impl Prober {
                 (name.clone(), sample)
             })
             .collect();
-        let passed = std::mem::replace(&mut self.passed, Passed { counted: Some(counted), ..Passed::default() });
+        let passed =
+            std::mem::replace(&mut self.passed, Passed { counted: Some(counted), ..Passed::default() });
         self.blind = programs.and_then(|_| passed.unseen(counted, &self.uplink.name));
         samples
     }

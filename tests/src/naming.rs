@@ -15,6 +15,9 @@ use crate::{fault::Spec, lab::Lab, mesh::Ear};
 /// Within this time everybody must have named a fault.
 pub const LIMIT: Duration = Duration::from_secs(3);
 
+/// How long it is listened on when everybody has named a fault: what is wrong may be said a moment later.
+const AFTERMATH: Duration = Duration::from_secs(1);
+
 /// Where a fault can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -23,7 +26,7 @@ pub enum By {
     Page,
     /// An alert's topic.
     Mqtt,
-    /// `bramble status --json` on a node.
+    /// `bramble status --json` on every node that sees it.
     Status,
 }
 
@@ -50,7 +53,7 @@ pub struct Named {
 pub struct Namings {
     /// Right ones, the first of each.
     pub named: Vec<Named>,
-    /// Alerts about something that is not wrong, as `kind subject`.
+    /// Alerts about something that is not wrong, or was said before it was, as `kind subject`.
     pub mistaken: BTreeSet<String>,
 }
 
@@ -77,7 +80,7 @@ impl Namings {
         let right = (spec.kind().to_owned(), spec.subject());
         for (alert, heard) in ear.alerts() {
             let said = (alert.kind, alert.subject);
-            if said != right {
+            if said != right || heard.at < began {
                 self.mistaken.insert(format!("{} {}", said.0, said.1));
             } else if !self.has(By::Mqtt) {
                 self.name(By::Mqtt, said, heard.at.saturating_duration_since(began));
@@ -91,12 +94,15 @@ impl Namings {
                 self.name(By::Page, said, began.elapsed());
             }
         }
-        for node in lab.nodes() {
-            if self.has(By::Status) || !spec_is_seen_from(spec, node.name()) {
-                continue;
-            }
-            let status = node.status().unwrap_or_default();
-            if let Some(said) = raised(&status).into_iter().find(|said| is_condition_of(spec, said)) {
+        if !self.has(By::Status) {
+            let ends = lab.nodes().iter().filter(|node| spec_is_seen_from(spec, node.name()));
+            let said: Option<Vec<_>> = ends
+                .map(|node| {
+                    let status = node.status().unwrap_or_default();
+                    raised(&status).into_iter().find(|said| is_condition_of(spec, said))
+                })
+                .collect();
+            if let Some(said) = said.and_then(|said| said.into_iter().next()) {
                 self.name(By::Status, said, began.elapsed());
             }
         }
@@ -108,14 +114,18 @@ impl Namings {
     }
 }
 
-/// Watches until everybody has named the fault, at most twice the limit.
+/// Watches until everybody has named the fault and a moment longer, at most twice the limit.
 ///
 /// # Errors
 /// The bed is gone.
 pub fn watch(lab: &Lab, ear: &Ear, spec: &Spec, began: Instant) -> Result<Namings> {
     let mut namings = Namings::default();
-    while began.elapsed() < LIMIT * 2 && !By::ALL.iter().all(|by| namings.has(*by)) {
-        namings.look(lab, ear, spec, began)?;
+    let mut end = began + LIMIT * 2;
+    while Instant::now() < end {
+        let news = namings.look(lab, ear, spec, began)?;
+        if !news.is_empty() && By::ALL.iter().all(|by| namings.has(*by)) {
+            end = end.min(Instant::now() + AFTERMATH);
+        }
         sleep(Duration::from_millis(20));
     }
     Ok(namings)

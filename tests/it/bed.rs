@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use testbed::{
     fault::Fault,
     lab::{Binaries, Lab},
-    leftover::Before,
+    leftover::{Before, namespaces},
     process::{Process, bound, mark},
     watch::until,
 };
@@ -136,11 +136,12 @@ pub(crate) fn a_killed_bed_leaves_nothing_behind() -> Result<()> {
     command.args(["--exact", "bed::a_killed_bed_leaves_nothing_behind"]).stdout(Stdio::null());
     let mut copy = Process::spawn("a copy of this test", command)?;
     let mark = format!("bed-{}", copy.pid());
-    until(Duration::from_secs(20), "the copy has a bed", || {
-        Ok(testbed::leftover::processes(&mark).iter().any(|p| p.contains("mosquitto")).then_some(()))
+    let identities = until(Duration::from_secs(20), "the copy has a bridge and three nodes", || {
+        let identities = namespaces(&mark);
+        Ok((identities.len() == 8).then_some(identities))
     })?;
     copy.kill();
-    let left = before.left_behind(&mark, &[])?;
+    let left = before.left_behind(&mark, &identities)?;
     ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())
 }

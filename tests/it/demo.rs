@@ -13,7 +13,7 @@ use nix::{
 };
 use serde_json::Value;
 use testbed::{
-    leftover::{Before, processes},
+    leftover::{Before, namespaces, processes},
     process::{MARK, Process, bound, run},
     watch::until,
 };
@@ -57,17 +57,29 @@ pub(crate) fn ctrl_c_ends_the_demo_in_order_and_leaves_nothing() -> Result<()> {
     wait_for(&mut lines, "links are fine")?;
     let mark = format!("bed-{}", child.pid());
     ensure!(!processes(&mark).is_empty(), "its processes are not recognised");
+    let identities = namespaces(&mark);
+    ensure!(identities.len() == 8, "a bridge and three nodes have eight namespaces, not {identities:?}");
     // As a terminal does: to the whole group.
     kill(Pid::from_raw(-child.pid().cast_signed()), Signal::SIGINT)?;
     wait_for(&mut lines, "left behind: nothing")?;
     let status = until(Duration::from_secs(5), "it ends", || Ok(child.ended()))?;
     ensure!(status.success(), "{status}");
-    let left = before.left_behind(&mark, &[])?;
+    let left = before.left_behind(&mark, &identities)?;
     ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())
 }
 
 pub(crate) fn a_killed_demo_leaves_nothing() -> Result<()> {
+    kill_and_look(|_| Vec::new())
+}
+
+/// As when the memory or the power is gone: nobody is left who could clear up.
+pub(crate) fn a_demo_of_which_every_process_is_killed_leaves_nothing() -> Result<()> {
+    kill_and_look(processes)
+}
+
+/// Kills the demo and what is `chosen` of its bed by its mark, all at once.
+fn kill_and_look(chosen: impl Fn(&str) -> Vec<String>) -> Result<()> {
     let before = Before::look()?;
     let mut command = demo(&["--fault", "delay:n1-n2"])?;
     command.stdout(Stdio::null()).stderr(Stdio::piped());
@@ -75,8 +87,15 @@ pub(crate) fn a_killed_demo_leaves_nothing() -> Result<()> {
     let mut lines = BufReader::new(child.stderr().context("its messages are piped")?).lines();
     wait_for(&mut lines, "fault: ")?;
     let mark = format!("bed-{}", child.pid());
+    let identities = namespaces(&mark);
+    ensure!(identities.len() == 8, "a bridge and three nodes have eight namespaces, not {identities:?}");
+    for process in chosen(&mark) {
+        let pid = process.split(' ').next().unwrap_or_default().parse()?;
+        // Gone already with one that was killed before it.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
     child.kill();
-    let left = before.left_behind(&mark, &[])?;
+    let left = before.left_behind(&mark, &identities)?;
     ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())
 }

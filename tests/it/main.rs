@@ -216,6 +216,7 @@ const TESTS: &[&[Test]] = &[
         Root a_fault_in_the_demo_is_told_as_one_json_object,
         Root ctrl_c_ends_the_demo_in_order_and_leaves_nothing,
         Root a_killed_demo_leaves_nothing,
+        Root a_demo_of_which_every_process_is_killed_leaves_nothing,
     ],
     tests![
         doctor,

@@ -122,14 +122,26 @@ fn all_processes() -> impl Iterator<Item = PathBuf> {
     })
 }
 
+fn marked(mark: &str) -> impl Iterator<Item = PathBuf> {
+    let wanted = format!("{MARK}={mark}");
+    all_processes().filter(move |process| {
+        let environment = fs::read(process.join("environ")).unwrap_or_default();
+        environment.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes())
+    })
+}
+
+/// Identities of the namespaces in which processes of the bed with this mark are, and the calling one is not.
+pub fn namespaces(mark: &str) -> Vec<String> {
+    let of = |process: &Path| ["ns/net", "ns/mnt"].map(|kind| fs::read_link(process.join(kind)).ok());
+    let own = of(Path::new("/proc/self"));
+    let all = marked(mark).flat_map(|process| of(&process));
+    let all: BTreeSet<PathBuf> = all.filter(|found| !own.contains(found)).flatten().collect();
+    all.into_iter().map(|found| found.display().to_string()).collect()
+}
+
 /// Processes of the bed with this mark, as `id command line`; never the calling one.
 pub fn processes(mark: &str) -> Vec<String> {
-    let wanted = format!("{MARK}={mark}");
-    all_processes()
-        .filter(|process| {
-            let environment = fs::read(process.join("environ")).unwrap_or_default();
-            environment.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes())
-        })
+    marked(mark)
         .map(|process| {
             let line = fs::read(process.join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");

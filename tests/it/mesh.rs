@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use testbed::{
     fault::{Fault, Spec},
     mesh::{Ear, settle},
-    naming::{self, By},
+    naming::{self, By, LIMIT},
     watch::until,
 };
 use wire::report::Stamps;
@@ -85,6 +85,16 @@ fn name_and_forget(fault: &str, times: u32) -> Result<()> {
             let fault = Fault::inject(spec.clone(), &lab)?;
             let namings = naming::watch(&lab, &ear, &spec, Instant::now())?;
             ensure!(namings.are_right(), "round {round} of {times}: {namings:?}");
+            if let Spec::Cut { node } = &spec {
+                let cut = lab.node(node)?;
+                until(LIMIT, "the node itself says that it is cut off", || {
+                    let status = cut.status()?;
+                    let conditions =
+                        status["state"]["conditions"].as_array().context("a status has conditions")?;
+                    let said = conditions.iter().any(|c| c["id"] == "isolated" && c["status"] == "raised");
+                    Ok(said.then_some(()))
+                })?;
+            }
             if let Some(other) = opposite(&spec) {
                 let accused: BTreeSet<_> =
                     lab.nodes().iter().flat_map(|node| raised(&ear, node.name())).collect();
@@ -133,6 +143,37 @@ pub(crate) fn a_node_that_sees_flooded_probes_does_not_count_them() -> Result<()
             ensure!(pair.received <= pair.sent + 10, "{pair:?}");
             Ok((pair.received == pair.sent).then_some(()))
         })
+    })
+}
+
+pub(crate) fn what_a_person_reads_names_the_pair_and_the_direction() -> Result<()> {
+    let lab = bed()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        settle(&lab, &ear, SETTLING)?;
+        let fault = Fault::inject("loss:n2-n3".parse()?, &lab)?;
+        naming::watch(&lab, &ear, fault.spec(), Instant::now())?;
+        let read = |node: &str, arguments: &[&str]| -> Result<String> {
+            let output = lab.node(node)?.command(arguments).output()?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(output.status.code() == Some(1), "{arguments:?} ended with {}: {text}", output.status);
+            Ok(text)
+        };
+        for (node, peer, [to_peer, from_peer]) in
+            [("n2", "n3", ["lossy", "fine"]), ("n3", "n2", ["fine", "lossy"])]
+        {
+            let row: serde_json::Value = serde_json::from_str(&read(node, &["mesh", "--json"])?)?;
+            let states = ["out", "in"].map(|way| &row["peers"][peer][way]["state"]);
+            ensure!(states == [to_peer, from_peer], "{row}");
+            let table = read(node, &["mesh", "--once"])?;
+            let line = table.lines().find(|line| line.starts_with(peer)).context("each peer has a line")?;
+            let words = line.split_whitespace().filter(|word| word.chars().all(char::is_alphabetic));
+            ensure!(words.take(2).eq([to_peer, from_peer]), "{table}");
+            let status = read(node, &["status"])?;
+            let named = status.contains("n2 -> n3: Packets are lost between two nodes");
+            ensure!(named && !status.contains("n3 -> n2"), "{status}");
+        }
+        Ok(())
     })
 }
 

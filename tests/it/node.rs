@@ -2,21 +2,25 @@
 
 use std::{
     fs,
+    net::UdpSocket,
+    os::unix::fs::PermissionsExt,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use testbed::{
+    broker::log_to,
     fault::Fault,
     lab::{Binaries, Lab, Node, Settings},
     mesh::{Ear, raised, settle},
     namespace::run_in,
     naming::{self, LIMIT},
+    process::Process,
     watch::until,
 };
 use wire::{
-    report::{OFFLINE, Stamps, WayState},
+    report::{OFFLINE, Stamps, Status, WayState},
     topic::NodeTopic,
 };
 
@@ -119,6 +123,228 @@ fn attached(node: &Node, attach: &str, direction: &str) -> Result<usize> {
         }),
         other => bail!("no way to attach is called {other}"),
     }
+}
+
+/// The companion goes on: whom it probes and how it numbers must go on as well, whenever the broker is there again.
+pub(crate) fn a_restarted_agent_makes_no_loss_invisible() -> Result<()> {
+    let mut lab = bed()?;
+    let ear = Ear::open(&lab)?;
+    settle(&lab, &ear, SETTLING)?;
+    drop(ear);
+    // Numbers that began anew would be below those of before for as long as these ran.
+    std::thread::sleep(LIMIT * 5);
+    lab.broker_goes_away();
+    lab.node_mut("n2")?.start_agent()?;
+    logged(&lab, || {
+        until(SETTLING, "n2's new agent sees its peers without a broker", || {
+            Ok(sees_two_fine_peers(lab.node("n2")?))
+        })
+    })?;
+    lab.broker_comes_back()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        settle(&lab, &ear, SETTLING * 3)?;
+        // An empty broker tells the new agent of one peer after the other, and who is new is known after three periods.
+        std::thread::sleep(LIMIT * 2);
+        settle(&lab, &ear, SETTLING)?;
+        until(SETTLING, "the alerts of before are over", || Ok(ear.alerts().is_empty().then_some(())))?;
+        let fault = Fault::inject("loss:n2-n3".parse()?, &lab)?;
+        let namings = naming::watch(&lab, &ear, fault.spec(), Instant::now())?;
+        ensure!(namings.are_right(), "{namings:?}");
+        Ok(())
+    })
+}
+
+/// Whether a node says that it hears two peers, both fine.
+fn sees_two_fine_peers(node: &Node) -> Option<()> {
+    let status = node.status().ok()?;
+    let peers = status["mesh"]["peers"].as_object()?;
+    let fine = peers.values().filter(|peer| peer["in"]["state"] == "fine" && peer["out"]["state"] == "fine");
+    (fine.count() == 2).then_some(())
+}
+
+/// On tc a program that says "OK" is the end of the way for all behind it, as Cilium's are; and any filter can be taken away.
+pub(crate) fn programs_that_others_hide_packets_from_are_attached_again_or_given_up() -> Result<()> {
+    let mut lab = bed()?;
+    lab.node_mut("n2")?.companion().context("the companion runs")?.kill();
+    let node = lab.node("n2")?;
+    run_in(node.namespace(), "tc", &["qdisc", "add", "dev", "eth0", "clsact"])?;
+    accept_all(node, "1")?;
+    node.configure(lab.broker(), Settings { attach: "tc", ..Settings::default() })?;
+    lab.node_mut("n2")?.start_companion()?;
+    let node = lab.node("n2")?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        let tier = || -> Result<_> {
+            let state = ear.state("n2").context("n2 reports")?;
+            let alarms = raised(&state).into_iter().map(|(id, _)| id);
+            let false_ones: Vec<_> =
+                alarms.filter(|id| id == "isolated" || id.starts_with("path-")).collect();
+            ensure!(false_ones.is_empty(), "{false_ones:?} on a healthy network");
+            Ok(state.tier)
+        };
+        let pairs = settle(&lab, &ear, SETTLING)?;
+        ensure!(pairs.iter().all(|pair| pair.stamps == Stamps::Kernel), "{pairs:?}");
+        ensure!(tier()?.attached.as_deref() == Some("tc"), "{:?}", tier()?);
+
+        run_in(node.namespace(), "tc", &["qdisc", "del", "dev", "eth0", "clsact"])?;
+        until(SETTLING, "the programs are attached again", || {
+            tier()?;
+            let both = attached(node, "tc", "ingress")? == 1 && attached(node, "tc", "egress")? == 1;
+            Ok(both.then_some(()))
+        })?;
+        let end = Instant::now() + LIMIT * 2;
+        while Instant::now() < end {
+            ensure!(tier()?.stamps == Stamps::Kernel, "{:?}", tier()?);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        settle(&lab, &ear, SETTLING)?;
+
+        accept_all(node, "2")?;
+        until(SETTLING, "n2 stamps in user space and says who hides the packets", || {
+            let tier = tier()?;
+            let told = tier.stamps == Stamps::User && tier.why.contains("does not see the probes");
+            Ok(told.then_some(()))
+        })?;
+        let end = Instant::now() + LIMIT * 2;
+        while Instant::now() < end {
+            tier()?;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        settle(&lab, &ear, SETTLING)?;
+        Ok(())
+    })
+}
+
+/// A filter with the lowest priority that lets every packet through and ends its way, both ways.
+fn accept_all(node: &Node, handle: &str) -> Result<()> {
+    for direction in ["ingress", "egress"] {
+        let filter = ["filter", "add", "dev", "eth0", direction, "prio", "1", "handle", handle];
+        let program = ["bpf", "direct-action", "bytecode", "1,6 0 0 0"];
+        run_in(node.namespace(), "tc", &[&filter[..], &program].concat())?;
+    }
+    Ok(())
+}
+
+/// As in a container or under a unit that somebody narrowed: root by number only.
+pub(crate) fn a_companion_without_its_capabilities_names_them_and_still_measures() -> Result<()> {
+    let mut lab = bed()?;
+    let node = lab.node_mut("n2")?;
+    node.companion().context("the companion runs")?.kill();
+    let mut command = node.namespace().command("setpriv");
+    command.args(["--bounding-set", "-bpf,-perfmon,-sys_admin,-net_admin", "--"]).arg(node.program());
+    command.args(["probe", "--config", "/run/bed/bramble.toml"]);
+    log_to(&mut command, node.namespace(), "probe.log")?;
+    let _companion = Process::spawn("a companion without capabilities", command)?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        let why = until(SETTLING, "n2 stamps in user space", || {
+            let tier = ear.state("n2").map(|state| state.tier);
+            Ok(tier.filter(|tier| tier.stamps == Stamps::User).map(|tier| tier.why))
+        })?;
+        ensure!(why.ends_with("bramble probe lacks CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON"), "{why}");
+        until(SETTLING, "n2 says which of its readings that costs", || {
+            let state = ear.state("n2").context("n2 reports")?;
+            let said = |id, status| {
+                let mut conditions = state.conditions.iter();
+                conditions.any(|c| c.id == id && c.status == status && c.evidence.contains("lacks CAP_BPF"))
+            };
+            let all = said("user-space-stamps", Status::Raised) && said("drop-reasons", Status::Unknown);
+            Ok(all.then_some(()))
+        })?;
+        settle(&lab, &ear, SETTLING)?;
+        Ok(())
+    })
+}
+
+pub(crate) fn a_companion_talks_to_nobody_else_and_is_not_disturbed() -> Result<()> {
+    const SOCKET: &str = "/run/bramble/probe.sock";
+    const TALK: &str = "$SIG{PIPE} = 'IGNORE'; my ($path, $text) = @ARGV;
+        my $socket = IO::Socket::UNIX->new(Peer => $path) or die \"connecting: $!\";
+        $socket->print($text); my $line = <$socket>; print $line // 'nothing';";
+    let lab = bed()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        settle(&lab, &ear, SETTLING)?;
+        let node = lab.node("n2")?;
+        for path in ["/run/bramble", SOCKET] {
+            // So that only the companion itself stands in the way.
+            fs::set_permissions(node.namespace().path(path), fs::Permissions::from_mode(0o777))?;
+        }
+        let talk = ["perl", "-MIO::Socket::UNIX", "-e", TALK, SOCKET];
+        let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+        let empty = "{\"peers\":{}}\n";
+        let heard = run_in(node.namespace(), "setpriv", &[&nobody[..], &talk, &[empty]].concat())?;
+        ensure!(heard == "nothing", "a stranger was told: {heard}");
+        ensure!(node.log().contains("the other end belongs to user 65534"), "{}", node.log());
+        ensure!(!node.log().contains("ended the conversation"), "{}", node.log());
+        let before = ear.row("n2").context("n2 reports")?;
+        until(SETTLING, "n2 still probes its two peers and tells its agent", || {
+            let row = ear.row("n2").context("n2 reports")?;
+            let on = row.peers.iter().filter(|(name, now)| now.sent > before.peers[*name].sent + 10);
+            Ok((on.count() == 2).then_some(()))
+        })?;
+        ensure!(!node.log().contains("ended the conversation"), "{}", node.log());
+        // The same words of somebody who is trusted.
+        let heard = run_in(node.namespace(), "setpriv", &[&["--"], &talk[..], &[""]].concat())?;
+        ensure!(heard.contains("\"period_ms\":1000"), "root was told: {heard}");
+        Ok(())
+    })
+}
+
+pub(crate) fn dropped_packets_are_counted_and_their_reason_is_named() -> Result<()> {
+    const PACKETS: u16 = 20_000;
+    let lab = bed()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        let dropped = || ear.state("n1")?.readings.get("dropped-packets")?.value;
+        let before = until(SETTLING, "n1 counts", || Ok(dropped()))?;
+        lab.node("n1")?.namespace().within(|| {
+            let closed = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            for _ in 0..PACKETS {
+                socket.send_to(b"nobody listens", closed)?;
+            }
+            Ok(())
+        })?;
+        until(SETTLING * 2, "n1 counts them", || {
+            Ok(dropped().filter(|now| *now >= before + f64::from(PACKETS)))
+        })?;
+        // Counts are read less often than reports are made: all those between tell the same.
+        let end = Instant::now() + LIMIT;
+        while Instant::now() < end {
+            let state = ear.state("n1").context("n1 reports")?;
+            let said =
+                state.conditions.iter().find(|c| c.id == "drop-reasons").context("it speaks of drops")?;
+            ensure!(said.evidence.contains("NO_SOCKET"), "{}", said.evidence);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    })
+}
+
+pub(crate) fn another_probe_port_is_told_as_the_cause() -> Result<()> {
+    let mut lab = Lab::network(&Binaries::within(&programs()?)?, 2, 0)?;
+    let path = lab.node("n2")?.namespace().path("/run/bed/bramble.toml");
+    let own = fs::read_to_string(&path)?;
+    fs::write(&path, own.replace("[probe]\n", "[probe]\nport = 9500\n"))?;
+    lab.start_programs()?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        for (node, subject, ports) in [("n1", "n2 -> n1", [9500, 9473]), ("n2", "n1 -> n2", [9473, 9500])] {
+            let [its, own] = ports;
+            let cause = format!("its probe.port is {its}, and that of this node {own}");
+            until(SETTLING, "the other port is told", || {
+                let Some(state) = ear.state(node) else { return Ok(None) };
+                let told = state.conditions.iter().any(|c| {
+                    c.id == "path-cut" && c.subject.as_deref() == Some(subject) && c.evidence.contains(&cause)
+                });
+                Ok(told.then_some(()))
+            })
+            .with_context(|| format!("{:?}", ear.state(node)))?;
+        }
+        Ok(())
+    })
 }
 
 pub(crate) fn a_node_without_the_kernels_stamps_says_so_and_still_measures() -> Result<()> {

@@ -106,7 +106,7 @@ pub struct Probe {
     pub uplink: Option<String>,
     /// UDP port of the responder; the same on all nodes.
     pub port: u16,
-    /// Time between two batches.
+    /// Time between two batches; the same on all nodes, because loss is judged over a few of them.
     pub period: Duration,
     /// Who may read the clock.
     pub stamps: Stamps,

@@ -26,7 +26,7 @@ pub enum By {
     Page,
     /// An alert's topic.
     Mqtt,
-    /// `bramble status --json` on every node that sees it.
+    /// `bramble status --json` on every node that sees it; the time is that of the first one.
     Status,
 }
 
@@ -55,6 +55,9 @@ pub struct Namings {
     pub named: Vec<Named>,
     /// Alerts about something that is not wrong, or was said before it was, as `kind subject`.
     pub mistaken: BTreeSet<String>,
+    /// When the first end's status said it: the other one hears of it with the next probes.
+    #[serde(skip)]
+    first: Option<Duration>,
 }
 
 impl Namings {
@@ -96,14 +99,18 @@ impl Namings {
         }
         if !self.has(By::Status) {
             let ends = lab.nodes().iter().filter(|node| spec_is_seen_from(spec, node.name()));
-            let said: Option<Vec<_>> = ends
+            let said: Vec<_> = ends
                 .map(|node| {
                     let status = node.status().unwrap_or_default();
                     raised(&status).into_iter().find(|said| is_condition_of(spec, said))
                 })
                 .collect();
-            if let Some(said) = said.and_then(|said| said.into_iter().next()) {
-                self.name(By::Status, said, began.elapsed());
+            if said.iter().any(Option::is_some) {
+                let first = *self.first.get_or_insert(began.elapsed());
+                let all: Option<Vec<_>> = said.into_iter().collect();
+                if let Some(said) = all.and_then(|all| all.into_iter().next()) {
+                    self.name(By::Status, said, first);
+                }
             }
         }
         Ok(self.named[before..].to_vec())
@@ -217,7 +224,7 @@ mod tests {
     fn namings_are_right_when_all_are_in_time_and_none_is_mistaken() {
         let named =
             |after_ms| By::ALL.map(|by| Named { by, subject: String::new(), kind: String::new(), after_ms });
-        let right = Namings { named: named(2999).to_vec(), mistaken: BTreeSet::new() };
+        let right = Namings { named: named(2999).to_vec(), ..Namings::default() };
         assert!(right.are_right());
         assert!(!Namings { named: named(3001).to_vec(), ..right.clone() }.are_right());
         assert!(!Namings { named: right.named[1..].to_vec(), ..right.clone() }.are_right());

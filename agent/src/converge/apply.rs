@@ -67,7 +67,7 @@ pub fn place(
 ) -> Result<(), NotDone> {
     make_directories(host, receipt, path)?;
     receipt.act(Act::Large { path: path.into(), sha256: sha256.into() }, || {
-        let mut partial = host.partial(path)?;
+        let mut partial = host.partial(path, sha256)?;
         fill(&mut partial)?;
         partial.finish(mode)
     })

@@ -1,5 +1,6 @@
 //! Files too large to be held in memory: filled piece by piece beside the place where they are to stand, gone on with
-//! after a cut, and put there whole.
+//! after a cut, and put there whole. What is begun bears the hash of what it is to become: it is never gone on with as
+//! another file.
 #![allow(clippy::disallowed_methods, reason = "the door")]
 
 use std::fs::File;
@@ -23,6 +24,8 @@ const PARTIAL: &str = ".bramble-part";
 pub struct Partial {
     directory: OwnedFd,
     name: String,
+    /// Its name until it is whole.
+    begun: String,
     path: String,
     file: File,
     length: u64,
@@ -50,23 +53,46 @@ impl Host {
 }
 
 impl HostMut {
-    /// Begins a file that is to stand at `path`, or goes on with one that was cut off.
-    pub fn partial(&self, path: &str) -> Result<Partial, NotDone> {
+    /// Begins a file that is to stand at `path` and to have this hash, or goes on with it where it was cut off. What was
+    /// begun there to become another is removed.
+    pub fn partial(&self, path: &str, sha256: &str) -> Result<Partial, NotDone> {
         let failed = |errno| NotDone::errno("writing", path, errno);
+        self.remove_begun(path, Some(sha256))?;
         let (directory, name) = self.place(path).map_err(failed)?;
+        let begun = begun(name, sha256);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         failpoint();
-        let opened = openat(&directory, partial(name).as_str(), flags, Mode::from_bits_truncate(0o600));
+        let opened = openat(&directory, begun.as_str(), flags, Mode::from_bits_truncate(0o600));
         let mut file = File::from(opened.map_err(failed)?);
         let mut hash = Sha256::new();
         let length = absorb(&mut file, &mut hash).map_err(|error| failed(errno_of(&error)))?;
-        Ok(Partial { directory, name: name.into(), path: path.into(), file, length, hash })
+        Ok(Partial { directory, name: name.into(), begun, path: path.into(), file, length, hash })
     }
 
     /// Removes what was begun for `path`; that there is nothing is as good.
     pub fn remove_partial(&self, path: &str) -> Result<(), NotDone> {
+        self.remove_begun(path, None)
+    }
+
+    /// Removes all that was begun for `path`, but what is to have this hash.
+    fn remove_begun(&self, path: &str, but: Option<&str>) -> Result<(), NotDone> {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-        self.remove(&format!("{parent}/{}", partial(name)))
+        let names = self.host().list_if_present(parent).map_err(|unreadable| {
+            NotDone::new(
+                "listing",
+                unreadable.path,
+                unreadable.why.to_string(),
+                "mend that, then run it again",
+            )
+        })?;
+        let is_of = |other: &String| {
+            let rest = other.strip_prefix(&format!(".{name}.")).and_then(|rest| rest.strip_suffix(PARTIAL));
+            rest.is_some_and(|hash| hash.bytes().all(|byte| byte.is_ascii_hexdigit()) && but != Some(hash))
+        };
+        names
+            .iter()
+            .filter(|other| is_of(other))
+            .try_for_each(|other| self.remove(&format!("{parent}/{other}")))
     }
 }
 
@@ -111,7 +137,7 @@ impl Partial {
         fchmod(&self.file, Mode::from_bits_truncate(mode)).map_err(failed)?;
         fsync(&self.file).map_err(failed)?;
         failpoint();
-        renameat(&self.directory, partial(&self.name).as_str(), &self.directory, self.name.as_str())
+        renameat(&self.directory, self.begun.as_str(), &self.directory, self.name.as_str())
             .map_err(failed)?;
         failpoint();
         fsync(&self.directory).map_err(failed)
@@ -122,8 +148,8 @@ impl Partial {
     }
 }
 
-fn partial(name: &str) -> String {
-    format!(".{name}{PARTIAL}")
+fn begun(name: &str, sha256: &str) -> String {
+    format!(".{name}.{sha256}{PARTIAL}")
 }
 
 /// Takes all of a file into a hash; how many bytes it was.
@@ -155,11 +181,11 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("bramble-large-{}", std::process::id()));
         fs::create_dir_all(dir.join("usr/bin")).unwrap();
         let host = HostMut::tree(&dir).unwrap();
-        let mut first = host.partial("/usr/bin/x").unwrap();
+        let mut first = host.partial("/usr/bin/x", "ab").unwrap();
         first.add(b"abc").unwrap();
         drop(first);
         assert!(!dir.join("usr/bin/x").exists());
-        let mut second = host.partial("/usr/bin/x").unwrap();
+        let mut second = host.partial("/usr/bin/x", "ab").unwrap();
         assert_eq!(second.length(), 3);
         second.add(b"def").unwrap();
         assert_eq!(second.head(4).unwrap(), b"abcd");
@@ -169,12 +195,18 @@ mod tests {
         assert_eq!(host.host().sha256("/usr/bin/x").unwrap(), hash);
         assert_eq!(host.host().mode("/usr/bin/x").unwrap(), 0o755);
         assert_eq!(fs::read_dir(dir.join("usr/bin")).unwrap().count(), 1);
-        let mut third = host.partial("/usr/bin/x").unwrap();
+        let mut third = host.partial("/usr/bin/x", "ab").unwrap();
         third.add(b"zzz").unwrap();
         third.restart().unwrap();
         third.add(b"a").unwrap();
         assert_eq!((third.length(), third.head(9).unwrap()), (1, b"a".to_vec()));
         drop(third);
+        // Another file for the same place is begun anew, and that of another place is not touched.
+        let beside = host.partial("/usr/bin/x.y", "ab").unwrap();
+        assert_eq!(host.partial("/usr/bin/x", "cd").unwrap().length(), 0);
+        assert_eq!(fs::read_dir(dir.join("usr/bin")).unwrap().count(), 3);
+        drop(beside);
+        host.remove_partial("/usr/bin/x.y").unwrap();
         host.remove_partial("/usr/bin/x").unwrap();
         host.remove_partial("/usr/bin/x").unwrap();
         assert_eq!(fs::read_dir(dir.join("usr/bin")).unwrap().count(), 1);

@@ -349,7 +349,8 @@ async fn download_once(
 
 /// Asks for a file, from a byte on, and follows where it is sent; never from https to http.
 async fn follow(url: &Url, from: Option<u64>) -> Result<crate::host::http::Answer, Trouble> {
-    let limits = Limits { connect: Duration::from_secs(10), answer: Duration::from_secs(30), body: 1 << 20 };
+    let (connect, answer) = (Duration::from_secs(10), Duration::from_secs(30));
+    let limits = Limits { connect, answer, ..Limits::default() };
     let client = Client::new(Trust::System, None)?.within(limits);
     let mut url = url.clone();
     for _ in 0..=REDIRECTS {
@@ -453,7 +454,7 @@ mod tests {
     }
 
     fn fetched(host: &HostMut, wanted: &Wanted) -> Result<(), String> {
-        let mut partial = host.partial(&wanted.path).unwrap();
+        let mut partial = host.partial(&wanted.path, &wanted.sha256).unwrap();
         let say = |failed: NotDone| format!("{failed}; {}", failed.next);
         block_on(wanted.fetch(host.host(), &mut partial, &mut |_, _| {})).map_err(say)?;
         partial.finish(wanted.mode).map_err(say)
@@ -551,6 +552,24 @@ mod tests {
         let wanted = found(&host, &format!("source = \"{url}\"\nsha256 = \"{}\"", sha256(&program))).unwrap();
         fetched(&host, &wanted[0]).unwrap();
         assert_eq!(fs::read(tree.0.join("usr/local/bin/k3s")).unwrap(), program);
+    }
+
+    /// The first version was cut off, and then its owner asks for another: nothing of the first is in the second.
+    #[test]
+    fn a_download_that_was_cut_off_is_not_the_beginning_of_another_version() {
+        let tree = Tree::new("versions");
+        let host = tree.host();
+        let (first, second) = (elf(183), [elf(183), vec![7; 50_000]].concat());
+        let wanted = |body: &[u8]| {
+            let hash = sha256(body);
+            program(From::Url(mirror(body.to_vec(), 150_000).at("/there")), hash, arm64())
+        };
+        let mut partial = host.partial(path::BINARY, &sha256(&first)).unwrap();
+        partial.add(&vec![1; 100_000]).unwrap();
+        drop(partial);
+        fetched(&host, &wanted(&second)).unwrap();
+        assert_eq!(fs::read(tree.0.join("usr/local/bin/k3s")).unwrap(), second);
+        assert_eq!(fs::read_dir(tree.0.join("usr/local/bin")).unwrap().count(), 1);
     }
 
     #[test]

@@ -209,7 +209,9 @@ impl fmt::Debug for Credential {
 impl Credential {
     fn header(&self) -> String {
         match self {
-            Credential::Basic(user, password) => format!("Basic {}", base64(&format!("{user}:{password}"))),
+            Credential::Basic(user, password) => {
+                format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
+            }
             Credential::Bearer(token) => format!("Bearer {token}"),
         }
     }
@@ -222,13 +224,16 @@ pub struct Limits {
     pub connect: Duration,
     /// For the handshake, for the head of the answer, and for each next piece of its body.
     pub answer: Duration,
+    /// For all pieces of a body that is held in memory.
+    pub whole: Duration,
     /// Bytes of a body that is held in memory.
     pub body: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { connect: Duration::from_secs(5), answer: Duration::from_secs(10), body: 1 << 20 }
+        let seconds = Duration::from_secs;
+        Limits { connect: seconds(5), answer: seconds(10), whole: seconds(20), body: 1 << 20 }
     }
 }
 
@@ -471,12 +476,18 @@ impl Client {
     pub async fn send(&self, request: Request) -> Result<Response, Trouble> {
         let mut answer = self.open(request).await?;
         let mut body = Vec::new();
-        while let Some(piece) = answer.next().await? {
-            if body.len() + piece.len() > self.limits.body {
-                return Err(Trouble::TooLarge(self.limits.body));
+        let read = async {
+            while let Some(piece) = answer.next().await? {
+                if body.len() + piece.len() > self.limits.body {
+                    return Err(Trouble::TooLarge(self.limits.body));
+                }
+                body.extend_from_slice(&piece);
             }
-            body.extend_from_slice(&piece);
-        }
+            Ok(())
+        };
+        // Pieces may come in time for ever.
+        let late = |_| self.late_by("the whole answer", self.limits.whole);
+        timeout(self.limits.whole, read).await.map_err(late)??;
         Ok(Response { status: answer.status, certificates: answer.certificates, body })
     }
 
@@ -712,10 +723,11 @@ fn printable(bytes: &[u8]) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect()
 }
 
-fn base64(text: &str) -> String {
+/// RFC 4648, with padding.
+pub fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut encoded = String::new();
-    for chunk in text.as_bytes().chunks(3) {
+    for chunk in bytes.chunks(3) {
         let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
         let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
         for digit in 0..4 {
@@ -825,7 +837,7 @@ mod tests {
         for (plain, encoded) in
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("node:p\u{ff}~", "bm9kZTpww79+")]
         {
-            assert_eq!(base64(plain), encoded);
+            assert_eq!(base64(plain.as_bytes()), encoded);
         }
     }
 

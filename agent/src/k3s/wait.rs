@@ -396,7 +396,7 @@ async fn look(host: &HostMut, awaited: &Awaited) -> (Observation, Told) {
 
 /// What the kubelet says of itself.
 pub async fn kubelet(limit: Duration) -> Result<(), String> {
-    let limits = HttpLimits { connect: limit, answer: limit, body: 4096 };
+    let limits = HttpLimits { connect: limit, answer: limit, whole: limit, body: 4096 };
     let ask = async {
         let url = Url::parse(KUBELET).expect("it is a URL");
         // Nobody is to be believed: it is this machine, and not over TLS.

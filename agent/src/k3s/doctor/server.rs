@@ -4,14 +4,12 @@
 //! anybody, then as they themselves say. The token is shown to a server only when its certificates fit the token's
 //! pin, and the node's password only to one that takes the token. Nothing here judges.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::config::k3s::Role;
 use crate::host::clock;
-use crate::host::http::{Client, Credential, Limits, Request, Response, Trouble, Trust, Url};
+use crate::host::http::{Client, Credential, Request, Response, Trouble, Trust, Url};
 use crate::k3s::certificate::{self, Certificate};
 use crate::k3s::token::{self, Token};
 
@@ -43,13 +41,10 @@ pub struct Guest<'a> {
     pub role: &'a Role,
     /// The token, if it could be read.
     pub token: Option<&'a Token>,
-    /// The node's name, and the password that K3s keeps here when it has run before.
+    /// The node's name, and the password that K3s keeps here when it has run before. A server that knows neither keeps both
+    /// from then on, so only a node that is about to join asks.
     pub node: Option<(&'a str, &'a str)>,
 }
-
-/// `/cacerts` holds a few kilobytes; bootstrap data and settings not many more.
-const LIMITS: Limits =
-    Limits { connect: Duration::from_secs(5), answer: Duration::from_secs(10), body: 1 << 20 };
 
 /// Talks to a server.
 pub async fn talk(url: &Url, guest: &Guest<'_>) -> Conversation {
@@ -63,7 +58,7 @@ pub async fn talk(url: &Url, guest: &Guest<'_>) -> Conversation {
         bootstrap: None,
         password: None,
     };
-    let client = |trust| Client::new(trust, None).map(|client| client.within(LIMITS));
+    let client = |trust| Client::new(trust, None);
     let at = url.at("/cacerts");
     let first = match client(Trust::System) {
         Ok(client) => good(&client, Request::get(&at)).await,
@@ -84,7 +79,7 @@ pub async fn talk(url: &Url, guest: &Guest<'_>) -> Conversation {
                 Ok(answer) => {
                     seen.pin = token::pin(&answer.body, clock::now());
                     seen.validity = validity(&answer);
-                    self::client_of(&answer.body)
+                    Client::new(Trust::Bundle(&answer.body), None)
                 }
                 Err(trouble) => Err(trouble),
             },
@@ -125,10 +120,6 @@ pub async fn talk(url: &Url, guest: &Guest<'_>) -> Conversation {
         seen.password = Some(good(&client, request).await.map(drop));
     }
     seen
-}
-
-fn client_of(cacerts: &[u8]) -> Result<Client, Trouble> {
-    Client::new(Trust::Bundle(cacerts), None).map(|client| client.within(LIMITS))
 }
 
 async fn good(client: &Client, request: Request) -> Result<Response, Trouble> {

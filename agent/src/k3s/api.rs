@@ -93,7 +93,7 @@ impl Pod {
 pub enum Evicted {
     /// It ends now, or is gone.
     Yes,
-    /// A PodDisruptionBudget forbids it for now; the API's words.
+    /// Not now: a PodDisruptionBudget forbids it, or several do, or something else; the API's words.
     Held(String),
 }
 
@@ -197,7 +197,10 @@ impl Api {
             Ok(_) => Ok(Evicted::Yes),
             // Another pod has the name now.
             Err(Trouble::Status { status: 409, .. }) => Ok(Evicted::Yes),
-            Err(Trouble::Status { status: 429, says }) => Ok(Evicted::Held(message(&says))),
+            Err(Trouble::Status { status, says }) if says.is_empty() => {
+                Ok(Evicted::Held(format!("the API answers {status}")))
+            }
+            Err(Trouble::Status { says, .. }) => Ok(Evicted::Held(message(&says))),
             Err(trouble) => Err(trouble),
         }
     }

@@ -286,7 +286,7 @@ fn counted(nodes: &[String]) -> String {
 /// Says what remains to be done elsewhere.
 ///
 /// # Errors
-/// Pods could not be moved in time. The node stays in the cluster then, closed for new pods.
+/// Pods could not be moved in time, although the API answers. The node stays in the cluster then, closed for new pods.
 pub async fn depart(
     survey: &Survey,
     options: &Options,
@@ -309,8 +309,8 @@ pub async fn depart(
         Some(limit) => match drain(&seen.api, node, limit, tell).await {
             Ok(()) => {}
             Err(Undrained::Held(failed)) => return Err(failed),
-            Err(Undrained::Trouble(why)) => {
-                tell(Step { id: "drain", said: format!("not all pods were moved: {why}") });
+            Err(Undrained::Unreachable(trouble)) => {
+                tell(Step { id: "drain", said: format!("not all pods were moved: {trouble}") });
             }
         },
     }
@@ -416,56 +416,77 @@ async fn gone(seen: &Seen, node: &str, tell: &mut dyn FnMut(Step)) -> Gone {
 
 /// Why pods are left.
 enum Undrained {
-    /// A budget holds them.
+    /// The API does not let them go: for a budget, or whatever it says.
     Held(NotDone),
     /// The API did not answer any more.
-    Trouble(String),
+    Unreachable(Trouble),
 }
 
+/// Closes a node for new pods, and moves those that it has. What holds one may let it go, so it is asked for again until
+/// the limit is reached.
 async fn drain(api: &Api, node: &str, limit: Duration, tell: &mut dyn FnMut(Step)) -> Result<(), Undrained> {
-    let trouble = |trouble: Trouble| Undrained::Trouble(trouble.to_string());
-    api.cordon(node, true).await.map_err(trouble)?;
     let deadline = Instant::now() + limit;
+    let held = |what: String, why: String, look: String| {
+        let next = format!(
+            "{look}, then run it again; or leave without moving pods: sudo bramble leave --no-drain. {node} takes no new \
+             pods until: sudo k3s kubectl uncordon {node}"
+        );
+        Undrained::Held(NotDone::new("moving", what, why, next))
+    };
     let mut asked: Vec<String> = Vec::new();
     let mut first = None;
     let mut before = usize::MAX;
     loop {
-        let pods: Vec<Pod> = api.pods(node).await.map_err(trouble)?.into_iter().filter(Pod::moves).collect();
-        let all = *first.get_or_insert(pods.len());
-        let mut held = None;
-        for pod in &pods {
-            if asked.contains(&pod.uid) {
-                continue;
+        let is_late = Instant::now() > deadline;
+        match evict(api, node, &mut asked).await {
+            Ok((pods, _)) if pods.is_empty() => {
+                tell(Step { id: "drain", said: format!("{} pods moved", first.unwrap_or(0)) });
+                return Ok(());
             }
-            match api.evict(pod).await.map_err(trouble)? {
-                Evicted::Yes => asked.push(pod.uid.clone()),
-                Evicted::Held(why) => held = Some((pod, why)),
+            Ok((pods, why)) if is_late => {
+                let (pod, why) = why.unwrap_or_else(|| (pods[0].clone(), "it does not end".into()));
+                let look =
+                    format!("look at it (on a server: sudo k3s kubectl -n {} get pdb,pods)", pod.namespace);
+                return Err(held(pod.full_name(), why, look));
             }
-        }
-        if pods.is_empty() {
-            tell(Step { id: "drain", said: format!("{all} pods moved") });
-            return Ok(());
-        }
-        if pods.len() != before {
-            before = pods.len();
-            let waits = held.as_ref().map(|(pod, why)| format!("; {} is held: {why}", pod.full_name()));
-            let said = format!("{} of {all} pods are left{}", pods.len(), waits.unwrap_or_default());
-            tell(Step { id: "drain", said });
-        }
-        if Instant::now() > deadline {
-            let (pod, why) = match &held {
-                Some((pod, why)) => (pod.full_name(), why.clone()),
-                None => (pods[0].full_name(), "it does not end".into()),
-            };
-            let next = format!(
-                "look at it (on a server: sudo k3s kubectl -n {} get pdb,pods), then run it again; or leave without moving \
-                 pods: sudo bramble leave --no-drain. {node} takes no new pods until: sudo k3s kubectl uncordon {node}",
-                pod.split('/').next().unwrap_or_default()
-            );
-            return Err(Undrained::Held(NotDone::new("moving", pod, why, next)));
+            Ok((pods, why)) if pods.len() != before => {
+                before = pods.len();
+                let all = *first.get_or_insert(before);
+                let waits = why.map(|(pod, why)| format!("; {} is held: {why}", pod.full_name()));
+                let said = format!("{before} of {all} pods are left{}", waits.unwrap_or_default());
+                tell(Step { id: "drain", said });
+            }
+            Err(trouble @ Trouble::Status { .. }) if is_late => {
+                let look = "look at a server (there: journalctl -u k3s)".into();
+                return Err(held(format!("the pods of {node}"), trouble.to_string(), look));
+            }
+            Err(trouble) if is_late => return Err(Undrained::Unreachable(trouble)),
+            Ok(_) | Err(_) => {}
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// Asks every pod of a node to go that was not asked so far. Those that are left, and one of them that is held, with the
+/// API's words.
+async fn evict(
+    api: &Api,
+    node: &str,
+    asked: &mut Vec<String>,
+) -> Result<(Vec<Pod>, Option<(Pod, String)>), Trouble> {
+    api.cordon(node, true).await?;
+    let pods: Vec<Pod> = api.pods(node).await?.into_iter().filter(Pod::moves).collect();
+    let mut held = None;
+    for pod in &pods {
+        if asked.contains(&pod.uid) {
+            continue;
+        }
+        match api.evict(pod).await? {
+            Evicted::Yes => asked.push(pod.uid.clone()),
+            Evicted::Held(why) => held = Some((pod.clone(), why)),
+        }
+    }
+    Ok((pods, held))
 }
 
 /// Cleans this node; the order is the point. `tell` hears of each step that found something.

@@ -12,6 +12,34 @@ pub(super) fn files(host: &Host, name: &str, directories: &[&str]) -> Fact<Vec<(
     with_ending(host, name, directories, ".conf")
 }
 
+/// Paths and texts of what counts for a program of systemd's, as "networkd": the first main file that there is, then its
+/// drop-ins.
+pub(crate) fn of_systemd(host: &Host, program: &str) -> Fact<Vec<(String, String)>> {
+    let directories = ["/etc", "/run", "/usr/local/lib", "/usr/lib"];
+    let mut found = Vec::new();
+    for directory in directories {
+        let path = format!("{directory}/systemd/{program}.conf");
+        if let Some(text) = host.text_if_present(&path)? {
+            found.push((path, text));
+            break;
+        }
+    }
+    found.extend(files(host, &format!("systemd/{program}.conf.d"), &directories)?);
+    Ok(found)
+}
+
+/// Keys and values of a section, as "[Network]", in their order.
+pub(crate) fn settings<'a>(text: &'a str, section: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let mut is_in_it = false;
+    text.lines().map(str::trim).filter_map(move |line| {
+        if line.starts_with('[') {
+            is_in_it = line == section;
+        }
+        let (key, value) = line.split_once('=')?;
+        (is_in_it && !line.starts_with(['#', ';', '['])).then_some((key.trim(), value.trim()))
+    })
+}
+
 /// As [`files`], with another ending than `.conf`.
 pub(super) fn with_ending(
     host: &Host,

@@ -15,7 +15,7 @@ pub mod cgroup;
 pub mod cmdline;
 pub mod cni;
 pub mod dhcpcd;
-mod drop_in;
+pub(crate) mod drop_in;
 pub mod firewall;
 pub mod firmware;
 pub mod identity;

@@ -106,30 +106,15 @@ impl Networkd {
     }
 
     fn absorb(&mut self, path: &str, text: &str) {
-        let mut section = "";
-        for line in text.lines().map(str::trim) {
-            if line.starts_with('[') {
-                section = line;
-            } else if let (true, Some((key, value))) = (section == "[Network]", line.split_once('='))
-                && !line.starts_with(['#', ';'])
-            {
-                self.settings.insert(key.trim().to_string(), (value.trim().to_string(), path.to_string()));
-            }
+        for (key, value) in drop_in::settings(text, "[Network]") {
+            self.settings.insert(key.to_string(), (value.to_string(), path.to_string()));
         }
     }
 }
 
 pub(super) fn read(host: &Host) -> Fact<Networkd> {
     let mut networkd = Networkd::default();
-    // The first of these that exists counts; drop-ins of all count after it.
-    for directory in ["/etc", "/run", "/usr/lib"] {
-        let path = format!("{directory}/systemd/networkd.conf");
-        if let Some(text) = host.text_if_present(&path)? {
-            networkd.absorb(&path, &text);
-            break;
-        }
-    }
-    for (path, text) in drop_in::files(host, "systemd/networkd.conf.d", &["/etc", "/run", "/usr/lib"])? {
+    for (path, text) in drop_in::of_systemd(host, "networkd")? {
         networkd.absorb(&path, &text);
     }
     let directories = ["/etc", "/run", "/usr/local/lib", "/usr/lib"];

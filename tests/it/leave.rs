@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use testbed::{
     k3s::{
-        Client, Pair, Settings,
+        Client, Fault, Pair, Settings,
         program::{SCRIPT, Script},
         site::{PORT, Site},
     },
@@ -92,9 +92,51 @@ pub(crate) fn pods_are_moved_as_their_budgets_allow() -> Result<()> {
     ensure!(status == 404, "the pod without a budget was not moved");
     let (status, _) = site.ask("GET", "/api/v1/namespaces/home/pods/logs", "")?;
     ensure!(status == 200, "a DaemonSet's pod was moved");
+    // What the API answers otherwise is as little a reason to end a pod: several budgets are a 500.
+    let several = json!({ "kind": "Status", "message": "This pod has more than one PodDisruptionBudget" });
+    let stand_in = site.stand_in().context("it is the stand-in")?;
+    let eviction = "/api/v1/namespaces/home/pods/held/eviction";
+    stand_in.set_fault(eviction, Some(Fault::Status(500, several.to_string())));
+    let (code, report) = leave(&mut site, "--drain-limit 1")?;
+    let cause = report["cause"].as_str().unwrap_or_default();
+    ensure!(
+        code == 2 && cause.ends_with("home/held: This pod has more than one PodDisruptionBudget"),
+        "{report:#}"
+    );
+    ensure!(site.is_ready(NODE)?, "it was taken down although a pod could not move");
     let (_, report) = leave(&mut site, "--no-drain")?;
     ensure!(report["ended"] == "left", "{report:#}");
     is_as_before(&mut site.machine, &before)
+}
+
+/// What lies in the places that the owner chose for K3s' data, the kubelet's, and beside them.
+const PLACES: &str = "find -L /var/lib/rancher/k3s /var/lib/kubelet /mnt -printf '%p %F\\n' | sort";
+
+/// Disks are mounted where K3s and the kubelet keep their data, and then links lead to one on which other things lie.
+pub(crate) fn the_owners_disks_stay_where_they_are_without_k3s_data() -> Result<()> {
+    let mut site = site(&ready(), Settings::new(PASSWORD)?)?;
+    configure(&mut site, Role::Agent)?;
+    let mounts = "mkdir -p /var/lib/rancher/k3s /var/lib/kubelet; mount -t tmpfs disk /var/lib/rancher/k3s; \
+                  mkdir /var/lib/rancher/k3s/lost+found; mount -t tmpfs pods /var/lib/kubelet";
+    let links = "umount /var/lib/rancher/k3s /var/lib/kubelet; rmdir /var/lib/rancher/k3s /var/lib/kubelet; \
+                 mount -t tmpfs disk /mnt; mkdir /mnt/k3s /mnt/kubelet; echo mine >/mnt/photo; \
+                 ln -s /mnt/k3s /var/lib/rancher/k3s; ln -s /mnt/kubelet /var/lib/kubelet";
+    for arrange in [mounts, links] {
+        site.machine.run(&format!("set -e; {arrange}"))?.good()?;
+        let (before, places) = (whole(&mut site.machine)?, site.machine.run(PLACES)?.good()?);
+        join(&mut site)?;
+        // One more below it, as for the volumes of the local-path provisioner.
+        let volumes = "cd /var/lib/rancher/k3s; mkdir storage; mount -t tmpfs volumes storage; mkdir -p /var/lib/kubelet/pki";
+        site.machine.run(volumes)?.good()?;
+        ensure!(site.machine.run(PLACES)?.good()? != places, "K3s keeps nothing there");
+        let (_, report) = leave(&mut site, "")?;
+        ensure!(report["ended"] == "left", "{report:#}");
+        ensure!(report["notes"].to_string().contains("/storage is unmounted"), "{report:#}");
+        ensure!(site.machine.run(PLACES)?.good()? == places, "{}", site.machine.run(PLACES)?.out);
+        is_as_before(&mut site.machine, &before).context(arrange)?;
+        forget(&site)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn a_node_without_network_leaves_and_says_what_remains() -> Result<()> {

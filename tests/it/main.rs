@@ -254,6 +254,7 @@ const TESTS: &[&[Test]] = &[
         leave,
         Container a_node_that_leaves_is_as_it_was_before_it_joined,
         Container pods_are_moved_as_their_budgets_allow,
+        Container the_owners_disks_stay_where_they_are_without_k3s_data,
         Container a_node_without_network_leaves_and_says_what_remains,
         Container a_leave_that_is_killed_is_brought_to_its_end_by_the_next,
         Container a_server_takes_its_member_of_etcd_along,

@@ -210,7 +210,7 @@ fn plan(survey: &Survey, options: &Options, ours: &[Receipt]) -> String {
     );
     match options.keep_data {
         true => lines.push(format!("keep {}", path::DATA)),
-        false => lines.push(format!("remove {} with all that is in it", path::DATA)),
+        false => lines.push(format!("remove {} with all that K3s keeps in it", path::DATA)),
     }
     for receipt in ours {
         lines.push(format!("revert receipt {}: {} changes", receipt.name, receipt.acts.len()));

@@ -19,7 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 impl HostMut {
     /// Removes what is at `path`, with all that is below it; says whether there was something.
     ///
-    /// It never leaves the file system that `path` is on: where something is mounted below, it stops.
+    /// A directory that is a mount point, or that a link leads to, is a place that its owner chose: it stays, emptied of
+    /// all but a disk's own `lost+found`. It never leaves the file system that `path` is on: where something is mounted
+    /// below, it stops.
     pub fn remove_all(&self, path: &str) -> Result<bool, NotDone> {
         let failed = |errno| match errno {
             Errno::EXDEV => {
@@ -28,52 +30,46 @@ impl HostMut {
             }
             errno => NotDone::errno("removing", path, errno),
         };
-        let (directory, name) = match self.place(path) {
+        let (parent, name) = match self.place(path) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
             place => place.map_err(failed)?,
         };
-        let device = fstat(&directory).map_err(failed)?.st_dev;
+        let real = self.real(path)?.unwrap_or_else(|| path.into());
         // What is bound there from the same file system has the same device, and may be anybody's data.
-        if !self.mounts(path)?.is_empty() {
+        let (at, below): (Vec<_>, Vec<_>) = self.mounts(&real)?.into_iter().partition(|mount| *mount == real);
+        if !below.is_empty() {
             return Err(failed(Errno::EXDEV));
         }
-        let name = CString::new(name).map_err(|_| failed(Errno::EINVAL))?;
         failpoint();
-        match remove_entry(&directory, &name, device) {
+        let is_owners = !at.is_empty() || self.host().link(path).is_some();
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        match self.host().open(path, flags) {
+            Ok(directory) if is_owners => return empty(&directory, !at.is_empty()).map_err(failed),
+            _ if !at.is_empty() => return Err(failed(Errno::EXDEV)),
+            _ => {}
+        }
+        let device = fstat(&parent).map_err(failed)?.st_dev;
+        let name = CString::new(name).map_err(|_| failed(Errno::EINVAL))?;
+        match remove_entry(&parent, &name, device) {
             Err(Errno::ENOENT) => return Ok(false),
             removed => removed.map_err(failed)?,
         }
         // A kernel file system has no disk to bring it to.
-        let _ = fsync(&directory);
+        let _ = fsync(&parent);
         Ok(true)
     }
 
-    /// Takes away every mount at or below `point`, the deepest first; says which there were.
+    /// Takes away every mount at or below `point`, or where it leads to, the deepest first; says which there were. A point
+    /// that ends with `-` is the beginning of a name.
     pub fn unmount_all(&self, point: &str) -> Result<Vec<String>, NotDone> {
-        if !self.host().is_live() {
-            return Ok(Vec::new());
-        }
-        let text = self.host().text("/proc/self/mountinfo").map_err(|unreadable| {
-            NotDone::new(
-                "reading",
-                unreadable.path,
-                unreadable.why.to_string(),
-                "mount proc, then run it again",
-            )
-        })?;
-        let mut mounts: Vec<String> = mounts_below(&text, point);
-        mounts.reverse();
-        for mount in &mounts {
-            failpoint();
-            match nix::mount::umount2(mount.as_str(), MntFlags::UMOUNT_NOFOLLOW) {
-                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-                // Somebody still has a file open there: it goes with the last of them.
-                Err(Errno::EBUSY) => nix::mount::umount2(mount.as_str(), MntFlags::MNT_DETACH)
-                    .map_err(|errno| NotDone::errno("unmounting", mount, errno))?,
-                Err(errno) => return Err(NotDone::errno("unmounting", mount, errno)),
-            }
-        }
-        Ok(mounts)
+        let real = self.real(point)?.unwrap_or_else(|| point.into());
+        take_away(self.mounts(&real)?)
+    }
+
+    /// Takes away every mount below the directory that `path` leads to, and none that is there itself.
+    pub fn unmount_below(&self, path: &str) -> Result<Vec<String>, NotDone> {
+        let Some(real) = self.real(path)? else { return Ok(Vec::new()) };
+        take_away(self.mounts(&real)?.into_iter().filter(|mount| *mount != real).collect())
     }
 
     fn mounts(&self, point: &str) -> Result<Vec<String>, NotDone> {
@@ -110,6 +106,22 @@ impl HostMut {
     }
 }
 
+/// Unmounts, the last mounted first.
+fn take_away(mut mounts: Vec<String>) -> Result<Vec<String>, NotDone> {
+    mounts.reverse();
+    for mount in &mounts {
+        failpoint();
+        match nix::mount::umount2(mount.as_str(), MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            // Somebody still has a file open there: it goes with the last of them.
+            Err(Errno::EBUSY) => nix::mount::umount2(mount.as_str(), MntFlags::MNT_DETACH)
+                .map_err(|errno| NotDone::errno("unmounting", mount, errno))?,
+            Err(errno) => return Err(NotDone::errno("unmounting", mount, errno)),
+        }
+    }
+    Ok(mounts)
+}
+
 fn remove_entry(parent: &OwnedFd, name: &CStr, device: u64) -> Result<(), Errno> {
     let status = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
@@ -120,19 +132,27 @@ fn remove_entry(parent: &OwnedFd, name: &CStr, device: u64) -> Result<(), Errno>
         return Err(Errno::EXDEV);
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let directory = openat(parent, name, flags, Mode::empty())?;
+    empty(&openat(parent, name, flags, Mode::empty())?, false)?;
+    unlinkat(parent, name, UnlinkatFlags::RemoveDir)
+}
+
+/// Removes what is in a directory, but for the `lost+found` of a file system's root; says whether there was something.
+fn empty(directory: &OwnedFd, is_root: bool) -> Result<bool, Errno> {
+    let device = fstat(directory)?.st_dev;
     // A descriptor of its own for the list, which closes it.
-    let listed = openat(parent, name, flags, Mode::empty())?;
+    let listed =
+        openat(directory, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut names = Vec::new();
     for entry in Dir::from_fd(listed)?.iter() {
         names.push(entry?.file_name().to_owned());
     }
-    for below in names {
-        if ![&b"."[..], b".."].contains(&below.to_bytes()) {
-            remove_entry(&directory, &below, device)?;
-        }
+    names.retain(|name| {
+        ![&b"."[..], b".."].contains(&name.to_bytes()) && !(is_root && name.to_bytes() == b"lost+found")
+    });
+    for name in &names {
+        remove_entry(directory, name, device)?;
     }
-    unlinkat(parent, name, UnlinkatFlags::RemoveDir)
+    Ok(!names.is_empty())
 }
 
 /// Points of mounts at or below a path, in the order in which they were mounted.
@@ -193,6 +213,26 @@ mod tests {
         assert_eq!(host.remove_all("/etc/a"), Ok(false));
         assert_eq!(host.remove_all("/nowhere/a"), Ok(false));
         assert!(dir.join("etc/kept/file").exists() && !dir.join("etc/a").exists());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_directory_to_which_a_link_leads_stays_empty_and_the_link_too() {
+        let dir = std::env::temp_dir().join(format!("bramble-remove-link-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("mnt/disk/k3s/a")).unwrap();
+        std::fs::write(dir.join("mnt/disk/k3s/a/file"), "x").unwrap();
+        std::fs::write(dir.join("mnt/disk/other"), "x").unwrap();
+        std::fs::create_dir_all(dir.join("var")).unwrap();
+        std::fs::create_dir_all(dir.join("etc")).unwrap();
+        std::os::unix::fs::symlink("/mnt/disk/k3s", dir.join("var/k3s")).unwrap();
+        std::os::unix::fs::symlink("/mnt/disk/other", dir.join("var/file")).unwrap();
+        let host = HostMut::tree(Path::new(&dir)).unwrap();
+        assert_eq!(host.remove_all("/var/k3s"), Ok(true));
+        assert_eq!(host.remove_all("/var/k3s"), Ok(false));
+        assert!(dir.join("var/k3s").is_symlink() && dir.join("mnt/disk/k3s").is_dir());
+        assert_eq!(std::fs::read_dir(dir.join("mnt/disk/k3s")).unwrap().count(), 0);
+        assert_eq!(host.remove_all("/var/file"), Ok(true));
+        assert!(dir.join("mnt/disk/other").exists() && !dir.join("var/file").is_symlink());
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

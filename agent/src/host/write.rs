@@ -324,7 +324,7 @@ impl HostMut {
         fsync(&parent).map_err(failed)
     }
 
-    /// Removes a directory that is empty; says whether it is gone.
+    /// Removes a directory that is empty; says whether it is gone. A mount point stays, and so does a link to one.
     pub fn remove_directory(&self, path: &str) -> Result<bool, NotDone> {
         let failed = |errno| NotDone::errno("removing", path, errno);
         let (parent, name) = match self.place(path) {
@@ -334,7 +334,7 @@ impl HostMut {
         failpoint();
         match unlinkat(&parent, name, UnlinkatFlags::RemoveDir) {
             Err(Errno::ENOENT) => return Ok(true),
-            Err(Errno::ENOTEMPTY | Errno::EEXIST) => return Ok(false),
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EBUSY | Errno::ENOTDIR) => return Ok(false),
             removed => removed.map_err(failed)?,
         }
         failpoint();

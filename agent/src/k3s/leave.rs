@@ -72,8 +72,11 @@ const FILES: [&str; 19] = [
     "/etc/rancher/k3s/k3s.yaml",
     path::NODE_PASSWORD,
 ];
+/// What K3s keeps below [`path::DATA`]; the last one is its local-path provisioner's. The directory itself may be a disk of
+/// the owner's, or a link to one, on which other things lie.
+const DATA: [&str; 4] = ["agent", "data", "server", "storage"];
 /// Directories that go when nothing is left in them, the inner ones first.
-const DIRECTORIES: [&str; 9] = [
+const DIRECTORIES: [&str; 10] = [
     "/etc/cni/net.d",
     "/etc/cni",
     "/opt/cni/bin",
@@ -82,6 +85,7 @@ const DIRECTORIES: [&str; 9] = [
     "/etc/rancher/node",
     "/etc/rancher/k3s",
     "/etc/rancher",
+    path::DATA,
     "/var/lib/rancher",
 ];
 
@@ -544,8 +548,12 @@ pub fn clean(
         files += usize::from(host.remove_all(path)?);
     }
     if !options.keep_data {
-        host.unmount_all(path::DATA)?;
-        files += usize::from(host.remove_all(path::DATA)?);
+        for mount in host.unmount_below(path::DATA)? {
+            note(&mut notes, format!("{mount} is unmounted, and what is stored there stays"));
+        }
+        for part in DATA {
+            files += usize::from(host.remove_all(&format!("{}/{part}", path::DATA))?);
+        }
     }
     said(tell, "files", files, "files and directories removed");
     give_back(host, tell)?;

@@ -139,6 +139,85 @@ pub(crate) fn the_owners_disks_stay_where_they_are_without_k3s_data() -> Result<
     Ok(())
 }
 
+/// A Plan of the system-upgrade controller has put another program there, and the kubelet a file of its own.
+pub(crate) fn what_k3s_and_its_upgrades_have_put_here_since_goes_too() -> Result<()> {
+    let (mut site, before) = prepared(Role::Agent)?;
+    join(&mut site)?;
+    site.machine
+        .run(
+            "set -e; cd /usr/local/bin; cp k3s k3s.new; echo >>k3s.new; mv k3s.new k3s; \
+             mkdir -p /etc/systemd/logind.conf.d; \
+             printf '[Login]\\nInhibitDelayMaxSec=30\\n' >/etc/systemd/logind.conf.d/99-kubelet.conf",
+        )?
+        .good()?;
+    let (_, report) = leave(&mut site, "")?;
+    ensure!(report["ended"] == "left" && report["stays"] == json!([]), "{report:#}");
+    is_as_before(&mut site.machine, &before)
+}
+
+pub(crate) fn what_k3s_keeps_stays_where_its_owner_wants_it_and_goes_with_the_next_leave() -> Result<()> {
+    let (mut site, before) = prepared(Role::Agent)?;
+    join(&mut site)?;
+    let (_, report) = leave(&mut site, "--keep-data")?;
+    ensure!(report["ended"] == "left", "{report:#}");
+    let after = differences(&before, &whole(&mut site.machine)?);
+    let is_kept = |line: &String| line.starts_with("+ ") && line.contains(" var/lib/rancher");
+    ensure!(!after.is_empty() && after.iter().all(is_kept), "more than the data has stayed: {after:#?}");
+    let kubelet = "/var/lib/rancher/k3s/agent/client-kubelet.key";
+    let kept = site.machine.run(&format!("sha256sum {kubelet}"))?.good()?;
+    // Another node of the name would be refused: the operator has forgotten this one.
+    forget(&site)?;
+    join(&mut site)?;
+    ensure!(site.is_ready(NODE)?, "it does not come back over its own data: {kept}");
+    let (_, report) = leave(&mut site, "")?;
+    ensure!(report["ended"] == "left", "{report:#}");
+    is_as_before(&mut site.machine, &before)
+}
+
+/// Both scripts that bear the names of K3s' own: the first stops K3s and all that it started, the second takes it away.
+pub(crate) fn the_scripts_of_a_join_stop_k3s_and_take_it_away() -> Result<()> {
+    let (mut site, before) = prepared(Role::Agent)?;
+    join(&mut site)?;
+    let alive = "systemctl is-active k3s-agent; pgrep -f ^/var/lib/rancher/.*containerd-shim; ls /run/netns; \
+                 grep -o -e ' /run/k3s[^ ]*' -e ' /var/lib/kubelet/pods[^ ]*' /proc/mounts; \
+                 ls -d /sys/class/net/cilium_host /var/lib/cni; true";
+    let seen = site.machine.run(alive)?.out;
+    for word in ["active\n", "cni-", "/run/k3s", "cilium_host"] {
+        ensure!(seen.contains(word), "no {word:?} before: {seen}");
+    }
+    site.machine.run("k3s-killall.sh")?.good()?;
+    let left = site.machine.run(alive)?.out;
+    ensure!(left == "inactive\n", "left: {left}");
+    let kept = "ls -d /usr/local/bin/k3s /var/lib/rancher/k3s/agent /etc/rancher/k3s/config.yaml; systemctl is-enabled k3s-agent";
+    ensure!(site.machine.run(kept)?.code == 0, "more than what runs has gone");
+    site.machine.run("systemctl start k3s-agent")?.good()?;
+    until(PATIENCE, "the node is Ready", || Ok(site.is_ready(NODE)?.then_some(())))?;
+    site.machine.run("k3s-agent-uninstall.sh")?.good()?;
+    ensure!(site.machine.run(alive)?.out == "inactive\n", "{}", site.machine.run(alive)?.out);
+    let files = "ls /usr/local/bin /etc/systemd/system | grep -e k3s -e kubectl -e crictl -e ctr; \
+                 ls -d /etc/rancher/k3s /var/lib/rancher/k3s /var/lib/kubelet /run/k3s /run/flannel; true";
+    let left = site.machine.run(files)?.out;
+    ensure!(left.is_empty(), "left: {left}");
+    // What the join has changed besides is known to its receipt.
+    let (_, report) = leave(&mut site, "")?;
+    ensure!(report["ended"] == "left", "{report:#}");
+    is_as_before(&mut site.machine, &before)
+}
+
+pub(crate) fn a_bundle_of_a_node_that_has_joined_tells_how_and_no_secret() -> Result<()> {
+    let (mut site, _) = prepared(Role::Agent)?;
+    site.machine.run("systemd-run --quiet --wait --unit=bramble-join bramble join --yes")?.good()?;
+    site.machine.run("bramble bundle --output /root/bundle.tar.gz && mkdir /root/it && tar xzf /root/bundle.tar.gz -C /root/it")?.good()?;
+    let told = site.machine.run("cat /root/it/*/journal/bramble-join.log")?.good()?;
+    ensure!(told.contains("bed is Ready"), "{told}");
+    let secret = site.machine.run("cat /etc/rancher/node/password")?.good()?;
+    for word in [PASSWORD, secret.trim()] {
+        let found = site.machine.run(&format!("grep -rlF -- {word} /root/it"))?;
+        ensure!(found.code == 1, "{found:?}");
+    }
+    Ok(())
+}
+
 pub(crate) fn a_node_without_network_leaves_and_says_what_remains() -> Result<()> {
     let (mut site, before) = prepared(Role::Agent)?;
     join(&mut site)?;

@@ -34,10 +34,11 @@ pub struct Bundle {
 }
 
 /// Units whose journal is of interest.
-const UNITS: [&str; 6] = [
+const UNITS: [&str; 7] = [
     "bramble.service",
     "bramble-probe.service",
     "bramble-prepare.service",
+    "bramble-join.service",
     "bramble-aggregator.service",
     "k3s.service",
     "k3s-agent.service",

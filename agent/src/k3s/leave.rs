@@ -51,13 +51,15 @@ const MOUNTS: [&str; 6] = [
     "/run/cilium/bpffs",
 ];
 /// What K3s, the kubelet, Cilium and istio-cni keep on a node, beside K3s' own data.
-const FILES: [&str; 19] = [
+const FILES: [&str; 20] = [
     "/etc/cni/net.d/05-cilium.conflist",
     "/etc/cni/net.d/02-istio-cni.conflist",
     "/etc/cni/net.d/istio-cni-kubeconfig",
     "/opt/cni/bin/cilium-cni",
     "/opt/cni/bin/istio-cni",
     "/etc/sysctl.d/99-zzz-override_cilium.conf",
+    // The kubelet's, where logind's own limit is too short for it.
+    "/etc/systemd/logind.conf.d/99-kubelet.conf",
     "/sys/fs/bpf/cilium",
     "/run/cilium",
     "/var/lib/cilium",
@@ -76,7 +78,7 @@ const FILES: [&str; 19] = [
 /// the owner's, or a link to one, on which other things lie.
 const DATA: [&str; 4] = ["agent", "data", "server", "storage"];
 /// Directories that go when nothing is left in them, the inner ones first.
-const DIRECTORIES: [&str; 10] = [
+const DIRECTORIES: [&str; 11] = [
     "/etc/cni/net.d",
     "/etc/cni",
     "/opt/cni/bin",
@@ -87,6 +89,7 @@ const DIRECTORIES: [&str; 10] = [
     "/etc/rancher",
     path::DATA,
     "/var/lib/rancher",
+    "/etc/systemd/logind.conf.d",
 ];
 
 /// What is known before anything is done.
@@ -554,6 +557,11 @@ pub fn clean(
         for part in DATA {
             files += usize::from(host.remove_all(&format!("{}/{part}", path::DATA))?);
         }
+    }
+    // Where the join put it, a Plan of system-upgrade may have put another version since.
+    let is_program = |act: &Act| matches!(act, Act::Large { path, .. } if path == path::BINARY);
+    if ours.iter().any(|receipt| receipt.acts.iter().any(is_program)) {
+        files += usize::from(host.remove_all(path::BINARY)?);
     }
     said(tell, "files", files, "files and directories removed");
     give_back(host, tell)?;

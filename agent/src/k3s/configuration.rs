@@ -5,12 +5,14 @@
 //! does not know is skipped with a warning in the log (k3s-io/k3s pkg/configfilearg). A file of the owner is never
 //! written: bramble's settings then stand in a file of their own, and what either would take from the other is refused.
 
+use std::net::Ipv4Addr;
 use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
 use super::path;
 use crate::config::Config;
+use crate::config::cluster::Range;
 use crate::config::k3s::{Role, Setting, Version};
 use crate::facts::table;
 use crate::host::{Host, Unreadable};
@@ -82,8 +84,10 @@ pub const KNOWN: std::ops::RangeInclusive<(u32, u32)> = (1, 30)..=(1, 35);
 /// What all servers must have alike, as far as a server tells it: the setting, its name in what the server says of
 /// itself, and its value where nobody sets it. K3s' `CriticalControlArgs`; secrets are not told, and the cluster's DNS
 /// follows from its range.
-const ALIKE: [(&str, &str, &str); 13] = [
+const ALIKE: [(&str, &str, &str); 15] = [
     ("cluster-cidr", "ClusterIPRange", "10.42.0.0/16"),
+    // Unless it is set it is the tenth address of the services.
+    ("cluster-dns", "ClusterDNS", ""),
     ("cluster-domain", "ClusterDomain", "cluster.local"),
     ("disable-cloud-controller", "DisableCCM", "false"),
     ("disable-helm-controller", "DisableHelmController", "false"),
@@ -94,6 +98,7 @@ const ALIKE: [(&str, &str, &str); 13] = [
     ("flannel-external-ip", "FlannelExternalIP", "false"),
     ("flannel-ipv6-masq", "FlannelIPv6Masq", "false"),
     ("secrets-encryption", "EncryptSecrets", "false"),
+    ("secrets-encryption-provider", "EncryptProvider", "aescbc"),
     ("service-cidr", "ServiceIPRange", "10.43.0.0/16"),
     ("disable: servicelb", "DisableServiceLB", "false"),
 ];
@@ -115,9 +120,21 @@ pub fn alike(settings: &Settings, existing: &[Existing]) -> Vec<(&'static str, &
                 Some((list, item)) => values(list).iter().any(|value| *value == item).to_string(),
                 None => values(flag).first().map_or(default.to_owned(), |value| (*value).clone()),
             };
+            let value = match flag {
+                "cluster-dns" if value.is_empty() => tenth(values("service-cidr").first().copied()),
+                _ => value,
+            };
             (flag, told, value)
         })
         .into()
+}
+
+/// The address of the cluster's DNS, where nobody sets it: the tenth of the services' first range.
+fn tenth(services: Option<&String>) -> String {
+    let first = services.map_or("10.43.0.0/16", |list| list.split(',').next().unwrap_or_default().trim());
+    let range = Range::try_from(first.to_owned());
+    range
+        .map_or_else(|_| String::new(), |range| Ipv4Addr::from_bits(range.network.to_bits() + 10).to_string())
 }
 
 /// Whether a version of K3s takes a setting in this role; `Err` says why not.
@@ -545,6 +562,8 @@ mod tests {
             ("secrets-encryption", "true"),
             ("egress-selector-mode", "agent"),
             ("cluster-cidr", "10.42.0.0/16"),
+            ("cluster-dns", "10.43.0.10"),
+            ("secrets-encryption-provider", "aescbc"),
         ] {
             assert_eq!(value(flag), wanted, "{flag}");
         }

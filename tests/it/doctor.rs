@@ -12,7 +12,13 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use testbed::k3s::{Authority, Cluster, Fault, Manner, Server, Settings, Validity};
+use testbed::{
+    k3s::{Authority, Cluster, Fault, Manner, Server, Settings, Validity, program::Script},
+    machine::Machine as _,
+};
+
+use crate::join::{NODE, Role, configure};
+use crate::state::{is_as_before, whole};
 
 /// Stands nowhere else.
 const PASSWORD: &str = "r7kx2qv9doctor0wm";
@@ -190,6 +196,9 @@ pub(crate) fn each_end_of_the_way_to_a_server_has_its_own_name() -> Result<()> {
     }
     kept.set_fault("/cacerts", Some(Fault::Late(Duration::from_secs(30))));
     usual.check()?.is("server-answers", "took longer")?;
+    // Piece after piece in time, and never whole.
+    kept.set_fault("/cacerts", Some(Fault::Slow(Duration::from_millis(50))));
+    usual.check()?.is("server-answers", "the whole answer took longer than 20 s")?;
     kept.set_fault("/cacerts", None);
     kept.set_fault("/v1-k3s/config", Some(Fault::Status(503, "starting".into())));
     usual.check()?.is("server-ready", "503: starting")
@@ -277,26 +286,39 @@ pub(crate) fn a_token_that_does_not_fit_is_named_by_what_is_wrong_with_it() -> R
     Ok(())
 }
 
-pub(crate) fn a_name_that_another_node_has_and_a_cluster_that_is_another_are_named() -> Result<()> {
+pub(crate) fn a_cluster_that_is_another_is_named_and_looking_at_it_changes_nothing_there() -> Result<()> {
     let mut settings = Settings::new(PASSWORD)?;
+    let pods = json!({"IP": "10.52.0.0", "Mask": "//8AAA=="});
     settings.config =
-        json!({"FlannelBackend": "vxlan", "ClusterIPRange": {"IP": "10.52.0.0", "Mask": "//8AAA=="}});
+        json!({"FlannelBackend": "vxlan", "ClusterIPRange": pods.clone(), "ClusterIPRanges": [pods]});
     let flannel = server(settings)?;
     let found = Node::joining(&flannel)?.check()?;
     found.is("cluster-network", "flannel-backend: vxlan, 10.52.0.0/16 for pods")?;
-    // The node has a password, and the servers know another one by its name.
+    // The node has a password that the servers do not know: whoever shows it to them is the node of that name from then on.
     let own: (&[&str], _) = (
         &["--mount"],
         "mount -t tmpfs none /etc; mkdir -p /etc/rancher/node; echo mine >/etc/rancher/node/password;",
     );
     let kept = usual()?;
-    let name = fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_lowercase();
-    let secret = format!("/api/v1/namespaces/kube-system/secrets/{name}.node-password.k3s");
-    kept.cluster(|cluster| cluster.put(&secret, json!({"data": {"hash": "another"}})));
-    let node = Node { own, ..Node::joining(&kept)? };
-    node.check()?.is("node-name", "another node")?;
-    kept.cluster(|cluster| cluster.remove(&secret));
-    let found = node.check()?;
-    ensure!(found.ids("good").contains(&"node-name"), "{found:#?}");
+    let before = kept.cluster(|cluster| cluster.save());
+    let found = Node { own, ..Node::joining(&kept)? }.check()?;
+    found.is_good()?;
+    ensure!(found.ids("not_needed").contains(&"node-name"), "{found:#?}");
+    ensure!(kept.cluster(|cluster| cluster.save()) == before, "looking has changed the cluster");
     Ok(())
+}
+
+pub(crate) fn a_name_that_another_node_has_stops_a_join() -> Result<()> {
+    let mut site = crate::join::site(&Script::default(), Settings::new(PASSWORD)?)?;
+    configure(&mut site, Role::Agent)?;
+    let before = whole(&mut site.machine)?;
+    let secret = format!("/api/v1/namespaces/kube-system/secrets/{NODE}.node-password.k3s");
+    let another = json!({"data": {"hash": "another"}});
+    site.stand_in().context("it is the stand-in")?.cluster(|cluster| cluster.put(&secret, another));
+    let password = "mkdir -p /etc/rancher/node; (umask 077; echo mine >/etc/rancher/node/password)";
+    site.machine.run(password)?.good()?;
+    let said = site.machine.run("bramble join --yes </dev/null")?;
+    ensure!(said.code == 2 && said.out.contains("know another node as bed"), "{said:?}");
+    site.machine.run("rm -r /etc/rancher")?.good()?;
+    is_as_before(&mut site.machine, &before)
 }

@@ -231,7 +231,8 @@ const TESTS: &[&[Test]] = &[
         Root each_end_of_the_way_to_a_server_has_its_own_name,
         Root certificates_are_judged_as_k3s_judges_them,
         Root a_token_that_does_not_fit_is_named_by_what_is_wrong_with_it,
-        Root a_name_that_another_node_has_and_a_cluster_that_is_another_are_named,
+        Root a_cluster_that_is_another_is_named_and_looking_at_it_changes_nothing_there,
+        Container a_name_that_another_node_has_stops_a_join,
     ],
     tests![
         join,

@@ -86,7 +86,7 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
         None => config.k3s.token_file.clone(),
     };
     if args.check {
-        let findings = block_on(findings(host, config, &role, &token_file))?;
+        let findings = block_on(findings(host, config, &role, &token_file, false))?;
         let text = match args.json {
             true => findings.json(&role).to_string() + "\n",
             false => findings.page(&role, width()),
@@ -133,9 +133,15 @@ impl From<anyhow::Error> for Stopped {
     }
 }
 
-async fn findings(host: &Host, config: &Config, role: &Role, token_file: &str) -> Findings {
+async fn findings(
+    host: &Host,
+    config: &Config,
+    role: &Role,
+    token_file: &str,
+    about_to_join: bool,
+) -> Findings {
     let facts = Facts::observe(host);
-    let evidence = doctor::gather(host, &facts, config, role, token_file).await;
+    let evidence = doctor::gather(host, &facts, config, role, token_file, about_to_join).await;
     Findings {
         examined: doctor::examine(&evidence, &config.cluster.accept),
         required: doctor::requirements(host, &facts, config),
@@ -163,7 +169,7 @@ impl Joining<'_> {
     fn look(&self) -> anyhow::Result<Findings> {
         let begun = Instant::now();
         loop {
-            let look = findings(self.host.host(), self.config, &self.role, &self.token_file);
+            let look = findings(self.host.host(), self.config, &self.role, &self.token_file, true);
             let findings = block_on(look)?;
             let is_kept = self.host.host().clock_error().is_ok_and(|error| error.is_some());
             if !findings.has("certificate-not-yet-valid") || is_kept || begun.elapsed() > CLOCK {

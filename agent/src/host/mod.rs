@@ -352,6 +352,12 @@ impl Host {
         Ok(status.map_err(|errno| self.unreadable(path, errno))?.st_mode & 0o7777)
     }
 
+    /// The user to whom what is at `path` belongs, by number; a link counts as what it points to.
+    pub fn owner(&self, path: &str) -> Result<u32, Unreadable> {
+        let status = self.open(path, OFlag::O_PATH).and_then(fstat);
+        Ok(status.map_err(|errno| self.unreadable(path, errno))?.st_uid)
+    }
+
     /// Where the link at `path` points to; `None` when it is no link, or nothing is there.
     pub fn link(&self, path: &str) -> Option<String> {
         let link = self.open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW).ok()?;

@@ -3,9 +3,11 @@
 //! First everything is gathered ([`gather`]), then every examination judges what was gathered; the judges are pure. What
 //! `bramble check` knows already is judged by its requirements, and shown here when it stands in K3s' way.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use nix::unistd::geteuid;
 use serde_json::Value;
 
 use super::token::{Kind, Token};
@@ -13,10 +15,10 @@ use super::{configuration, path};
 use crate::config::Config;
 use crate::config::cluster::{Profile, Range};
 use crate::config::k3s::Role;
-use crate::facts::Facts;
+use crate::facts::{Facts, drop_in};
 use crate::fit::{self, Feature, Fit};
 use crate::host::disk::SyncTimes;
-use crate::host::http::{Tls, Trouble, Url};
+use crate::host::http::{Tls, Trouble, Url, base64};
 use crate::host::{Host, Unreadable, Why, clock};
 use crate::require::{self, Area, Judged, REQUIREMENTS, Requirement, State};
 
@@ -76,6 +78,17 @@ pub struct Examined {
     pub verdict: Verdict,
 }
 
+/// A file with a token in it.
+#[derive(Debug)]
+pub struct TokenFile {
+    /// What stands in it.
+    pub text: String,
+    /// Who may read or write it besides its owner: the bits of its mode.
+    pub others: u32,
+    /// Its owner, when that is neither root nor whoever looks.
+    pub stranger: Option<u32>,
+}
+
 /// All that is known.
 #[derive(Debug)]
 pub struct Evidence {
@@ -83,8 +96,8 @@ pub struct Evidence {
     pub role: Role,
     /// The file that holds the token, as a path.
     pub token_file: String,
-    /// Its content, and who may read it besides its owner (the bits of its mode).
-    pub token: Result<(String, u32), Unreadable>,
+    /// Its content, and who may read it.
+    pub token: Result<TokenFile, Unreadable>,
     /// The node's name.
     pub name: Result<String, Unreadable>,
     /// Whether K3s keeps a password for the name here.
@@ -254,7 +267,7 @@ pub const EXAMINATIONS: &[Examination] = &[
     },
     Examination {
         id: "cluster-network",
-        title: "the cluster runs without Flannel, and its ranges are those that are written here",
+        title: "the cluster runs without Flannel and kube-proxy, and its ranges are those that are written here",
         why: "two networks would make the pods' traffic take two ways; a server with other values is refused: \"critical \
               configuration value mismatch\"",
         source: "k3s-io/docs cli/server (critical configuration values)",
@@ -279,16 +292,25 @@ pub const EXAMINATIONS: &[Examination] = &[
 /// What the server is asked, and the time that may be spent on the disk.
 const DISK_TEST: Duration = Duration::from_secs(5);
 
-/// Looks at everything once: reads the host, talks to the server, times the disk of a server to be.
-pub async fn gather(host: &Host, facts: &Facts, config: &Config, role: &Role, token_file: &str) -> Evidence {
+/// Looks at everything once: reads the host, talks to the server, times the disk of a server to be. Where the node is not
+/// `about_to_join`, nothing is changed anywhere.
+pub async fn gather(
+    host: &Host,
+    facts: &Facts,
+    config: &Config,
+    role: &Role,
+    token_file: &str,
+    about_to_join: bool,
+) -> Evidence {
     let token = host.text(token_file).and_then(|text| {
-        let mode = host.mode(token_file)?;
-        Ok((text, mode & 0o077))
+        let owner = host.owner(token_file)?;
+        let stranger = (![0, geteuid().as_raw()].contains(&owner)).then_some(owner);
+        Ok(TokenFile { text, others: host.mode(token_file)? & 0o077, stranger })
     });
     let name = facts.identity.hostname.clone().map(|name| name.to_lowercase());
-    let parsed = token.as_ref().ok().and_then(|(text, _)| Token::parse(text).ok());
-    // It is root's alone; who may not read it does not ask for it.
-    let password = host.text(path::NODE_PASSWORD).ok().map(|text| text.trim().to_owned());
+    let parsed = token.as_ref().ok().and_then(|file| Token::parse(&file.text).ok());
+    let password = about_to_join.then(|| host.text(path::NODE_PASSWORD).ok()).flatten();
+    let password = password.map(|text| text.trim().to_owned());
     let conversation = match role.server() {
         None => None,
         Some(url) => {
@@ -339,18 +361,10 @@ fn existing(host: &Host, path: &str) -> String {
 /// What logind's files say of `InhibitDelayMaxSec=`; of several the last one counts.
 fn inhibit(host: &Host) -> Result<Option<Duration>, Unreadable> {
     let mut delay = None;
-    let mut paths = vec!["/etc/systemd/logind.conf".to_owned()];
-    for directory in ["/usr/lib/systemd/logind.conf.d", "/etc/systemd/logind.conf.d"] {
-        let names = host.list_if_present(directory)?;
-        paths.extend(
-            names.iter().filter(|name| name.ends_with(".conf")).map(|name| format!("{directory}/{name}")),
-        );
-    }
-    for path in paths {
-        for line in host.text_if_present(&path)?.unwrap_or_default().lines() {
-            if let Some(value) = line.trim().strip_prefix("InhibitDelayMaxSec=") {
-                delay = Some(span(value.trim()).ok_or_else(|| Unreadable::malformed(&path, "a time"))?);
-            }
+    for (path, text) in drop_in::of_systemd(host, "logind")? {
+        let said = drop_in::settings(&text, "[Login]").filter(|(key, _)| *key == "InhibitDelayMaxSec").last();
+        if let Some((_, value)) = said {
+            delay = Some(span(value).ok_or_else(|| Unreadable::malformed(&path, "a time"))?);
         }
     }
     Ok(delay)
@@ -482,7 +496,7 @@ fn first_server() -> Verdict {
 impl Evidence {
     /// The token, where it is one.
     fn parsed(&self) -> Option<Token> {
-        self.token.as_ref().ok().and_then(|(text, _)| Token::parse(text).ok())
+        self.token.as_ref().ok().and_then(|file| Token::parse(&file.text).ok())
     }
 
     /// What the examinations of the server need: whom, and what was said.
@@ -531,9 +545,15 @@ impl Step {
 fn token_file(evidence: &Evidence) -> Verdict {
     let file = &evidence.token_file;
     match &evidence.token {
-        Ok((_, 0)) => good(format!("{file}, readable by its owner alone")),
-        Ok((_, mode)) => wrong(
-            format!("{file} can be read or written by others (mode {:03o} beyond its owner)", mode),
+        Ok(TokenFile { others: 0, stranger: None, .. }) => {
+            good(format!("{file}, readable by its owner alone"))
+        }
+        Ok(TokenFile { others: 0, stranger: Some(owner), .. }) => wrong(
+            format!("{file} belongs to the user {owner}, who can read and write it"),
+            format!("sudo chown root: {file}"),
+        ),
+        Ok(TokenFile { others, .. }) => wrong(
+            format!("{file} can be read or written by others (mode {others:03o} beyond its owner)"),
             format!("sudo chmod 600 {file}"),
         ),
         Err(Unreadable { why: Why::Missing, .. }) => wrong(
@@ -555,7 +575,7 @@ fn token_file(evidence: &Evidence) -> Verdict {
 }
 
 fn token(evidence: &Evidence) -> Verdict {
-    let Ok((text, _)) = &evidence.token else { return not_needed("the token was not read") };
+    let Ok(TokenFile { text, .. }) = &evidence.token else { return not_needed("the token was not read") };
     let next = match evidence.role {
         Role::First => "write a password of your own into it, one word",
         _ => "copy it again from a server, whole and in one line: sudo cat /var/lib/rancher/k3s/server/token",
@@ -851,9 +871,9 @@ fn node_name(evidence: &Evidence) -> Verdict {
             "{name} has no password here yet: the servers say whether it is free when K3s shows them one for the first time"
         )),
         (None, Ok(true)) => match login(said) {
-            Some(Ok(())) => {
-                Verdict::Unknown(format!("{} is for root alone: run it with sudo", path::NODE_PASSWORD))
-            }
+            Some(Ok(())) => not_needed(format!(
+                "{name} has a password here: whether the servers take it is asked by a join alone, because who asks is kept"
+            )),
             _ => not_needed("the server was not asked so far"),
         },
         (None, Err(unreadable)) => Verdict::Unknown(unreadable.to_string()),
@@ -877,21 +897,45 @@ fn cluster_network(evidence: &Evidence) -> Verdict {
             // Ranges are looked at below, for every role.
             _ => continue,
         };
-        // It was named above already.
-        if told != *ours && *setting != "flannel-backend" {
+        // It was named above already. What is not known here, as an address of IPv6, is not compared.
+        if told != *ours && !ours.is_empty() && *setting != "flannel-backend" {
             other.push(format!("{setting}: {told}, and here it is {ours}"));
         }
     }
-    for ((range, whose), key) in evidence.ranges.iter().zip(["ClusterIPRange", "ServiceIPRange"]) {
-        if let Some(told) = config.get(key).and_then(network)
-            && told != range.to_string()
-        {
-            other.push(format!("{told} for {whose}, and here it is {range}"));
+    if evidence.cilium && config.get("DisableKubeProxy") == Some(&Value::Bool(false)) {
+        other.push("disable-kube-proxy: false, and Cilium takes its place here".into());
+    }
+    let (mut beside, mut unread) = (Vec::new(), None);
+    for ((range, whose), (key, setting)) in
+        evidence.ranges.iter().zip([("ClusterIPRange", "cluster-cidr"), ("ServiceIPRange", "service-cidr")])
+    {
+        let Some(told) = networks(config, key) else {
+            unread = Some(format!("the server tells no range for {whose} that can be read"));
+            continue;
+        };
+        // A server must have the same ones; an agent is told of one of them here.
+        let ours = evidence.alike.iter().find(|(known, ..)| *known == setting).map(|(.., value)| value);
+        let is_same = match ours {
+            Some(ours) => {
+                ours.split(',').map(|one| read_network(one.trim())).eq(told.iter().copied().map(Some))
+            }
+            None => told.iter().any(|one| Some(*one) == read_network(&range.to_string())),
+        };
+        let list =
+            told.iter().map(|(address, prefix)| format!("{address}/{prefix}")).collect::<Vec<_>>().join(",");
+        match ours {
+            _ if is_same && told.len() > 1 => beside.push(format!("{list} for {whose}")),
+            _ if is_same => {}
+            Some(ours) => other.push(format!("{list} for {whose}, and here it is {ours}")),
+            None => other.push(format!("{list} for {whose}, and here it is {range}")),
         }
     }
-    match other.is_empty() {
-        true => good("no Flannel, and the ranges are the same"),
-        false => wrong(
+    let without = if evidence.cilium { "no Flannel, no kube-proxy, and " } else { "" };
+    match (other.is_empty(), unread) {
+        (true, Some(unread)) => Verdict::Unknown(unread),
+        (true, None) if beside.is_empty() => good(format!("{without}the ranges are the same")),
+        (true, None) => good(format!("{without}the ranges are the same: {}", beside.join("; "))),
+        (false, _) => wrong(
             format!("the cluster has {}", other.join(", ")),
             "write the cluster's values into [cluster] (pods, services, cilium) and k3s.settings here, or begin a cluster anew \
              with these",
@@ -899,17 +943,32 @@ fn cluster_network(evidence: &Evidence) -> Verdict {
     }
 }
 
-/// A network as Go writes one in JSON: its address, and its mask in base64. Only the lengths that bytes end on are
-/// told apart, which K3s' ranges have.
-fn network(told: &Value) -> Option<String> {
-    let address = told.get("IP")?.as_str()?;
-    let prefix = match told.get("Mask")?.as_str()? {
-        "/wAAAA==" => 8,
-        "//8AAA==" => 16,
-        "////AA==" => 24,
-        _ => return None,
+/// An address and how many bits of it count.
+type Network = (IpAddr, usize);
+
+/// All networks of a kind that a server tells, the first one first.
+fn networks(config: &Value, key: &str) -> Option<Vec<Network>> {
+    match config.get(format!("{key}s")).and_then(Value::as_array) {
+        Some(several) if !several.is_empty() => several.iter().map(network).collect(),
+        _ => Some(vec![network(config.get(key)?)?]),
+    }
+}
+
+/// A network as Go writes one in JSON: its address, and its mask in base64.
+fn network(told: &Value) -> Option<Network> {
+    let address: IpAddr = told.get("IP")?.as_str()?.parse().ok()?;
+    let mask = told.get("Mask")?.as_str()?;
+    let bytes = if address.is_ipv4() { 4 } else { 16 };
+    let written = |prefix: usize| {
+        let byte = |at: usize| !(0xff_u16 >> prefix.saturating_sub(at * 8).min(8)) as u8;
+        base64(&(0..bytes).map(byte).collect::<Vec<u8>>())
     };
-    Some(format!("{address}/{prefix}"))
+    (0..=bytes * 8).find(|prefix| written(*prefix) == mask).map(|prefix| (address, prefix))
+}
+
+fn read_network(text: &str) -> Option<Network> {
+    let (address, prefix) = text.split_once('/')?;
+    Some((address.parse().ok()?, prefix.parse().ok()?))
 }
 
 /// What etcd asks for, and what no cluster of it lives with: the time after which K3s' etcd sends its next heartbeat.
@@ -964,13 +1023,17 @@ mod tests {
     use super::*;
     use crate::config::cluster::Cluster;
 
+    fn secret() -> TokenFile {
+        TokenFile { text: "secret\n".into(), others: 0, stranger: None }
+    }
+
     /// A server to be that begins the cluster, of which all is good.
     fn first() -> Evidence {
         let cluster = Cluster::default();
         Evidence {
             role: Role::First,
             token_file: "/t".into(),
-            token: Ok(("secret\n".into(), 0)),
+            token: Ok(secret()),
             name: Ok("pi-1".into()),
             has_password: Ok(false),
             ranges: [(cluster.pods, "pods"), (cluster.services, "services")],
@@ -1044,6 +1107,8 @@ mod tests {
         let url = Url::parse("https://pi-1:6443").unwrap();
         let config = Some(Ok(serde_json::json!({
             "EncryptSecrets": true, "EgressSelectorMode": "agent", "FlannelBackend": "none", "DisableNPC": true,
+            "ClusterIPRange": { "IP": "10.42.0.0", "Mask": "//8AAA==" },
+            "ServiceIPRange": { "IP": "10.43.0.0", "Mask": "//8AAA==" },
         })));
         let alike = [
             ("secrets-encryption", "EncryptSecrets", "false"),
@@ -1058,6 +1123,103 @@ mod tests {
         };
         let Verdict::Wrong { what, .. } = cluster_network(&evidence) else { panic!("they differ") };
         assert_eq!(what, "the cluster has secrets-encryption: true, and here it is false");
+    }
+
+    #[test]
+    fn ranges_are_called_the_same_only_when_each_was_compared() {
+        let told = |pods: &[(&str, &str)], services: &str, ours: Option<&str>| {
+            let pods: Vec<Value> =
+                pods.iter().map(|(ip, mask)| serde_json::json!({ "IP": ip, "Mask": mask })).collect();
+            let config = serde_json::json!({
+                "FlannelBackend": "none", "DisableKubeProxy": true, "ClusterIPRanges": pods,
+                "ServiceIPRange": { "IP": services, "Mask": "//8AAA==" },
+            });
+            let alike = ours.map(|ours| ("cluster-cidr", "ClusterIPRange", ours.to_owned()));
+            let conversation = Some(Conversation { config: Some(Ok(config)), ..said() });
+            cluster_network(&Evidence { conversation, alike: alike.into_iter().collect(), ..joining().0 })
+        };
+        let usual = ("10.42.0.0", "//8AAA==");
+        let v6 = ("fd00:42::", "/////////wAAAAAAAAAAAA==");
+        assert!(matches!(told(&[usual], "10.43.0.0", None), Verdict::Good(_)));
+        let Verdict::Good(what) = told(&[usual, v6], "10.43.0.0", None) else { panic!("one more") };
+        assert!(what.contains("10.42.0.0/16,fd00:42::/56"), "{what}");
+        let both = Some("10.42.0.0/16, fd00:42::/56");
+        assert!(matches!(told(&[usual, v6], "10.43.0.0", both), Verdict::Good(_)));
+        for (pods, services, ours, what) in [
+            (
+                vec![("10.42.0.0", "///wAA==")],
+                "10.43.0.0",
+                None,
+                "10.42.0.0/20 for pods, and here it is 10.42.0.0/16",
+            ),
+            (vec![usual], "10.53.0.0", None, "10.53.0.0/16 for services, and here it is 10.43.0.0/16"),
+            (vec![usual, v6], "10.43.0.0", Some("10.42.0.0/16"), "10.42.0.0/16,fd00:42::/56 for pods"),
+            (
+                vec![usual],
+                "10.43.0.0",
+                both,
+                "10.42.0.0/16 for pods, and here it is 10.42.0.0/16, fd00:42::/56",
+            ),
+        ] {
+            let Verdict::Wrong { what: told, .. } = told(&pods, services, ours) else { panic!("{what}") };
+            assert!(told.contains(what), "{told}");
+        }
+        // A mask with a hole, and none at all.
+        for pods in [vec![("10.42.0.0", "/wD/AA==")], vec![]] {
+            assert!(matches!(told(&pods, "10.43.0.0", None), Verdict::Unknown(_)));
+        }
+    }
+
+    #[test]
+    fn a_cluster_with_kube_proxy_is_no_place_for_cilium_without_it() {
+        let network = |ip: &str| serde_json::json!({ "IP": ip, "Mask": "//8AAA==" });
+        let config = serde_json::json!({
+            "DisableKubeProxy": false, "ClusterIPRange": network("10.42.0.0"), "ServiceIPRange": network("10.43.0.0"),
+        });
+        let conversation = Some(Conversation { config: Some(Ok(config)), ..said() });
+        let evidence = Evidence { conversation, ..joining().0 };
+        let Verdict::Wrong { what, .. } = cluster_network(&evidence) else { panic!("kube-proxy runs there") };
+        assert!(what.contains("disable-kube-proxy: false"), "{what}");
+        assert!(matches!(cluster_network(&Evidence { cilium: false, ..evidence }), Verdict::Good(_)));
+    }
+
+    #[test]
+    fn a_token_file_of_somebody_else_is_not_its_owners_alone() {
+        let of = |file| token_file(&Evidence { token: Ok(file), ..first() });
+        assert!(matches!(of(secret()), Verdict::Good(_)));
+        let Verdict::Wrong { next, .. } = of(TokenFile { stranger: Some(65534), ..secret() }) else {
+            panic!("nobody can read it")
+        };
+        assert_eq!(next, "sudo chown root: /t");
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test builds a tree")]
+    fn logind_is_read_as_systemd_reads_it() {
+        let dir = std::env::temp_dir().join(format!("bramble-logind-{}", std::process::id()));
+        let found = |files: &[(&str, &str)]| {
+            for (path, text) in files {
+                let path = dir.join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            }
+            std::fs::create_dir_all(dir.join("etc")).unwrap();
+            let delay = inhibit(&Host::tree(&dir).unwrap());
+            std::fs::remove_dir_all(&dir).unwrap();
+            delay.unwrap().map(|delay| delay.as_secs())
+        };
+        let (main, etc, run) =
+            ("etc/systemd/logind.conf", "etc/systemd/logind.conf.d", "run/systemd/logind.conf.d");
+        let says = |seconds: u8| format!("[Login]\nInhibitDelayMaxSec = {seconds}\n");
+        assert_eq!(found(&[]), None);
+        assert_eq!(found(&[(main, "[Login]\n#InhibitDelayMaxSec=5\n")]), None);
+        assert_eq!(found(&[(main, &says(5))]), Some(5));
+        assert_eq!(found(&[(main, "[Other]\nInhibitDelayMaxSec=5\n")]), None);
+        assert_eq!(found(&[(main, &says(5)), (&format!("{run}/a.conf"), &says(9))]), Some(9));
+        // Of one name that in /etc counts, and the last name has the last word, wherever it stands.
+        let (a, same, b) = (format!("{etc}/a.conf"), format!("{run}/a.conf"), format!("{run}/b.conf"));
+        assert_eq!(found(&[(&a, &says(30)), (&same, &says(7))]), Some(30));
+        assert_eq!(found(&[(&a, &says(30)), (&b, &says(7))]), Some(7));
     }
 
     #[test]
@@ -1096,7 +1258,7 @@ mod tests {
             .filter(|one| matches!(one.verdict, Verdict::Unknown(_)))
             .map(|one| one.id)
             .collect();
-        assert_eq!(unknown, ["token-file", "node-name"]);
+        assert_eq!(unknown, ["token-file", "cluster-network"]);
     }
 
     #[test]
@@ -1107,7 +1269,7 @@ mod tests {
         let with = |kept| Evidence {
             clock_is_kept: Ok(kept),
             conversation: Some(Conversation { validity, ..said() }),
-            ..Evidence { token: Ok(("secret".into(), 0)), role: joining.role.clone(), ..first() }
+            ..Evidence { role: joining.role.clone(), ..first() }
         };
         let next = |kept| match not_yet_valid(&with(kept)) {
             Verdict::Wrong { next, .. } => next,

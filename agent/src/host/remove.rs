@@ -147,7 +147,8 @@ fn empty(directory: &OwnedFd, is_root: bool) -> Result<bool, Errno> {
         names.push(entry?.file_name().to_owned());
     }
     names.retain(|name| {
-        ![&b"."[..], b".."].contains(&name.to_bytes()) && !(is_root && name.to_bytes() == b"lost+found")
+        let name = name.to_bytes();
+        !([&b"."[..], b".."].contains(&name) || is_root && name == b"lost+found")
     });
     for name in &names {
         remove_entry(directory, name, device)?;

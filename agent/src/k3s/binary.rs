@@ -565,7 +565,7 @@ mod tests {
             program(From::Url(mirror(body.to_vec(), 150_000).at("/there")), hash, arm64())
         };
         let mut partial = host.partial(path::BINARY, &sha256(&first)).unwrap();
-        partial.add(&vec![1; 100_000]).unwrap();
+        partial.add(&[1; 100_000]).unwrap();
         drop(partial);
         fetched(&host, &wanted(&second)).unwrap();
         assert_eq!(fs::read(tree.0.join("usr/local/bin/k3s")).unwrap(), second);

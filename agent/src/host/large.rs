@@ -77,14 +77,13 @@ impl HostMut {
     /// Removes all that was begun for `path`, but what is to have this hash.
     fn remove_begun(&self, path: &str, but: Option<&str>) -> Result<(), NotDone> {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let names = self.host().list_if_present(parent).map_err(|unreadable| {
-            NotDone::new(
-                "listing",
-                unreadable.path,
-                unreadable.why.to_string(),
-                "mend that, then run it again",
-            )
-        })?;
+        let names = match self.host().list(parent) {
+            Err(absent) if absent.is_absence() => return Ok(()),
+            names => names.map_err(|unreadable| {
+                let why = unreadable.why.to_string();
+                NotDone::new("listing", unreadable.path, why, "mend that, then run it again")
+            })?,
+        };
         let is_of = |other: &String| {
             let rest = other.strip_prefix(&format!(".{name}.")).and_then(|rest| rest.strip_suffix(PARTIAL));
             rest.is_some_and(|hash| hash.bytes().all(|byte| byte.is_ascii_hexdigit()) && but != Some(hash))

@@ -1204,6 +1204,7 @@ mod tests {
                 std::fs::write(path, text).unwrap();
             }
             std::fs::create_dir_all(dir.join("etc")).unwrap();
+            std::fs::write(dir.join("absent"), "/etc/systemd/\n/run/\n/usr/\n").unwrap();
             let delay = inhibit(&Host::tree(&dir).unwrap());
             std::fs::remove_dir_all(&dir).unwrap();
             delay.unwrap().map(|delay| delay.as_secs())

@@ -35,6 +35,7 @@ pub mod port;
 pub mod reboot;
 pub mod resolver;
 pub mod route;
+pub mod rule;
 pub mod socket;
 pub mod swap;
 pub mod sysctl;
@@ -95,6 +96,10 @@ pub struct Facts {
     pub clock_error: Fact<Option<std::time::Duration>>,
     /// Routes of the main table.
     pub routes: route::Routes,
+    /// The rules that lead to routing tables.
+    pub rules: rule::Rules,
+    /// The host's own IPv4 networks: interface, own address, length of the prefix.
+    pub networks: Fact<Vec<(String, std::net::Ipv4Addr, u32)>>,
     /// The host's own IPv4 addresses.
     pub addresses: Fact<Vec<std::net::Ipv4Addr>>,
     /// Network interfaces.
@@ -160,6 +165,8 @@ impl Facts {
             room: host.room("/var"),
             identity: identity::read(host),
             clock_error: host.clock_error(),
+            rules: rule::read(host),
+            networks: host.networks(),
             addresses: address::read(host),
             links: link::read(host, &routes),
             accept_ra: sysctl::read_accept_ra(host, &routes),

@@ -42,6 +42,16 @@ impl Route {
         self.mask == Ipv4Addr::UNSPECIFIED
     }
 
+    /// Whether it matches one address alone.
+    pub fn is_host(&self) -> bool {
+        self.mask == Ipv4Addr::BROADCAST
+    }
+
+    /// What it matches, as ip(8) writes it: "192.168.1.0/24".
+    pub fn network(&self) -> String {
+        format!("{}/{}", self.network, self.mask.to_bits().leading_ones())
+    }
+
     /// Whether some address is in both this network and `network/prefix`.
     pub fn overlaps(&self, network: Ipv4Addr, prefix: u32) -> bool {
         let mask = self.mask.to_bits() & u32::MAX.checked_shl(32 - prefix).unwrap_or(0);

@@ -1,13 +1,18 @@
-//! What a network for containers left in the kernel, taken away by name: links, rules, routes, filters, sets (rtnetlink(7)).
+//! What networks have in the kernel, by rtnetlink(7): rules and routes, which everybody may read; and what a network for
+//! containers left, taken away by name: links, rules, routes, filters, sets.
 //!
-//! Of the writing half. Each answers whether there was something; that it is gone already is as good.
+//! Each that takes away is of the writing half and answers whether there was something; that it is gone already is as good.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::Ipv4Addr;
 
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::socket::SockProtocol;
 
 use super::netlink::{Netlink, REQUEST, attribute, message, text};
 use super::write::{HostMut, NotDone, failpoint};
+use super::{Host, Unreadable, Why};
 
 const ACK: u16 = REQUEST | libc::NLM_F_ACK as u16;
 const DUMP: u16 = REQUEST | libc::NLM_F_DUMP as u16;
@@ -25,10 +30,79 @@ pub struct Rule {
     pub mask: u32,
     /// The routing table that it leads to.
     pub table: u32,
+    /// Whether every packet is led there, and to every route of the table.
+    pub is_for_all: bool,
+}
+
+/// How one family of addresses finds its ways.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// In the order in which they are asked.
+    pub rules: Vec<Rule>,
+    /// The tables that hold routes.
+    pub tables: BTreeSet<u32>,
 }
 
 /// The table of the machine's own addresses.
 const LOCAL: u32 = libc::RT_TABLE_LOCAL as u32;
+
+impl Host {
+    /// The rules and tables of IPv4.
+    ///
+    /// # Errors
+    /// On a captured tree, or when the kernel refuses.
+    pub fn policy(&self) -> Result<Policy, Unreadable> {
+        self.policy_of(libc::AF_INET)
+    }
+
+    /// The rules and tables of IPv6; `None` when the kernel runs without it.
+    ///
+    /// # Errors
+    /// On a captured tree, or when the kernel refuses.
+    pub fn policy6(&self) -> Result<Option<Policy>, Unreadable> {
+        if self.is_live() && !self.present("/proc/net/if_inet6")? {
+            return Ok(None);
+        }
+        self.policy_of(libc::AF_INET6).map(Some)
+    }
+
+    /// The IPv4 addresses of all interfaces: the interface, the address, the length of the network's prefix.
+    ///
+    /// # Errors
+    /// On a captured tree, or when the kernel refuses.
+    pub fn networks(&self) -> Result<Vec<(String, Ipv4Addr, u32)>, Unreadable> {
+        let failed = |why| Unreadable { path: "addresses of interfaces".into(), why };
+        if !self.is_live() {
+            return Err(failed(Why::NotLive));
+        }
+        let all = getifaddrs().map_err(|errno| failed(Why::Failed(errno.desc().into())))?;
+        let of = |one: InterfaceAddress| {
+            let address = one.address?.as_sockaddr_in()?.ip();
+            let mask = one.netmask?.as_sockaddr_in()?.ip();
+            // A second address of an interface may carry a label of its own: "eth0:1".
+            let name = one.interface_name.split(':').next()?.to_owned();
+            Some((name, address, mask.to_bits().leading_ones()))
+        };
+        Ok(all.filter_map(of).collect())
+    }
+
+    fn policy_of(&self, family: i32) -> Result<Policy, Unreadable> {
+        let failed = |why| Unreadable { path: "rules of routing".into(), why };
+        if !self.is_live() {
+            return Err(failed(Why::NotLive));
+        }
+        // struct fib_rule_hdr and struct rtmsg are twelve bytes, and begin with the family.
+        let head = [family as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let dump = |kind| {
+            let answer = route().and_then(|netlink| netlink.dump(&message(kind, DUMP, &[&head])));
+            answer.map_err(|error| failed(Why::Failed(error.to_string())))
+        };
+        Ok(Policy {
+            rules: dump(libc::RTM_GETRULE)?.iter().filter_map(|(_, body)| read_rule(body)).collect(),
+            tables: dump(libc::RTM_GETROUTE)?.iter().filter_map(|(_, body)| table_of(body)).collect(),
+        })
+    }
+}
 
 impl HostMut {
     /// Deletes a link. Both ends of a veth pair go together.
@@ -189,13 +263,29 @@ fn number(attributes: &[(u16, &[u8])], kind: u16) -> Option<u32> {
 
 /// FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK (linux/fib_rules.h).
 fn read_rule(body: &[u8]) -> Option<Rule> {
-    // struct fib_rule_hdr is twelve bytes; its fifth is the table, where that fits into a byte.
+    /// Addresses, interfaces, users, ports and the like; FRA_SUPPRESS_IFGROUP is only told where there is one.
+    const NARROWING: [u16; 13] = [1, 2, 3, 4, 12, 13, 17, 19, 20, 22, 23, 24, 25];
+    /// FRA_SUPPRESS_PREFIXLEN, always told: without one all bits.
+    const SUPPRESSED: u16 = 14;
+    /// FR_ACT_TO_TBL, and the flag FIB_RULE_INVERT.
+    const TO_TABLE: u8 = 1;
+    const INVERTED: u32 = 2;
+    // struct fib_rule_hdr is twelve bytes: family, two lengths, tos, the table where that fits into a byte, two unused,
+    // the action, flags.
+    let (head, _) = body.split_first_chunk::<12>()?;
     let attributes = attributes(body, 12);
+    let (mark, mask) = (number(&attributes, 10).unwrap_or(0), number(&attributes, 16).unwrap_or(0));
+    let flags = u32::from_ne_bytes([head[8], head[9], head[10], head[11]]);
     Some(Rule {
         priority: number(&attributes, 6).unwrap_or(0),
-        mark: number(&attributes, 10).unwrap_or(0),
-        mask: number(&attributes, 16).unwrap_or(0),
-        table: number(&attributes, 15).or(body.get(4).map(|table| u32::from(*table)))?,
+        mark,
+        mask,
+        table: number(&attributes, 15).unwrap_or(u32::from(head[4])),
+        is_for_all: (mark, mask, head[3]) == (0, 0, 0)
+            && head[7] == TO_TABLE
+            && flags & INVERTED == 0
+            && number(&attributes, SUPPRESSED).is_none_or(|length| length == u32::MAX)
+            && !attributes.iter().any(|(kind, _)| NARROWING.contains(kind)),
     })
 }
 
@@ -237,13 +327,44 @@ mod tests {
 
     #[test]
     fn a_rule_is_read_and_moved_to_another_place() {
+        let read = |priority, mark, mask, table, is_for_all| {
+            Some(Rule { priority, mark, mask, table, is_for_all })
+        };
         let mut body = rule(9, 0x200, 0xf00, 2004);
-        assert_eq!(read_rule(&body), Some(Rule { priority: 9, mark: 0x200, mask: 0xf00, table: 2004 }));
+        assert_eq!(read_rule(&body), read(9, 0x200, 0xf00, 2004, false));
         set_priority(&mut body, 0);
-        assert_eq!(read_rule(&body), Some(Rule { priority: 0, mark: 0x200, mask: 0xf00, table: 2004 }));
+        assert_eq!(read_rule(&body), read(0, 0x200, 0xf00, 2004, false));
         let plain = [2, 0, 0, 0, 255, 0, 0, 1, 0, 0, 0, 0];
-        assert_eq!(read_rule(&plain), Some(Rule { priority: 0, mark: 0, mask: 0, table: 255 }));
+        assert_eq!(read_rule(&plain), read(0, 0, 0, 255, true));
         assert_eq!(read_rule(&[]), None);
+    }
+
+    #[test]
+    fn a_rule_for_some_packets_or_some_routes_is_not_for_all() {
+        let main = |flags: u8, more: &[u8]| {
+            let head = [libc::AF_INET as u8, 0, 0, 0, 254, 0, 0, 1, flags, 0, 0, 0];
+            read_rule(&[&head, more].concat()).unwrap().is_for_all
+        };
+        assert!(main(0, &attribute(14, &u32::MAX.to_ne_bytes())));
+        // As wg-quick makes it.
+        assert!(!main(0, &attribute(14, &0u32.to_ne_bytes())));
+        assert!(!main(2, &[]), "all but");
+        assert!(!main(0, &text(3, "eth0")));
+        assert!(!main(0, &attribute(2, &[10, 0, 0, 0])));
+    }
+
+    #[test]
+    fn the_loopback_s_network_is_among_the_host_s_own() {
+        let networks = Host::live().unwrap().networks().unwrap();
+        assert!(networks.contains(&("lo".to_owned(), Ipv4Addr::LOCALHOST, 8)), "{networks:?}");
+    }
+
+    #[test]
+    fn the_kernel_s_own_rules_are_read_without_a_right() {
+        let policy = Host::live().unwrap().policy().unwrap();
+        let led = |table: u8| policy.rules.iter().any(|rule| rule.table == u32::from(table) && rule.is_for_all);
+        assert!(led(libc::RT_TABLE_LOCAL) && led(libc::RT_TABLE_MAIN), "{policy:?}");
+        assert!(policy.tables.contains(&LOCAL), "{policy:?}");
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod dhcpcd;
 mod disk_space;
 mod features;
 mod hostname;
+mod ip_rules;
 mod istio_cni;
 mod k3s;
 mod kernel_version;
@@ -49,6 +50,7 @@ mod port;
 mod pressure;
 mod reboot;
 mod resolver;
+mod routes;
 mod rp_filter;
 mod storage;
 mod swap;
@@ -103,6 +105,8 @@ pub const REQUIREMENTS: &[Requirement] = &[
     storage::MULTIPATH,
     storage::PACKAGES,
     default_route::REQUIREMENT,
+    routes::REQUIREMENT,
+    ip_rules::REQUIREMENT,
     address_ranges::REQUIREMENT,
     wireless::POWER_SAVE,
     wireless::UPLINK,

@@ -309,7 +309,7 @@ impl<'a> Agent<'a> {
             conditions: Vec::new(),
             findings: Vec::new(),
             records,
-            guard: Guard::open(),
+            guard: Guard::open(host, State::new(&config.node.state_dir), &config.cluster, Instant::now()),
             broker: Err("not connected yet".to_owned()),
             connected: None,
             refused_messages: 0,

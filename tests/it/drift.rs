@@ -22,15 +22,15 @@ fn drifted(ear: &Ear, subject: &str) -> Result<bool> {
 
 fn undone_and_done_again(lab: &Lab, ear: &Ear, subject: &str, right: &str, wrong: &str) -> Result<()> {
     let namespace = lab.node("n1")?.namespace();
-    run_in(namespace, "sh", &["-c", right])?;
-    // The guard has seen it right, and its pause between two passes is over.
+    run_in(namespace, "sh", &["-ec", right])?;
+    // The guard has seen it right.
     std::thread::sleep(Duration::from_secs(4));
     ensure!(!drifted(ear, subject)?, "{subject} is right");
-    run_in(namespace, "sh", &["-c", wrong])?;
+    run_in(namespace, "sh", &["-ec", wrong])?;
     let undone = Instant::now();
     until(SETTLING, "n1 names what was undone", || Ok(drifted(ear, subject)?.then_some(())))?;
     ensure!(undone.elapsed() <= AT_ONCE, "{subject} was named after {:?}", undone.elapsed());
-    run_in(namespace, "sh", &["-c", right])?;
+    run_in(namespace, "sh", &["-ec", right])?;
     until(SETTLING, "n1 forgets it", || Ok((!drifted(ear, subject)?).then_some(())))
 }
 
@@ -38,12 +38,62 @@ pub(crate) fn a_setting_that_is_undone_is_named_at_once_and_forgotten_when_it_is
     let lab = bed()?;
     let ear = Ear::open(&lab)?;
     settle(&lab, &ear, SETTLING)?;
-    let set = |value| {
-        format!(
-            "for k in ip_forward conf/all/forwarding conf/default/forwarding; do echo {value} > /proc/sys/net/ipv4/$k; done"
-        )
-    };
-    logged(&lab, || undone_and_done_again(&lab, &ear, "forwarding", &set(1), &set(0)))
+    logged(&lab, || undone_and_done_again(&lab, &ear, "forwarding", &forwarding(1), &forwarding(0)))
+}
+
+fn forwarding(value: u8) -> String {
+    format!(
+        "for k in ip_forward conf/all/forwarding conf/default/forwarding; do echo {value} > /proc/sys/net/ipv4/$k; done"
+    )
+}
+
+pub(crate) fn what_was_undone_while_the_agent_did_not_run_is_named_when_it_starts() -> Result<()> {
+    let mut lab = bed()?;
+    let ear = Ear::open(&lab)?;
+    settle(&lab, &ear, SETTLING)?;
+    run_in(lab.node("n1")?.namespace(), "sh", &["-ec", &forwarding(1)])?;
+    std::thread::sleep(Duration::from_secs(4));
+    let agent = lab.node_mut("n1")?.agent().context("n1 has an agent")?;
+    agent.stop(SETTLING)?;
+    run_in(lab.node("n1")?.namespace(), "sh", &["-ec", &forwarding(0)])?;
+    lab.node_mut("n1")?.start_agent()?;
+    logged(&lab, || {
+        until(SETTLING, "n1 names what was undone", || Ok(drifted(&ear, "forwarding")?.then_some(())))?;
+        run_in(lab.node("n1")?.namespace(), "sh", &["-ec", &forwarding(1)])?;
+        until(SETTLING, "n1 forgets it", || Ok((!drifted(&ear, "forwarding")?).then_some(())))
+    })
+}
+
+pub(crate) fn a_lost_rule_is_named_at_once_and_forgotten_when_it_is_back() -> Result<()> {
+    let lab = bed()?;
+    let ear = Ear::open(&lab)?;
+    settle(&lab, &ear, SETTLING)?;
+    // As Cilium makes them for its proxy; and one of the kernel's own.
+    let ciliums = "ip route replace local default dev lo table 2004; \
+                   ip rule add priority 9 fwmark 0x200/0xf00 lookup 2004";
+    let kernels = "ip rule add priority 32767 lookup default || true";
+    logged(&lab, || {
+        undone_and_done_again(&lab, &ear, "ip-rules", ciliums, "ip rule del priority 9")?;
+        undone_and_done_again(&lab, &ear, "ip-rules", kernels, "ip rule del priority 32767")
+    })
+}
+
+pub(crate) fn a_lost_route_is_named_at_once_and_forgotten_when_it_is_back() -> Result<()> {
+    let lab = bed()?;
+    let ear = Ear::open(&lab)?;
+    settle(&lab, &ear, SETTLING)?;
+    let gateway = *lab.broker().address().ip();
+    let route = run_in(lab.node("n1")?.namespace(), "ip", &["-4", "route", "show", "scope", "link"])?;
+    let network = route.split_whitespace().next().context("n1 is in a network")?;
+    let right = format!("ip route replace {}; ip route replace default via {gateway}", route.trim());
+    // As Cilium has it: one address of the pods' network on its link, and the network's route by it.
+    let pods = "ip link show cilium_host >/dev/null 2>&1 || ip link add cilium_host up type dummy; \
+                ip address replace 10.42.7.9/32 dev cilium_host; \
+                ip route replace 10.42.7.0/24 via 10.42.7.9 dev cilium_host onlink";
+    logged(&lab, || {
+        undone_and_done_again(&lab, &ear, "routes", &right, &format!("ip route del {network}"))?;
+        undone_and_done_again(&lab, &ear, "routes", pods, "ip route del 10.42.7.0/24")
+    })
 }
 
 pub(crate) fn a_lost_default_route_is_named_at_once_and_forgotten_when_it_is_back() -> Result<()> {

@@ -169,6 +169,9 @@ const TESTS: &[&[Test]] = &[
         drift,
         Root a_setting_that_is_undone_is_named_at_once_and_forgotten_when_it_is_right,
         Root a_lost_default_route_is_named_at_once_and_forgotten_when_it_is_back,
+        Root a_lost_rule_is_named_at_once_and_forgotten_when_it_is_back,
+        Root a_lost_route_is_named_at_once_and_forgotten_when_it_is_back,
+        Root what_was_undone_while_the_agent_did_not_run_is_named_when_it_starts,
     ],
     tests![
         home,

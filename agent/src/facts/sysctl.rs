@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use super::route::Routes;
+use super::route::{self, Routes};
 use super::{Fact, table};
 use crate::host::{Host, Unreadable, Why};
 
@@ -92,6 +92,22 @@ pub fn path(key: &str) -> String {
     format!("/proc/sys/{}", key.replace('.', "/"))
 }
 
+/// Paths of the settings that a change of bramble's may set and that no event tells of: those of the way out with its name;
+/// rtnetlink tells of the reverse path filter of the others.
+pub fn silent(host: &Host) -> Vec<String> {
+    let routes = route::read(host);
+    let way_out = routes.v6_default.as_ref().ok().and_then(Option::as_ref).map(|default| &*default.interface);
+    let way_out = way_out.or(routes.uplink().ok().flatten());
+    let of_ours = TABLE.iter().filter(|setting| ["set", "own"].contains(&setting.action));
+    let named = of_ours.filter_map(|setting| match setting.name.split_once("<uplink>") {
+        Some((before, after)) => {
+            Some(format!("{}{}{}", path(before), way_out?, after.replace('.', "/")))
+        }
+        None => (!setting.is_pattern()).then(|| path(setting.name)),
+    });
+    named.collect()
+}
+
 pub(super) fn read(host: &Host) -> Sysctls {
     let value = |key| host.text_if_present(&path(key)).map(|text| text.map(|text| text.trim().to_string()));
     let mut values = BTreeMap::new();
@@ -139,6 +155,18 @@ mod tests {
         assert_eq!(watches.holds("many").unwrap_err().path, "/proc/sys/fs/inotify/max_user_watches");
         let congestion = of("net.ipv4.tcp_congestion_control");
         assert_eq!((congestion.holds("bbr"), congestion.holds("reno")), (Ok(true), Ok(false)));
+    }
+
+    #[test]
+    fn what_no_event_tells_of_is_looked_at_by_its_path() {
+        let hosts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/hosts");
+        let paths = silent(&Host::tree(&hosts.join("pi5-bookworm-16k")).unwrap());
+        let interface = paths.iter().find_map(|path| path.strip_prefix("/proc/sys/net/ipv6/conf/")?.strip_suffix("/accept_ra"));
+        assert!(interface.is_some_and(|name| name.len() > 2 && !name.contains(['<', '/'])), "{paths:?}");
+        for name in ["net.core.bpf_jit_enable", "net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter"] {
+            assert!(paths.contains(&path(name)), "{name}");
+        }
+        assert!(paths.iter().all(|path| path.starts_with("/proc/sys/") && !path.contains(['*', '<', '.'])));
     }
 
     #[test]

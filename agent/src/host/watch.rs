@@ -1,10 +1,10 @@
-//! Watches what bramble prepares: configuration directories by inotify(7), rules, default routes, Cilium's links and
-//! interface settings by rtnetlink(7). Needs no rights. Costs nothing while nothing happens: both descriptors are only
+//! Watches what bramble prepares: configuration directories by inotify(7), rules, routes, Cilium's links and interface
+//! settings by rtnetlink(7). Needs no rights. Costs nothing while nothing happens: both descriptors are only
 //! looked at when [`Watch::seen`] is called.
 #![allow(clippy::disallowed_methods, reason = "the door")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fs::File,
     io,
     os::{
@@ -70,8 +70,8 @@ pub enum Event {
     File(String),
     /// A policy routing rule came or went.
     Rule,
-    /// A default route came or went.
-    DefaultRoute,
+    /// A route came or went, other than those to one host, as pods have.
+    Route,
     /// An interface's forwarding or reverse path filter was set.
     InterfaceSetting,
     /// A link of Cilium's went.
@@ -186,33 +186,45 @@ impl Watch {
 
 /// Kernel settings that are looked at again and again. /proc/sys tells nobody when it is written, so the files stay open: one
 /// system call a setting instead of five.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Settings {
-    open: Vec<(File, Vec<u8>)>,
+    open: BTreeMap<String, (File, Vec<u8>)>,
 }
 
 impl Settings {
-    /// Opens the settings at these paths; those that the running kernel does not have are left out.
-    pub fn open<'a>(paths: impl IntoIterator<Item = &'a str>) -> Settings {
-        let open = paths.into_iter().filter_map(|path| Some((File::open(path).ok()?, Vec::new()))).collect();
-        let mut settings = Settings { open };
-        settings.changed();
-        settings
-    }
-
-    /// Whether one of them has another value than at the last call.
-    pub fn changed(&mut self) -> bool {
-        let mut changed = false;
-        let mut buffer = [0; 64];
-        for (file, before) in &mut self.open {
-            let length = file.read_at(&mut buffer, 0).unwrap_or_default();
-            if buffer[..length] != before[..] {
-                *before = buffer[..length].to_vec();
-                changed = true;
+    /// Opens those of these paths that are not open yet; what the running kernel does not have is left out. To be called
+    /// before a look at the host, so that nothing happens unseen in between.
+    pub fn extend(&mut self, paths: impl IntoIterator<Item = String>) {
+        for path in paths {
+            if let Entry::Vacant(place) = self.open.entry(path)
+                && let Ok(file) = File::open(place.key())
+            {
+                let value = value(&file).unwrap_or_default();
+                place.insert((file, value));
             }
         }
+    }
+
+    /// Whether one of them has another value than at the last call, or went.
+    pub fn changed(&mut self) -> bool {
+        let mut changed = false;
+        self.open.retain(|_, (file, before)| {
+            let Ok(now) = value(file) else {
+                changed = true;
+                return false;
+            };
+            changed |= now != *before;
+            *before = now;
+            true
+        });
         changed
     }
+}
+
+fn value(setting: &File) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; 64];
+    let length = setting.read_at(&mut buffer, 0)?;
+    Ok(buffer[..length].to_vec())
 }
 
 /// `/etc` and `/etc/default` are busy with files that say nothing about networks or boot.
@@ -242,13 +254,20 @@ fn is_ours_or_settings(directory: &str, name: &str) -> bool {
 fn event(kind: u16, body: &[u8]) -> Option<Event> {
     match kind {
         libc::RTM_NEWRULE | libc::RTM_DELRULE => Some(Event::Rule),
-        // struct rtmsg: family, dst_len, ...: a default route has no destination.
-        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => (body.get(1) == Some(&0)).then_some(Event::DefaultRoute),
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => is_to_a_network(body).then_some(Event::Route),
         RTM_NEWNETCONF | RTM_DELNETCONF => Some(Event::InterfaceSetting),
         libc::RTM_NEWLINK => cilium_link(body).map(Event::LinkCame),
         libc::RTM_DELLINK => cilium_link(body).map(Event::LinkGone),
         _ => None,
     }
+}
+
+/// Whether a route leads to more than one host. Those to the machine's own addresses come and go with each pod.
+fn is_to_a_network(body: &[u8]) -> bool {
+    // struct rtmsg: family, dst_len, src_len, tos, table.
+    let [family, length, _, _, table, ..] = body else { return false };
+    let whole = if i32::from(*family) == libc::AF_INET { 32 } else { 128 };
+    *length < whole && *table != libc::RT_TABLE_LOCAL
 }
 
 /// linux/rtnetlink.h; libc does not name them.
@@ -287,8 +306,11 @@ mod tests {
         let link = |name: &str| [vec![0; 16], text(libc::IFLA_IFNAME, name)].concat();
         for (kind, body, expected) in [
             (libc::RTM_DELRULE, vec![2; 12], Some(Event::Rule)),
-            (libc::RTM_DELROUTE, vec![2, 0, 0, 0], Some(Event::DefaultRoute)),
-            (libc::RTM_DELROUTE, vec![2, 24, 0, 0], None),
+            (libc::RTM_DELROUTE, vec![2, 0, 0, 0, 254], Some(Event::Route)),
+            (libc::RTM_DELROUTE, vec![2, 24, 0, 0, 254], Some(Event::Route)),
+            (libc::RTM_DELROUTE, vec![10, 64, 0, 0, 252], Some(Event::Route)),
+            (libc::RTM_DELROUTE, vec![2, 32, 0, 0, 254], None),
+            (libc::RTM_DELROUTE, vec![10, 8, 0, 0, 255], None),
             (RTM_NEWNETCONF, vec![2], Some(Event::InterfaceSetting)),
             (libc::RTM_DELLINK, link("cilium_host"), Some(Event::LinkGone("cilium_host".to_owned()))),
             (libc::RTM_NEWLINK, link("cilium_vxlan"), Some(Event::LinkCame("cilium_vxlan".to_owned()))),
@@ -308,9 +330,12 @@ mod tests {
         let file = std::env::temp_dir().join(format!("bramble-setting-{}", std::process::id()));
         std::fs::write(&file, "0\n").unwrap();
         let shown = file.display().to_string();
-        let mut settings = Settings::open([shown.as_str(), "/proc/sys/no/such"]);
+        let mut settings = Settings::default();
+        let extend = |settings: &mut Settings| settings.extend([shown.clone(), "/proc/sys/no/such".to_owned()]);
+        extend(&mut settings);
         assert!(!settings.changed());
         std::fs::write(&file, "1\n").unwrap();
+        extend(&mut settings);
         assert!(settings.changed() && !settings.changed());
         std::fs::remove_file(&file).unwrap();
     }

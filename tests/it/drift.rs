@@ -71,7 +71,7 @@ pub(crate) fn a_lost_rule_is_named_at_once_and_forgotten_when_it_is_back() -> Re
     // As Cilium makes them for its proxy; and one of the kernel's own.
     let ciliums = "ip route replace local default dev lo table 2004; \
                    ip rule add priority 9 fwmark 0x200/0xf00 lookup 2004";
-    let kernels = "ip rule add priority 32767 lookup default || true";
+    let kernels = "ip rule show | grep -q ^32767: || ip rule add priority 32767 lookup default";
     logged(&lab, || {
         undone_and_done_again(&lab, &ear, "ip-rules", ciliums, "ip rule del priority 9")?;
         undone_and_done_again(&lab, &ear, "ip-rules", kernels, "ip rule del priority 32767")
@@ -87,7 +87,8 @@ pub(crate) fn a_lost_route_is_named_at_once_and_forgotten_when_it_is_back() -> R
     let network = route.split_whitespace().next().context("n1 is in a network")?;
     let right = format!("ip route replace {}; ip route replace default via {gateway}", route.trim());
     // As Cilium has it: one address of the pods' network on its link, and the network's route by it.
-    let pods = "ip link show cilium_host >/dev/null 2>&1 || ip link add cilium_host up type dummy; \
+    let pods = "ip link show cilium_host >/dev/null 2>&1 || ip link add cilium_host up type veth peer cilium_net; \
+                ip link set cilium_net up; \
                 ip address replace 10.42.7.9/32 dev cilium_host; \
                 ip route replace 10.42.7.0/24 via 10.42.7.9 dev cilium_host onlink";
     logged(&lab, || {

@@ -100,9 +100,7 @@ pub fn silent(host: &Host) -> Vec<String> {
     let way_out = way_out.or(routes.uplink().ok().flatten());
     let of_ours = TABLE.iter().filter(|setting| ["set", "own"].contains(&setting.action));
     let named = of_ours.filter_map(|setting| match setting.name.split_once("<uplink>") {
-        Some((before, after)) => {
-            Some(format!("{}{}{}", path(before), way_out?, after.replace('.', "/")))
-        }
+        Some((before, after)) => Some(format!("{}{}{}", path(before), way_out?, after.replace('.', "/"))),
         None => (!setting.is_pattern()).then(|| path(setting.name)),
     });
     named.collect()
@@ -161,7 +159,9 @@ mod tests {
     fn what_no_event_tells_of_is_looked_at_by_its_path() {
         let hosts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/hosts");
         let paths = silent(&Host::tree(&hosts.join("pi5-bookworm-16k")).unwrap());
-        let interface = paths.iter().find_map(|path| path.strip_prefix("/proc/sys/net/ipv6/conf/")?.strip_suffix("/accept_ra"));
+        let interface = paths
+            .iter()
+            .find_map(|path| path.strip_prefix("/proc/sys/net/ipv6/conf/")?.strip_suffix("/accept_ra"));
         assert!(interface.is_some_and(|name| name.len() > 2 && !name.contains(['<', '/'])), "{paths:?}");
         for name in ["net.core.bpf_jit_enable", "net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter"] {
             assert!(paths.contains(&path(name)), "{name}");

@@ -327,9 +327,8 @@ mod tests {
 
     #[test]
     fn a_rule_is_read_and_moved_to_another_place() {
-        let read = |priority, mark, mask, table, is_for_all| {
-            Some(Rule { priority, mark, mask, table, is_for_all })
-        };
+        let read =
+            |priority, mark, mask, table, is_for_all| Some(Rule { priority, mark, mask, table, is_for_all });
         let mut body = rule(9, 0x200, 0xf00, 2004);
         assert_eq!(read_rule(&body), read(9, 0x200, 0xf00, 2004, false));
         set_priority(&mut body, 0);
@@ -362,7 +361,8 @@ mod tests {
     #[test]
     fn the_kernel_s_own_rules_are_read_without_a_right() {
         let policy = Host::live().unwrap().policy().unwrap();
-        let led = |table: u8| policy.rules.iter().any(|rule| rule.table == u32::from(table) && rule.is_for_all);
+        let led =
+            |table: u8| policy.rules.iter().any(|rule| rule.table == u32::from(table) && rule.is_for_all);
         assert!(led(libc::RT_TABLE_LOCAL) && led(libc::RT_TABLE_MAIN), "{policy:?}");
         assert!(policy.tables.contains(&LOCAL), "{policy:?}");
     }

@@ -331,7 +331,8 @@ mod tests {
         std::fs::write(&file, "0\n").unwrap();
         let shown = file.display().to_string();
         let mut settings = Settings::default();
-        let extend = |settings: &mut Settings| settings.extend([shown.clone(), "/proc/sys/no/such".to_owned()]);
+        let extend =
+            |settings: &mut Settings| settings.extend([shown.clone(), "/proc/sys/no/such".to_owned()]);
         extend(&mut settings);
         assert!(!settings.changed());
         std::fs::write(&file, "1\n").unwrap();

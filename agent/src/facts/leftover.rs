@@ -12,7 +12,7 @@ use crate::host::{Host, Unreadable};
 pub struct Trace {
     /// Who leaves it.
     pub source: &'static str,
-    /// What it is: "link", "file", "plugin", "port", "pod", "ipvs" or "chain".
+    /// What it is: "link", "file", "plugin", "port", "pod", "ipvs", "chain", "pin" or "rule".
     pub kind: &'static str,
     /// Its name, perhaps with `*`.
     pub item: &'static str,
@@ -44,7 +44,8 @@ pub fn sources_of(requirement: &str) -> &'static [&'static str] {
 /// What only this part of the facts reads.
 #[derive(Debug)]
 pub struct Leftovers {
-    files: Vec<(&'static str, Fact<bool>)>,
+    /// What stands at each path, by its whole path.
+    files: Vec<(&'static str, Fact<Vec<String>>)>,
     pods: Fact<Vec<String>>,
     ipvs: Fact<bool>,
     /// Chains of the packet filter, by both back ends.
@@ -52,9 +53,9 @@ pub struct Leftovers {
 }
 
 pub(super) fn read(host: &Host) -> Leftovers {
-    let files = TABLE.iter().filter(|trace| trace.kind == "file");
+    let files = TABLE.iter().filter(|trace| ["file", "pin"].contains(&trace.kind));
     Leftovers {
-        files: files.map(|trace| (trace.item, host.present(trace.item))).collect(),
+        files: files.map(|trace| (trace.item, standing(host, trace.item))).collect(),
         pods: host.list_if_present("/var/log/pods"),
         ipvs: host.text_if_present("/proc/net/ip_vs").map(|table| {
             let services = |line: &str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|p| line.starts_with(p));
@@ -64,7 +65,22 @@ pub(super) fn read(host: &Host) -> Leftovers {
     }
 }
 
+/// The paths that match one whose last part may hold `*` and `?`.
+fn standing(host: &Host, item: &str) -> Fact<Vec<String>> {
+    let (directory, name) = item.rsplit_once('/').unwrap_or(("", item));
+    if !name.contains(['*', '?']) {
+        return Ok(if host.present(item)? { vec![item.to_owned()] } else { Vec::new() });
+    }
+    let names = host.list_if_present(directory)?.into_iter();
+    Ok(names.filter(|found| glob(name, found)).map(|found| format!("{directory}/{found}")).collect())
+}
+
 impl Trace {
+    /// Whether only K3s, where it has run, has it made.
+    fn is_of_k3s(&self) -> bool {
+        ["chain", "pin", "rule"].contains(&self.kind)
+    }
+
     /// What of it is there, by name.
     fn found(&self, facts: &Facts) -> Fact<Vec<String>> {
         let left = &facts.leftovers;
@@ -74,10 +90,17 @@ impl Trace {
         let once = |found: bool, name: &str| if found { vec![name.to_string()] } else { Vec::new() };
         Ok(match self.kind {
             "link" => matching(facts.links.names.as_ref()?),
-            "file" => match left.files.iter().find(|(item, _)| *item == self.item) {
-                Some((path, there)) => once(*there.as_ref()?, path),
+            "file" | "pin" => match left.files.iter().find(|(item, _)| *item == self.item) {
+                Some((_, there)) => there.as_ref()?.clone(),
                 None => Vec::new(),
             },
+            "rule" => {
+                let rules = &facts.rules;
+                let v6 = rules.v6.as_ref()?.iter().flat_map(|policy| &policy.rules);
+                let led =
+                    rules.v4.as_ref()?.rules.iter().chain(v6).any(|rule| rule.table.to_string() == self.item);
+                once(led, &format!("a rule that leads to table {}", self.item))
+            }
             "plugin" => facts
                 .cni
                 .as_ref()?
@@ -118,11 +141,11 @@ pub struct Left {
 }
 
 impl Facts {
-    /// What is left of `sources`. Chains are only asked for where K3s has run: nobody else makes those of the table.
+    /// What is left of `sources`.
     pub fn left_of(&self, sources: &[&str]) -> Left {
         let mut left = Left::default();
         for trace in TABLE.iter().filter(|trace| sources.contains(&trace.source)) {
-            if trace.kind == "chain" && self.k3s.has_run == Ok(false) {
+            if trace.is_of_k3s() && self.k3s.has_run == Ok(false) {
                 continue;
             }
             match trace.found(self) {
@@ -143,7 +166,8 @@ mod tests {
     fn every_trace_is_of_a_kind_that_is_looked_for() {
         for trace in TABLE.iter() {
             assert!(
-                ["link", "file", "plugin", "port", "pod", "ipvs", "chain"].contains(&trace.kind),
+                ["link", "file", "plugin", "port", "pod", "ipvs", "chain", "pin", "rule"]
+                    .contains(&trace.kind),
                 "{trace:?}"
             );
             let id = match trace.source {
@@ -151,7 +175,7 @@ mod tests {
                 source => format!("leftover-{source}"),
             };
             assert!(sources_of(&id).contains(&trace.source), "{trace:?}");
-            assert_eq!(trace.kind == "file", trace.item.starts_with('/'), "{trace:?}");
+            assert_eq!(["file", "pin"].contains(&trace.kind), trace.item.starts_with('/'), "{trace:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Fact;
 use super::route::Routes;
-use crate::host::Host;
+use crate::host::{Host, Unreadable, Why};
 
 /// What is known of the interfaces.
 #[derive(Debug)]
@@ -11,6 +11,21 @@ pub struct Links {
     pub names: Fact<Vec<String>>,
     /// Whether the default route leaves by radio; `None` without a default route.
     pub wireless_uplink: Fact<Option<bool>>,
+    /// How the interface of the default route is linked; `None` when there is none or its driver does not tell.
+    pub wire: Fact<Option<Wire>>,
+}
+
+/// A link by cable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wire {
+    /// The module that drives it, where the interface is a device.
+    pub driver: Option<String>,
+    /// Mb/s.
+    pub speed: i64,
+    /// "full", "half" or "unknown".
+    pub duplex: String,
+    /// The largest packet in bytes.
+    pub mtu: i64,
 }
 
 impl Links {
@@ -24,11 +39,32 @@ impl Links {
 const DIRECTORY: &str = "/sys/class/net";
 
 pub(super) fn read(host: &Host, routes: &Routes) -> Links {
-    Links { names: host.list(DIRECTORY), wireless_uplink: wireless_uplink(host, routes) }
+    Links {
+        names: host.list(DIRECTORY),
+        wireless_uplink: wireless_uplink(host, routes),
+        wire: wire(host, routes),
+    }
 }
 
 fn wireless_uplink(host: &Host, routes: &Routes) -> Fact<Option<bool>> {
     let Some(uplink) = routes.uplink()? else { return Ok(None) };
     let entries = host.list(&format!("{DIRECTORY}/{uplink}"))?;
     Ok(Some(entries.iter().any(|entry| entry == "phy80211" || entry == "wireless")))
+}
+
+fn wire(host: &Host, routes: &Routes) -> Fact<Option<Wire>> {
+    let Some(uplink) = routes.uplink()? else { return Ok(None) };
+    let read = |name: &str| -> Fact<Option<String>> {
+        match host.text_if_present(&format!("{DIRECTORY}/{uplink}/{name}")) {
+            // A driver that does not know says so by an error, or by -1.
+            Err(Unreadable { why: Why::Failed(_), .. }) => Ok(None),
+            text => Ok(text?.map(|text| text.trim().to_owned())),
+        }
+    };
+    let number = |text: Option<String>| text.and_then(|text| text.parse::<i64>().ok());
+    let speed = number(read("speed")?).filter(|speed| *speed > 0);
+    let (Some(speed), Some(duplex)) = (speed, read("duplex")?) else { return Ok(None) };
+    let driver = host.link(&format!("{DIRECTORY}/{uplink}/device/driver"));
+    let driver = driver.and_then(|path| Some(path.rsplit('/').next()?.to_owned()));
+    Ok(Some(Wire { driver, speed, duplex, mtu: number(read("mtu")?).unwrap_or_default() }))
 }

@@ -9,7 +9,7 @@ use super::drop_in::{self, glob};
 use crate::host::Host;
 
 /// All settings in the order in which they count.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct SysctlFiles {
     settings: Vec<Setting>,
     /// Keys in `/etc/sysctl.conf` that nothing reads, because no file in sysctl.d is a link to it.
@@ -63,7 +63,7 @@ impl SysctlFiles {
         set().find(|(key, _)| glob(key, wanted)).map(|(_, said)| said)
     }
 
-    fn absorb(&mut self, path: &str, text: &str) {
+    pub(super) fn absorb(&mut self, path: &str, text: &str) {
         self.settings.extend(text.lines().filter_map(|line| setting(path, line)));
     }
 }

@@ -22,6 +22,24 @@ impl Chains {
     }
 }
 
+/// A chain that packets are led into by the kernel itself and that drops what no rule speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dropping {
+    /// As nft names it: "ip filter FORWARD".
+    pub name: String,
+    /// "input" or "forward".
+    pub way: &'static str,
+}
+
+/// What the packet filter does with what no rule speaks of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// The chains that drop it.
+    pub dropping: Vec<Dropping>,
+    /// Whether the Cilium agent's rules, which let pods' packets pass, are in it.
+    pub has_cilium: bool,
+}
+
 const QUERY: &str = "chains of the packet filter";
 /// `NFNL_SUBSYS_NFTABLES`, with `NFT_MSG_GETCHAIN` and `NFT_MSG_NEWCHAIN`.
 const GET_CHAIN: u16 = (10 << 8) | 4;
@@ -33,6 +51,12 @@ const NEW_TABLE: u16 = 10 << 8;
 const NAME: u16 = 3;
 /// `NFTA_TABLE_NAME`, and `NFTA_CHAIN_TABLE`.
 const TABLE: u16 = 1;
+/// `NFTA_CHAIN_HOOK` with `NFTA_HOOK_HOOKNUM`, and `NFTA_CHAIN_POLICY`: numbers in network order.
+const HOOK: u16 = 4;
+const HOOK_NUMBER: u16 = 1;
+const POLICY: u16 = 5;
+/// `NF_DROP`.
+const DROP: u32 = 0;
 /// `NLA_TYPE_MASK`.
 const KIND: u16 = 0x3fff;
 const DUMP: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
@@ -55,6 +79,18 @@ impl Host {
         }
         let chains = self.nf_tables(GET_CHAIN, NEW_CHAIN)?;
         Ok(Chains(chains.iter().filter_map(|body| attribute(body, NAME)).collect()))
+    }
+
+    /// What nf_tables does with packets, on their way in and through, that no rule speaks of.
+    ///
+    /// # Errors
+    /// On a captured tree, or without the right.
+    pub fn filter(&self) -> Result<Filter, Unreadable> {
+        let chains = self.nf_tables(GET_CHAIN, NEW_CHAIN)?;
+        Ok(Filter {
+            dropping: chains.iter().filter_map(|body| dropping(body)).collect(),
+            has_cilium: chains.iter().any(|body| attribute(body, NAME).as_deref() == Some("CILIUM_FORWARD")),
+        })
     }
 
     /// The tables of nf_tables and their chains, as nft names them: `ip filter`, `ip filter INPUT`.
@@ -107,15 +143,31 @@ fn family(body: &[u8]) -> &'static str {
     }
 }
 
-/// A text among attributes, which follow the four bytes of struct nfgenmsg.
+fn dropping(body: &[u8]) -> Option<Dropping> {
+    let attributes = body.get(4..)?;
+    let number = |value: &[u8]| Some(u32::from_be_bytes(*value.first_chunk()?));
+    let way = match number(find(find(attributes, HOOK)?, HOOK_NUMBER)?)? {
+        1 => "input",
+        2 => "forward",
+        _ => return None,
+    };
+    let named = || Some(format!("{} {} {}", family(body), attribute(body, TABLE)?, attribute(body, NAME)?));
+    let of_ip = ["ip", "ip6", "inet"].contains(&family(body));
+    (of_ip && number(find(attributes, POLICY)?)? == DROP).then(named)?.map(|name| Dropping { name, way })
+}
+
+/// A text among the attributes of a message, which follow the four bytes of struct nfgenmsg.
 fn attribute(body: &[u8], wanted: u16) -> Option<String> {
-    let mut attributes = body.get(4..)?;
+    let text = find(body.get(4..)?, wanted)?.split(|byte| *byte == 0).next()?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     while let Some((header, _)) = attributes.split_first_chunk::<4>() {
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
         let kind = u16::from_ne_bytes([header[2], header[3]]) & KIND;
         if kind == wanted {
-            let text = attributes.get(4..length)?.split(|byte| *byte == 0).next()?;
-            return Some(String::from_utf8_lossy(text).into_owned());
+            return attributes.get(4..length);
         }
         attributes = attributes.get(length.next_multiple_of(4).max(4)..)?;
     }
@@ -124,8 +176,24 @@ fn attribute(body: &[u8], wanted: u16) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::netlink::text;
+    use super::super::netlink::{NESTED, attribute as packed, text};
     use super::*;
+
+    #[test]
+    fn a_chain_that_drops_is_told_from_one_that_lets_pass() {
+        let chain = |hook: u32, policy: u32| {
+            let number = |kind, value: u32| packed(kind, &value.to_be_bytes());
+            let hook = packed(HOOK | NESTED, &[number(HOOK_NUMBER, hook), number(2, 0)].concat());
+            let names = [text(TABLE, "filter"), text(NAME, "FORWARD")].concat();
+            dropping(&[vec![2, 0, 0, 0], names, hook, number(POLICY, policy)].concat())
+        };
+        let name = "ip filter FORWARD".to_owned();
+        assert_eq!(chain(2, DROP), Some(Dropping { name: name.clone(), way: "forward" }));
+        assert_eq!(chain(1, DROP), Some(Dropping { name, way: "input" }));
+        assert_eq!((chain(2, 1), chain(3, DROP)), (None, None));
+        let own = [vec![2, 0, 0, 0], text(TABLE, "filter"), text(NAME, "DOCKER")].concat();
+        assert_eq!(dropping(&own), None, "a chain that only rules lead to");
+    }
 
     #[test]
     fn the_name_is_found_among_a_chain_s_attributes() {

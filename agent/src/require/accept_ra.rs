@@ -12,6 +12,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "a kernel that forwards does not listen to routers any more: the IPv6 default route and addresses run out after \
           some minutes or hours",
     source: "cilium/cilium#21819, #41919; siderolabs/talos#11896; Linux Documentation/networking/ip-sysctl.rst accept_ra",
+    fix: "bramble sets accept_ra of the way out to 2, now and in its file of sysctl.d",
     catalogue: &["NET-007"],
     judge: |facts, config| {
         let forwards = facts.sysctl.value("net.ipv6.conf.all.forwarding")? == Some("1");

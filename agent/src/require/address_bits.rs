@@ -13,6 +13,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "processes get more than 39 bits of addresses",
     why: "every Envoy (cilium-envoy, Istio gateways and waypoints) aborts with \"MmapAligned() failed\"",
     source: "cilium/cilium#17467, cilium/proxy#1027, envoyproxy/envoy#23339, raspberrypi/linux#4375",
+    fix: "a person keeps Envoy, waypoints and gateways off the node, or boots a kernel with 48 address bits: \
+          Debian's or Ubuntu's, or on a Pi 5 kernel_2712.img, which has 16 KiB pages",
     catalogue: &["KERN-001"],
     judge: |facts, _| {
         let bits = *facts.address_space.bits.as_ref()?;

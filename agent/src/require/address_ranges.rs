@@ -13,6 +13,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the home network does not overlap the cluster's addresses",
     why: "the node loses the home network, and you your connection to it, the moment pods get their network",
     source: "k3s-io/k3s#179; cilium/cilium#30177",
+    fix: "a person moves the home network, or gives the cluster other ranges in [cluster], K3s and Cilium",
     catalogue: &["NET-008"],
     judge: |facts, config| {
         let ranges = [(config.cluster.pods, "pods"), (config.cluster.services, "services")];

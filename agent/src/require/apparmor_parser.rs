@@ -10,6 +10,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "AppArmor's parser is installed where AppArmor is active",
     why: "no container starts: containerd cannot load its profile",
     source: "k3s-io/k3s contrib/util/check-config.sh",
+    fix: "a person installs the package apparmor",
     catalogue: &[],
     judge: |facts, _| {
         if !*facts.apparmor.enabled.as_ref()? {

@@ -11,6 +11,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "Cilium's images are built for 64-bit alone, and K3s fails with \"Exec format error\" when its \
           download was chosen by the kernel and the programs are 32-bit",
     source: "k3s-io/k3s#13442, #13273; cilium/cilium Documentation/operations/system_requirements.rst",
+    fix: "a person writes a 64-bit image to the boot medium",
     catalogue: &["BOOT-005"],
     judge: |facts, _| {
         let machine = facts.kernel.machine.as_ref()?;

@@ -1,4 +1,8 @@
 //! The boot file holds the one line that the firmware reads.
+//!
+//! What guides also put there nobody asks for here: `lsm=`, or `apparmor=1 security=apparmor` before it, because whether
+//! AppArmor is on is the owner's choice (`apparmor_parser` judges what follows of it); `cgroup_no_v1=all`, because systemd
+//! mounts version 2 alone; and `gpu_mem=` in config.txt, which frees memory on boards without a screen.
 
 use super::{Area, Finding, Requirement};
 use crate::change::Change;
@@ -13,6 +17,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "cmdline.txt is one line",
     why: "the firmware reads the first line alone: arguments on a second line look set and are not",
     source: "k3s-io/k3s#3283; raspberrypi/linux#3644",
+    fix: "bramble joins the lines of cmdline.txt into one, and keeps its own arguments in the file from which \
+          Debian's hook writes it anew; a partition that is not mounted, or an empty file, is a person's",
     catalogue: &["BOOT-002", "BOOT-003"],
     judge: |facts, _| {
         let Some(file) = facts.boot_file.as_ref()? else {

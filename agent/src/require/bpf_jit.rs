@@ -13,6 +13,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "BPF programs are compiled (JIT)",
     why: "interpreted, Cilium's programs take several times the processor for every packet",
     source: "cilium/cilium pkg/datapath/loader/base.go",
+    fix: "bramble sets net.core.bpf_jit_enable to 1; a kernel without the compiler a person replaces by the \
+          distribution's",
     catalogue: &[],
     judge: |facts, _| {
         // Only root may read the setting; a kernel without an interpreter needs no setting.

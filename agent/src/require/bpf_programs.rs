@@ -16,6 +16,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "without the network types Cilium does not start; without the tracing types bramble counts drops \
           without their reasons",
     source: "cilium/cilium Documentation/operations/system_requirements.rst; kernel/trace/Kconfig BPF_EVENTS",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["KERN-004"],
     judge: |facts, _| {
         let programs = match &facts.bpf.programs {

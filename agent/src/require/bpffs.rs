@@ -14,6 +14,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "Cilium keeps its maps there: mounted by its container alone they are lost at every restart, and with \
           them all connections; mounted twice one half of them is hidden",
     source: "cilium/charts mount-bpf-fs; cilium/cilium-cli pkg/defaults",
+    fix: "bramble mounts bpf on /sys/fs/bpf; what else is mounted there a person takes away",
     catalogue: &[],
     judge: |facts, _| {
         let mounts = facts.mounts.as_ref()?;

@@ -11,6 +11,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "tools that relocate themselves by BTF (CO-RE), such as most eBPF profilers, do not load; Cilium and \
           bramble do",
     source: "raspberrypi/linux#6622",
+    fix: "none is needed: Cilium and bramble work without; who wants CO-RE tools installs a kernel with BTF",
     catalogue: &["KERN-003"],
     judge: |facts, _| {
         if *facts.bpf.btf.as_ref()? {

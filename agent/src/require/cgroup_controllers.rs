@@ -12,6 +12,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the controllers cpu, cpuset and pids are on",
     why: "K3s exits with \"failed to find cpuset cgroup\", or the kubelet with \"pids cgroup controller not found\"",
     source: "k3s-io/k3s pkg/cgroups/cgroups_linux.go",
+    fix: "a person takes cgroup_disable= and cgroup_no_v1= that name them out of the kernel's arguments, and \
+          reboots; for the memory controller see memory-cgroup",
     catalogue: &["BOOT-001"],
     judge: |facts, _| {
         let Some(controllers) = facts.controllers.as_ref()? else {

@@ -14,6 +14,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "Cilium hangs its socket load balancer on the root of version 2: mounted elsewhere, service addresses \
           do not answer although Cilium says they do",
     source: "k3s-io/k3s pkg/cgroups; cilium/charts cgroup.hostRoot",
+    fix: "bramble takes systemd.unified_cgroup_hierarchy=0 out of cmdline.txt, which counts after a reboot; in \
+          another boot loader a person does",
     catalogue: &["BOOT-001"],
     judge: |facts, _| {
         let mounts = facts.mounts.as_ref()?;

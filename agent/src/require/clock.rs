@@ -14,6 +14,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "a Raspberry Pi has no clock that runs while it is off: K3s starts in the past and refuses every \
           certificate, \"x509: certificate is not yet valid\"",
     source: "siderolabs/talos#3122; timedatectl(1)",
+    fix: "a person installs a service that keeps the clock: sudo apt install systemd-timesyncd",
     catalogue: &["TIME-001"],
     judge: |facts, _| {
         if let Some(error) = facts.clock_error.as_ref()? {

@@ -21,6 +21,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "a Raspberry Pi without a battery starts in the past: K3s finds its certificates \"not yet valid\" and writes \
           records with wrong times",
     source: "rancher/k3os#381, #554; siderolabs/talos#3122; systemd.special(7) time-sync.target",
+    fix: "bramble enables the unit that waits for the clock, for at most three minutes, and has K3s start after it",
     catalogue: &["TIME-001"],
     judge: |facts, config| {
         let mut wait = None;

@@ -10,6 +10,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the node has a default route",
     why: "K3s takes the node's address from it and exits without: \"no default routes found\"",
     source: "k3s-io/k3s#1144, #11640",
+    fix: "a person connects the network, or sets a gateway",
     catalogue: &[],
     judge: |facts, _| {
         if let Some(interface) = facts.routes.uplink()? {

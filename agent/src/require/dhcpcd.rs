@@ -14,6 +14,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "dhcpcd leaves the interfaces of pods alone",
     why: "it gives them addresses of its own and moves the default route to one: the node is off the network",
     source: "NetworkConfiguration/dhcpcd#531; raspberrypi/linux#4092; dhcpcd.conf(5)",
+    fix: "bramble adds a line denyinterfaces with the cluster's interfaces to /etc/dhcpcd.conf",
     catalogue: &["NET-006"],
     judge: |facts, _| {
         if !facts.units.uses("dhcpcd")? {

@@ -14,6 +14,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "there is room below /var",
     why: "the kubelet evicts pods from a disk that is nearly full, and the images they need no longer fit",
     source: "Kubernetes node-pressure eviction (nodefs.available<10%)",
+    fix: "a person frees room: sudo apt clean, sudo journalctl --vacuum-size=100M, sudo k3s crictl rmi --prune",
     catalogue: &["OS-003"],
     judge: |facts, _| {
         let room = facts.room.as_ref()?;

@@ -10,6 +10,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the chosen features of Cilium and Istio go together",
     why: "Cilium does not start with some combinations, and with others kubelet's probes of pods in the mesh fail",
     source: "cilium/cilium Documentation/network/servicemesh/istio.rst, operations/performance/tuning.rst; istio/istio#52208",
+    fix: "a person changes one of the settings that do not go together in [cluster]",
     catalogue: &["MESH-002"],
     judge: |facts, config| {
         let cluster = &config.cluster;

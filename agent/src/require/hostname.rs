@@ -13,6 +13,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the host name is fit for a node",
     why: "a second node of the same name replaces the first, or is refused with \"Node password rejected\"",
     source: "k3s-io/k3s#6054; Kubernetes object names (RFC 1123)",
+    fix: "a person gives the node a name of its own: sudo hostnamectl set-hostname NAME",
     catalogue: &["OS-001"],
     judge: |facts, _| {
         let name = facts.identity.hostname.as_ref()?;

@@ -17,6 +17,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "without the kernel's own the node does not know its routes, or its own addresses; without Cilium's, what its \
           proxy handles is lost. systemd-networkd deletes them when it is restarted",
     source: "systemd/systemd#41350; cilium/cilium#18706, pkg/datapath/linux/linux_defaults (rules 9, 10, 100)",
+    fix: "a person adds the rule that is named, or restarts the node's Cilium agent for those of Cilium's",
     catalogue: &["NET-001", "NET-003"],
     judge: |facts, _| {
         let v4 = facts.rules.v4.as_ref()?;
@@ -28,7 +29,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             rules += v6.rules.len();
         }
         if lacking.is_empty() {
-            return Finding::met(format!("the kernel's own, and those of every table of Cilium's, among {rules}"));
+            return Finding::met(format!(
+                "the kernel's own, and those of every table of Cilium's, among {rules}"
+            ));
         }
         let (what, next): (Vec<String>, Vec<String>) = lacking.into_iter().unzip();
         Finding::blocked(format!("no rule leads to {}", what.join(", ")), next.join("; "))
@@ -67,10 +70,8 @@ mod tests {
 
     #[test]
     fn the_kernel_s_own_rules_count_wherever_they_stand() {
-        let mut policy = Policy {
-            rules: vec![rule(0, 255), rule(32766, 254), rule(32767, 253)],
-            ..Policy::default()
-        };
+        let mut policy =
+            Policy { rules: vec![rule(0, 255), rule(32766, 254), rule(32767, 253)], ..Policy::default() };
         assert!(named(&policy).is_empty());
         // Cilium moves the first behind its own.
         policy.rules[0].priority = 100;

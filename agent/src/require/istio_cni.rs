@@ -13,6 +13,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "Istio's network plugin stands where containerd looks",
     why: "pods start without the mesh, or do not start: \"failed to add pod to ztunnel\"",
     source: "istio/istio#52902, #50072; istio/istio.io ambient platform prerequisites; cilium/charts cni.exclusive",
+    fix: "a person sets cni.exclusive: false for Cilium and leaves global.platform of istio-cni unset, then \
+          restarts istio-cni's pod",
     catalogue: &["MESH-001", "MESH-005"],
     judge: |facts, _| {
         let networks = facts.cni.as_ref()?;

@@ -15,6 +15,8 @@ pub(super) const NETWORK: Requirement = Requirement {
     title: "K3s leaves the network to Cilium",
     why: "Flannel, kube-proxy and K3s' own load balancer start beside Cilium, and pods' traffic takes two ways",
     source: "ricsanfre/pi-cluster ansible/roles/k3s; k3s-io/docs networking",
+    fix: "a person writes the settings that are named into K3s' configuration, on every server alike, and restarts \
+          K3s one server after the other",
     catalogue: &["MIG-001", "MIG-002", "MIG-003"],
     judge: |facts, config| {
         if !config.cluster.cilium {
@@ -58,6 +60,7 @@ pub(super) const SERVER_NAME: Requirement = Requirement {
     title: "the server's name is one that DNS knows",
     why: "K3s does not ask mDNS: \"failed to get CA certs\" after a restart, although ping finds the name",
     source: "geerlingguy/pi-cluster#11; k3s-io/k3s#9748, #1395",
+    fix: "a person writes the server's address, or a name that DNS knows, into K3s' configuration",
     catalogue: &["NET-010"],
     judge: |facts, _| {
         let Some(server) = facts.k3s.settings.as_ref()?.value("server") else {
@@ -81,6 +84,8 @@ pub(super) const NODE_ADDRESS: Requirement = Requirement {
     title: "the address that K3s announces is the node's",
     why: "a server whose address changed is no member of its etcd any more; an agent is reached by nobody",
     source: "k3s-io/k3s#11778, #10408, #2732",
+    fix: "a person gives the node its address back, by a reservation in the router, or removes the node and joins \
+          it again",
     catalogue: &["NET-014"],
     judge: |facts, _| {
         let settings = facts.k3s.settings.as_ref()?;
@@ -109,6 +114,8 @@ pub(super) const PASSWORD: Requirement = Requirement {
     title: "the node can prove its name to the servers",
     why: "\"Node password rejected\": the servers keep what a node of this name showed them first",
     source: "k3s-io/k3s#663, #746, #802, #6054",
+    fix: "a person brings /etc/rancher/node/password back from a backup, or deletes the node's secret \
+          NODE.node-password.k3s on a server",
     catalogue: &["K3S-002"],
     judge: |facts, _| {
         if !*facts.k3s.has_run.as_ref()? {
@@ -136,6 +143,7 @@ pub(super) const IPTABLES: Requirement = Requirement {
     why: "some versions do not find rules that are there: they are added again and again, until after days the \
           processor does nothing else",
     source: "k3s-io/k3s#3117; kubernetes/kubernetes#82361; k3s-io/k3s contrib/util/check-config.sh",
+    fix: "bramble tells K3s to prefer the iptables that it brings along, in a file of its own in config.yaml.d",
     catalogue: &["NET-012"],
     judge: |facts, _| {
         let packages = facts.packages.as_ref()?;

@@ -10,6 +10,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the kernel is new enough for Cilium",
     why: "the Cilium agent exits at its start, and no pod gets a network",
     source: "cilium/cilium Documentation/operations/system_requirements.rst",
+    fix: "a person upgrades the distribution or its kernel, and reboots",
     catalogue: &[],
     judge: |facts, _| {
         let (major, minor) = facts.kernel.version()?;

@@ -324,15 +324,17 @@ fn every_file_that_a_change_writes_is_watched() {
 fn every_requirement_is_documented_and_has_an_id_of_its_own() {
     let mut ids = HashSet::new();
     for requirement in REQUIREMENTS {
-        let Requirement { id, title, why, source, catalogue, .. } = requirement;
+        let Requirement { id, title, why, source, fix, catalogue, .. } = requirement;
         assert!(ids.insert(*id), "{id} stands twice");
         let kebab = |part: &str| {
             !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         };
         assert!(id.split('-').all(kebab), "{id} is not kebab-case");
-        for text in [title, why, source] {
+        for text in [title, why, source, fix] {
             assert!(text.len() > 5 && !text.ends_with('.') && !text.contains('\n'), "{id}: {text:?}");
         }
+        let who = ["bramble ", "a person ", "none is needed"];
+        assert!(who.iter().any(|who| fix.starts_with(who)), "{id}: nobody is said to mend it: {fix:?}");
         for row in *catalogue {
             let (area, number) = row.split_once('-').unwrap();
             assert!(area.len() >= 2 && number.len() == 3, "{id}: {row}");
@@ -354,8 +356,12 @@ fn every_known_fault_is_answered_or_belongs_elsewhere_for_a_reason() {
             );
             answered.insert((id, fault.id));
         }
+        let mut room = fault.room.split_whitespace();
+        let (place, probes): (_, Vec<&str>) = (room.next().unwrap_or_default(), room.collect());
+        let is_probe = |id: &&str| crate::probe::PROBES.iter().any(|probe| probe.id == *id);
+        assert!(probes.iter().all(is_probe) && (place == "probe") != probes.is_empty(), "{fault:?}");
         let elsewhere =
-            ["probe", "join", "render", "report"].contains(&fault.room) && fault.reason.len() > 10;
+            ["probe", "join", "render", "report", "unseen"].contains(&place) && fault.reason.len() > 10;
         let nowhere = fault.room.is_empty() && fault.reason.is_empty();
         assert!(if fault.answered_by.is_empty() { elsewhere } else { nowhere }, "{fault:?}");
     }
@@ -415,6 +421,9 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
         "etc/kernel/postinst.d/z50-raspi-firmware",
         Some("cmdline_custom=\"/etc/default/raspi-extra-cmdline\"\n"),
     );
+    const MTU: Edit = ("sys/class/net/eth0/mtu", Some("1500\n"));
+    const UFW: Edit = ("etc/systemd/system/multi-user.target.wants/ufw.service", Some(""));
+    const NFTABLES: Edit = ("etc/systemd/system/sysinit.target.wants/nftables.service", Some(""));
     const RAN: Edit = ("var/lib/rancher/k3s/agent/client-ca.crt", Some(""));
     const BY_CABLE: Edit =
         ("proc/net/route", Some("Iface\neth0\t00000000\t01B2A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"));
@@ -467,6 +476,67 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             State::Unknown,
         ),
         (
+            "firewall",
+            &[
+                UFW,
+                ("etc/ufw/ufw.conf", Some("ENABLED=yes\n")),
+                (
+                    "etc/default/ufw",
+                    Some("DEFAULT_INPUT_POLICY=\"DROP\"\nDEFAULT_FORWARD_POLICY=\"ACCEPT\"\nIPT_SYSCTL=\n"),
+                ),
+                (
+                    "etc/ufw/user.rules",
+                    Some("### tuple ### allow any any 0.0.0.0/0 any 192.168.178.0/24 in\n"),
+                ),
+            ],
+            "neither",
+            State::Met,
+        ),
+        (
+            "firewall",
+            &[
+                NFTABLES,
+                (
+                    "etc/nftables.conf",
+                    Some(
+                        "table inet mine {\n\tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n\
+                         \t\tct state established,related accept\n\t\ttcp dport { 22, 4240, 4244, 4250, 5001, 10250 } \
+                         accept\n\t\tudp dport 8472 accept\n\t}\n}\n",
+                    ),
+                ),
+            ],
+            "neither",
+            State::Met,
+        ),
+        (
+            "firewall",
+            &[
+                NFTABLES,
+                (
+                    "etc/nftables.conf",
+                    Some(
+                        "table inet mine {\nchain i {\ntype filter hook input priority 0; policy drop;\ntcp dport 22 accept\n}\n}\n",
+                    ),
+                ),
+            ],
+            "/etc/nftables.conf drops 10250/tcp",
+            State::Blocked,
+        ),
+        (
+            "firewall",
+            &[
+                NFTABLES,
+                (
+                    "etc/nftables.conf",
+                    Some(
+                        "table inet mine {\nchain i {\ntype filter hook input priority 0; policy drop;\ntcp dport @open accept\n}\n}\n",
+                    ),
+                ),
+            ],
+            "@open",
+            State::Unknown,
+        ),
+        (
             "ports",
             &[(
                 "proc/net/udp",
@@ -478,6 +548,52 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             State::Blocked,
         ),
         ("ports", &[K3S], "holds its ports", State::NotNeeded),
+        ("link-speed", &[], "Wi-Fi", State::NotNeeded),
+        ("link-speed", &[BY_CABLE], "/sys/class/net/eth0/speed", State::Unknown),
+        (
+            "link-speed",
+            &[
+                BY_CABLE,
+                ("sys/class/net/eth0/speed", Some("1000\n")),
+                ("sys/class/net/eth0/duplex", Some("full\n")),
+                MTU,
+            ],
+            "1000 Mb/s",
+            State::Met,
+        ),
+        (
+            "link-speed",
+            &[
+                BY_CABLE,
+                ("sys/class/net/eth0/speed", Some("10\n")),
+                ("sys/class/net/eth0/duplex", Some("full\n")),
+                MTU,
+            ],
+            "10 Mb/s",
+            State::Blocked,
+        ),
+        (
+            "link-speed",
+            &[
+                BY_CABLE,
+                ("sys/class/net/eth0/speed", Some("100\n")),
+                ("sys/class/net/eth0/duplex", Some("half\n")),
+                MTU,
+            ],
+            "half duplex",
+            State::Blocked,
+        ),
+        (
+            "link-speed",
+            &[
+                BY_CABLE,
+                ("sys/class/net/eth0/speed", Some("-1\n")),
+                ("sys/class/net/eth0/duplex", Some("unknown\n")),
+                MTU,
+            ],
+            "no speed",
+            State::NotNeeded,
+        ),
         ("l2-uplink", &[], "Wi-Fi", State::Blocked),
         ("l2-uplink", &[BY_CABLE], "cable", State::Met),
         ("wifi-power-save", &[], "power saving", State::Unmet),
@@ -1086,6 +1202,36 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             &[("etc/sysctl.d/60-x.conf", Some("net.ipv4.conf.*.rp_filter=1\n"))],
             "new cilium_*",
             State::Unmet,
+        ),
+        (
+            "rp-filter",
+            &[("etc/sysctl.d/60-hard.conf", Some("net.ipv4.conf.all.rp_filter=1\n"))],
+            "all get rp_filter 1 at the next boot (/etc/sysctl.d/60-hard.conf)",
+            State::Unmet,
+        ),
+        (
+            "rp-filter",
+            &[("etc/sysctl.d/60-hard.conf", Some("net/ipv4/conf/wlan0/rp_filter=1\n"))],
+            "wlan0, the way out, get rp_filter 1 at the next boot",
+            State::Unmet,
+        ),
+        (
+            "rp-filter",
+            &[("etc/sysctl.d/60-hard.conf", Some("net.ipv4.conf.wlan0.rp_filter=2\n"))],
+            "off",
+            State::Met,
+        ),
+        (
+            "rp-filter",
+            &[
+                UFW,
+                ("etc/ufw/ufw.conf", Some("ENABLED=yes\n")),
+                ("etc/default/ufw", Some("IPT_SYSCTL=/etc/ufw/sysctl.conf\n")),
+                ("etc/ufw/user.rules", Some("")),
+                ("etc/ufw/sysctl.conf", Some("net/ipv4/conf/all/rp_filter=1\n")),
+            ],
+            "/etc/ufw/sysctl.conf gives all rp_filter 1 whenever ufw starts",
+            State::Blocked,
         ),
         ("conntrack", &[("proc/sys/net/netfilter/nf_conntrack_max", Some("65536\n"))], "65536", State::Unmet),
         ("conntrack", &[("proc/sys/net/netfilter/nf_conntrack_max", Some("262144\n"))], "262144", State::Met),

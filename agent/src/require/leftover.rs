@@ -16,6 +16,8 @@ pub(super) const FLANNEL: Requirement = Requirement {
     why: "Cilium's tunnel cannot take the port that Flannel's holds (\"address already in use\"), and containerd may \
           still ask Flannel for a pod's network",
     source: "cilium/cilium#3219; canonical/microk8s#996; cilium/cilium Documentation/installation/k8s-install-migration.rst",
+    fix: "a person sets flannel-backend: none on every server, drains the node, stops K3s, deletes what is named, \
+          and reboots",
     catalogue: &["MIG-001"],
     judge: |facts, _| {
         gone(
@@ -35,6 +37,8 @@ pub(super) const KUBE_PROXY: Requirement = Requirement {
     title: "nothing of kube-proxy is left",
     why: "its rules lead connections to pods that are long gone, before Cilium sees them",
     source: "kubernetes/kubernetes#119265, #102314; k3s-io/k3s#5643",
+    fix: "a person sets disable-kube-proxy: true on every server, restarts K3s, and reboots the node, which takes \
+          the rules with it",
     catalogue: &["MIG-002"],
     judge: |facts, _| {
         gone(
@@ -54,6 +58,8 @@ pub(super) const NETWORK_POLICY: Requirement = Requirement {
     title: "nothing of K3s' own network policies is left",
     why: "rules of policies that nobody updates any more drop pods' traffic",
     source: "k3s-io/k3s disable-network-policy; cloudnativelabs/kube-router",
+    fix: "a person sets disable-network-policy: true on every server, restarts K3s, and reboots the node, which \
+          takes the rules with it",
     catalogue: &[],
     judge: |facts, _| {
         gone(
@@ -73,6 +79,8 @@ pub(super) const ANNOUNCERS: Requirement = Requirement {
     title: "Cilium alone announces services' addresses",
     why: "MetalLB or K3s' own load balancer answers for the same address: connections land now here, now there",
     source: "onedr0p/cluster-template#818; metallb/metallb#2747; k3s-io/k3s#269",
+    fix: "a person writes down the services' addresses, stops MetalLB's speakers and servicelb, waits until nobody \
+          answers for them, then lets Cilium announce",
     catalogue: &["MIG-003"],
     judge: |facts, _| {
         gone(
@@ -92,6 +100,8 @@ pub(super) const LINKERD: Requirement = Requirement {
     title: "nothing of Linkerd is left",
     why: "a plugin without its program makes every new pod fail; two meshes redirect one connection twice",
     source: "linkerd/linkerd2#4789, #12490, #11228",
+    fix: "a person takes Linkerd's injection off the workloads, restarts them, uninstalls Linkerd from its \
+          extensions down, then deletes what is named",
     catalogue: &["MIG-004"],
     judge: |facts, _| {
         gone(
@@ -111,6 +121,8 @@ pub(super) const ARGOCD: Requirement = Requirement {
     title: "no Argo CD runs here beside Flux",
     why: "each takes back what the other changed; and who deletes an Application with its finalizer deletes the workload",
     source: "argoproj/argo-cd resources-finalizer.argocd.argoproj.io",
+    fix: "a person switches automated sync off, takes the finalizers off the Applications, deletes them and Argo \
+          CD, and only then lets Flux reconcile",
     catalogue: &[],
     judge: |facts, _| {
         gone(
@@ -131,6 +143,8 @@ pub(super) const CILIUM: Requirement = Requirement {
     why: "its links and rules hold the node's routes with nobody to mend them: the node is off the network at the next \
           stop or reset of K3s",
     source: "k3s-io/k3s#8347; k3s-io/docs networking (Cilium uninstall)",
+    fix: "a person runs sudo bramble leave at the machine itself, or deletes the links and files that are named \
+          and reboots",
     catalogue: &["MIG-005"],
     judge: |facts, _| {
         if facts.units.uses("k3s")? || facts.units.uses("k3s-agent")? {

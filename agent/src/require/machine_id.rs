@@ -11,6 +11,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "two cards written from one prepared image count as one machine: they get one DHCP address, and one node \
           of the two is seen",
     source: "machine-id(5)",
+    fix: "a person gives the node an id of its own: sudo rm /etc/machine-id, sudo systemd-machine-id-setup, and a \
+          reboot",
     catalogue: &["OS-001", "OBS-004"],
     judge: |facts, _| {
         let next = "sudo rm -f /etc/machine-id && sudo systemd-machine-id-setup, then reboot";

@@ -12,6 +12,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the memory controller is on",
     why: "K3s exits with \"failed to find memory cgroup\"",
     source: "raspberrypi/linux#6980, #6439; k3s-io/k3s#2067; RPi-Distro/pi-gen#917",
+    fix: "bramble adds cgroup_enable=memory to the kernel's arguments, which counts after a reboot; in another \
+          boot loader a person does",
     catalogue: &["BOOT-001"],
     judge: |facts, _| {
         let Some(controllers) = facts.controllers.as_ref()? else {

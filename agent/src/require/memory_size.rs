@@ -12,6 +12,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the board has enough memory for its role",
     why: "the node works until the first load, then answers in seconds or kills its pods",
     source: "k3s-io/docs installation/requirements (server 2 GB, agent 512 MB)",
+    fix: "a person takes a larger board, or makes the node an agent",
     catalogue: &["K3S-009"],
     judge: |facts, config| {
         // Less than what is soldered on: firmware, graphics and kernel keep up to a fifth of it.

@@ -36,6 +36,7 @@ mod istio_cni;
 mod k3s;
 mod kernel_version;
 mod leftover;
+mod link_speed;
 mod machine_id;
 mod memory_cgroup;
 mod memory_size;
@@ -105,6 +106,7 @@ pub const REQUIREMENTS: &[Requirement] = &[
     storage::MULTIPATH,
     storage::PACKAGES,
     default_route::REQUIREMENT,
+    link_speed::REQUIREMENT,
     routes::REQUIREMENT,
     ip_rules::REQUIREMENT,
     address_ranges::REQUIREMENT,
@@ -165,6 +167,8 @@ pub struct Requirement {
     pub why: &'static str,
     /// Where that is known from.
     pub source: &'static str,
+    /// What mends it: what bramble changes, or what a person does.
+    pub fix: &'static str,
     /// Rows of the project's catalogue of known faults that it answers.
     pub catalogue: &'static [&'static str],
     /// The verdict.
@@ -405,7 +409,8 @@ pub struct Fault {
     pub severity: &'static str,
     /// Ids of the requirements that answer it, with blanks between them; empty when it belongs elsewhere.
     pub answered_by: &'static str,
-    /// Where it belongs when no requirement answers it: "probe", "join", "render" or "report".
+    /// Where it belongs when no requirement answers it: "probe" with the ids of probes, "join", "render", "report", or
+    /// "unseen".
     pub room: &'static str,
     /// Why no requirement does.
     pub reason: &'static str,

@@ -11,6 +11,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "mounts are shared between host and containers",
     why: "the Cilium agent does not start (\"not a shared mount\"), and volumes stay empty",
     source: "cilium/charts mountPropagation: Bidirectional",
+    fix: "bramble makes the mounts that are named shared",
     catalogue: &[],
     judge: |facts, _| {
         let mounts = facts.mounts.as_ref()?;

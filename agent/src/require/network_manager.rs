@@ -14,6 +14,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "NetworkManager leaves Cilium's interfaces alone",
     why: "it configures them as if they were its own, and pods lose their network",
     source: "NetworkManager.conf(5); Debian network-manager 85-nm-unmanaged.rules (covers veth alone)",
+    fix: "bramble writes a file in NetworkManager's conf.d that leaves the cluster's interfaces unmanaged",
     catalogue: &["NET-005"],
     judge: |facts, _| {
         if !facts.units.uses("NetworkManager")? {

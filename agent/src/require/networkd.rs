@@ -21,6 +21,8 @@ pub(super) const FOREIGN: Requirement = Requirement {
     why: "whenever it is restarted, as automatic upgrades do at night, it deletes Cilium's rules and the node is \
           off the network",
     source: "cilium/cilium#18706; flatcar/Flatcar#620; networkd.conf(5)",
+    fix: "bramble writes a drop-in of networkd.conf that says no to managing foreign rules, routes and next hops; \
+          a later file that says otherwise a person changes",
     catalogue: &["NET-001", "NET-002", "NET-003"],
     judge: |facts, _| {
         if !facts.units.uses("systemd-networkd")? {
@@ -76,6 +78,7 @@ pub(super) const LINKS: Requirement = Requirement {
     title: "systemd-networkd leaves Cilium's interfaces alone",
     why: "a .network file that matches all interfaces makes it ask for addresses on those of pods too",
     source: "flatcar/init#43; systemd.network(5)",
+    fix: "bramble writes a .network file that leaves cilium* and lxc* unmanaged",
     catalogue: &["NET-005"],
     judge: |facts, _| {
         if !facts.units.uses("systemd-networkd")? {

@@ -11,6 +11,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "nm-cloud-setup is off",
     why: "it adds rules of its own that lead pods' traffic astray; K3s' packages refuse to start beside it",
     source: "k3s-io/k3s package units; k3s-io/docs installation/requirements.md",
+    fix: "bramble masks nm-cloud-setup's timer and service",
     catalogue: &["NET-005"],
     judge: |facts, _| {
         let mut used = Vec::new();

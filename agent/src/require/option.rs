@@ -181,6 +181,7 @@ pub(super) const CILIUM: Requirement = Requirement {
     title: "the kernel was built with what Cilium needs",
     why: "the Cilium agent exits at its start, or a function fails when it is first used",
     source: "cilium/cilium Documentation/operations/system_requirements.rst",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["KERN-006"],
     judge: |facts, _| judge(facts, "cilium", STANDARD_KERNEL),
 };
@@ -192,6 +193,7 @@ pub(super) const K3S: Requirement = Requirement {
     title: "the kernel was built with what K3s needs",
     why: "K3s exits at its start, or containers cannot be made",
     source: "k3s-io/k3s contrib/util/check-config.sh",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["KERN-006"],
     judge: |facts, _| judge(facts, "k3s", STANDARD_KERNEL),
 };
@@ -203,6 +205,7 @@ pub(super) const BRAMBLE: Requirement = Requirement {
     title: "the kernel was built with what bramble's companion needs",
     why: "drops are counted without their reasons, and the node's own stack stays dark",
     source: "kernel/trace/Kconfig BPF_EVENTS; raspberrypi/linux bcm2712_defconfig",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["KERN-004"],
     judge: |facts, _| judge(facts, "bramble", STANDARD_KERNEL),
 };
@@ -215,6 +218,7 @@ pub(super) const TREE: Requirement = Requirement {
     why: "after an upgrade that removed them every module that is not loaded yet is missing: K3s and Cilium fail \
           at their next restart",
     source: "raspberrypi/linux#4616; k3s-io/k3s#2082; cilium/cilium#30061",
+    fix: "a person reboots into the installed kernel before anything restarts",
     catalogue: &["KERN-007"],
     judge: |facts, _| {
         if matches!(&facts.kernel_config, Ok(config) if !config.is_set("CONFIG_MODULES")) {
@@ -240,6 +244,8 @@ pub(super) const TUNNEL: Requirement = Requirement {
     title: "the kernel has the tunnel that carries pod traffic",
     why: "the Cilium agent fails with \"operation not supported\", and pods on two nodes cannot reach each other",
     source: "cilium/cilium#20735, #20901; flannel-io/flannel#1502; raspberrypi/linux bcm2712_defconfig (no GENEVE)",
+    fix: "a person installs linux-modules-extra-raspi on Ubuntu 21.10 to 23.10, or the distribution's standard \
+          kernel, or sets tunnel = \"vxlan\" in [cluster]",
     catalogue: &["KERN-005"],
     judge: |facts, config| match config.cluster.tunnel {
         Tunnel::Off => Finding::not_needed("pod traffic is routed natively"),
@@ -265,6 +271,7 @@ pub(super) const MASQUERADE: Requirement = Requirement {
     title: "the kernel has what Cilium's iptables rules use",
     why: "Cilium cannot install its masquerading rules: pods reach no address outside of the cluster",
     source: "cilium/cilium Documentation/operations/system_requirements.rst",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["KERN-006"],
     judge: |facts, _| judge(facts, "masquerade", STANDARD_KERNEL),
 };
@@ -276,6 +283,7 @@ pub(super) const ENVOY: Requirement = Requirement {
     title: "the kernel can redirect traffic to Cilium's Envoy",
     why: "L7 and DNS policies, Ingress and Gateway API drop the traffic they should pass on",
     source: "cilium/cilium Documentation/operations/system_requirements.rst",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["KERN-006"],
     judge: |facts, _| judge(facts, "envoy", STANDARD_KERNEL),
 };
@@ -287,6 +295,7 @@ pub(super) const WIREGUARD: Requirement = Requirement {
     title: "the kernel has WireGuard",
     why: "the Cilium agent does not start with encryption by WireGuard",
     source: "cilium/cilium Documentation/operations/system_requirements.rst",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["KERN-006"],
     judge: |facts, _| judge(facts, "wireguard", STANDARD_KERNEL),
 };
@@ -298,6 +307,7 @@ pub(super) const IPSEC: Requirement = Requirement {
     title: "the kernel has what Cilium's IPsec uses",
     why: "the Cilium agent does not start with encryption by IPsec, or nodes drop each other's packets",
     source: "cilium/cilium Documentation/operations/system_requirements.rst",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["KERN-006"],
     judge: |facts, _| judge(facts, "ipsec", STANDARD_KERNEL),
 };
@@ -309,6 +319,7 @@ pub(super) const BANDWIDTH: Requirement = Requirement {
     title: "the kernel can pace what pods send",
     why: "Cilium's bandwidth manager stays off, and pods' limits are not kept",
     source: "cilium/cilium Documentation/operations/system_requirements.rst",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["KERN-006"],
     judge: |facts, _| judge(facts, "bandwidth-manager", STANDARD_KERNEL),
 };
@@ -320,6 +331,7 @@ pub(super) const BBR: Requirement = Requirement {
     title: "the kernel has BBR, and keeps pods' time stamps",
     why: "the Cilium agent exits: BBR for pods needs a kernel that does not clear their packets' departure times",
     source: "cilium/cilium pkg/datapath/linux/bandwidth/bandwidth.go",
+    fix: "a person sets bbr = false in [cluster], or installs a newer kernel and reboots",
     catalogue: &["KERN-006"],
     judge: |facts, _| {
         judge(facts, "bbr", "set bbr = false in [cluster], or install a newer kernel and reboot")
@@ -333,6 +345,7 @@ pub(super) const NETKIT: Requirement = Requirement {
     title: "the kernel has netkit",
     why: "the Cilium agent exits: it cannot connect a pod",
     source: "cilium/cilium Documentation/operations/performance/tuning.rst",
+    fix: "a person sets netkit = false in [cluster], or installs a newer kernel and reboots",
     catalogue: &["KERN-006"],
     judge: |facts, _| {
         judge(facts, "netkit", "set netkit = false in [cluster], or install a newer kernel and reboot")
@@ -346,6 +359,8 @@ pub(super) const AMBIENT: Requirement = Requirement {
     title: "the modules that Istio ambient uses are loaded",
     why: "istio-cni cannot load modules from its container: pods stay outside of the mesh, or do not start",
     source: "istio/istio.io docs/ops/deployment/platform-requirements",
+    fix: "bramble loads the modules, now and at each boot; those that the kernel lacks come with the \
+          distribution's standard kernel",
     catalogue: &["KERN-006"],
     judge: |facts, _| {
         // Kernels from 6.17 may be built without the legacy back end of iptables; Debian's iptables uses the other
@@ -380,6 +395,7 @@ pub(super) const LONGHORN: Requirement = Requirement {
     title: "the kernel has what Longhorn's volumes use",
     why: "volumes do not attach, and pods that use them do not start",
     source: "longhorn/cli pkg/local/preflight/checker.go",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &["STOR-005"],
     judge: |facts, _| judge(facts, "longhorn", STANDARD_KERNEL),
 };

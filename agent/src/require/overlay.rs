@@ -11,6 +11,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the overlay file system is there",
     why: "containerd copies every image whole for every container, or does not start",
     source: "k3s-io/k3s contrib/util/check-config.sh",
+    fix: "a person installs the distribution's standard kernel and its module packages, and reboots",
     catalogue: &[],
     judge: |facts, _| {
         if matches!(&facts.file_systems, Ok(known) if known.has("overlay")) {

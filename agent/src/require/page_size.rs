@@ -15,6 +15,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "programs with a jemalloc built for 4 KiB pages abort with \"Unsupported system page size\": their \
           pods restart for ever on this node and run on others",
     source: "raspberrypi/bookworm-feedback#107; fluent/fluent-bit#9730; static-web-server/static-web-server#440",
+    fix: "bramble sets kernel=kernel8.img in config.txt where no Envoy is wanted, with the owner's consent; else a \
+          person chooses: other images, no Envoy on the node, or Debian's or Ubuntu's kernel",
     catalogue: &["KERN-002"],
     judge: |facts, config| {
         let size = *facts.address_space.page_size.as_ref()?;

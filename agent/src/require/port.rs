@@ -1,11 +1,14 @@
 //! The ports that the cluster needs are free, and no firewall drops them. By the table `agent/data/ports.csv`.
 
+use std::net::Ipv4Addr;
+
 use super::{Area, Finding, Requirement};
 use crate::config::Config;
-use crate::config::cluster::Profile;
-use crate::facts::firewall::Rules;
+use crate::config::cluster::{Profile, Range};
+use crate::facts::firewall::{Dropping, Rules, Way};
 use crate::facts::port::{Port, TABLE};
-use crate::host::Unreadable;
+use crate::facts::{Fact, Facts};
+use crate::host::{Unreadable, Why};
 
 pub(super) const FREE: Requirement = Requirement {
     id: "ports",
@@ -14,6 +17,7 @@ pub(super) const FREE: Requirement = Requirement {
     title: "the ports that K3s and Cilium use are free",
     why: "K3s or the Cilium agent ends with \"address already in use\", often only the second time it starts",
     source: "k3s-io/docs installation/requirements.md; cilium/cilium Documentation/operations/system_requirements.rst",
+    fix: "a person stops who holds them, or moves it to other ports; sudo ss -lntup names the processes",
     catalogue: &["MIG-001"],
     judge: |facts, config| {
         if facts.units.uses("k3s")? || facts.units.uses("k3s-agent")? {
@@ -47,6 +51,8 @@ pub(super) const FIREWALL: Requirement = Requirement {
     title: "no firewall service drops or deletes what the cluster needs",
     why: "nodes do not find each other, or all works until the firewall is loaded again and takes Cilium's rules with it",
     source: "k3s-io/docs installation/requirements.md; cilium/cilium#16644, #35388; k3s-io/k3s#7542",
+    fix: "a person opens the ports that are named, lets pods' traffic pass, or disables the service; the commands \
+          are shown",
     catalogue: &["NET-011"],
     judge: |facts, config| {
         let mut wrong = Vec::new();
@@ -55,26 +61,24 @@ pub(super) const FIREWALL: Requirement = Requirement {
             wrong.push("firewalld is in use, and each reload deletes rules that are not its own".to_string());
             next.push("sudo systemctl disable --now firewalld".to_string());
         }
+        let Range { network, prefix } = config.cluster.pods;
+        let mut by_files = false;
         if facts.units.uses("ufw")?
             && let Some(ufw) = facts.firewalls.ufw.as_ref()?
         {
-            let dropped: Vec<&Port> = incoming(config)
-                .filter(|port| {
-                    ufw.drops_input && !port.allowed_by(|number, protocol| ufw.allows(number, protocol))
-                })
-                .collect();
-            if !dropped.is_empty() {
-                let names: Vec<String> = dropped.iter().map(|port| port.name()).collect();
+            by_files = true;
+            let names = shut(facts, config, &ufw.input)?;
+            if !names.is_empty() {
                 wrong.push(format!("ufw drops {}", names.join(", ")));
                 let rules = names.iter().map(|name| format!("sudo ufw allow {}", name.replace('-', ":")));
                 next.push(rules.collect::<Vec<_>>().join("; "));
             }
-            let pods = config.cluster.pods.to_string();
-            if ufw.drops_forward && !ufw.allows_networks.contains(&pods) {
+            let told = ufw.input.accepted.iter().any(|rule| rule.sources == [(network, prefix)]);
+            if ufw.forward.drops && !told && !ufw.forward.admits_pods(network, prefix) {
                 wrong.push("ufw drops what pods send through the node".to_string());
                 next.push(format!(
-                    "sudo ufw default allow routed; sudo ufw allow from {pods}; sudo ufw allow from {}",
-                    config.cluster.services
+                    "sudo ufw default allow routed; sudo ufw allow from {}; sudo ufw allow from {}",
+                    config.cluster.pods, config.cluster.services
                 ));
             }
         }
@@ -83,28 +87,96 @@ pub(super) const FIREWALL: Requirement = Requirement {
             ("netfilter-persistent", "/etc/iptables/rules.v4", &facts.firewalls.iptables),
         ];
         for (unit, path, rules) in files {
-            if facts.units.uses(unit)? {
-                let Rules { flushes, drops } = rules.as_ref().map_err(Unreadable::from)?;
-                if *flushes {
-                    wrong.push(format!("{path} deletes the rules of others whenever it is loaded"));
-                    next.push(format!(
-                        "let {path} replace its own tables alone, or: sudo systemctl disable {unit}"
-                    ));
+            if !facts.units.uses(unit)? {
+                continue;
+            }
+            by_files = true;
+            let Rules { flushes, input, forward } = rules.as_ref().map_err(Unreadable::from)?;
+            if *flushes {
+                wrong.push(format!("{path} deletes the rules of others whenever it is loaded"));
+                next.push(format!(
+                    "let {path} replace its own tables alone, or: sudo systemctl disable {unit}"
+                ));
+            }
+            let mut dropped = Vec::new();
+            for (way, names) in
+                [(input, shut(facts, config, input)?), (forward, pods_shut(forward, network, prefix))]
+            {
+                match &way.opaque {
+                    _ if names.is_empty() => {}
+                    // What is wrong for certain is said first.
+                    Some(rule) if wrong.is_empty() => {
+                        let expected = format!("rules with plain ports and networks instead of \"{rule}\"");
+                        return Err(Unreadable::malformed(path, expected));
+                    }
+                    Some(_) => {}
+                    None => dropped.extend(names),
                 }
-                if !drops.is_empty() {
-                    wrong.push(format!("{path} drops on {} what no rule allows", drops.join(" and ")));
-                    next.push(format!("allow the ports of bramble check --explain firewall in {path}"));
+            }
+            if !dropped.is_empty() {
+                wrong.push(format!("{path} drops {}", dropped.join(", ")));
+                next.push(format!(
+                    "allow them in {path}, or all from the nodes' network and from {}",
+                    config.cluster.pods
+                ));
+            }
+        }
+        // Where a service is in use its file tells more than the policies that come of it.
+        let mut evidence =
+            "neither ufw, firewalld, nftables nor netfilter-persistent drops what is needed".to_owned();
+        match &facts.firewalls.live {
+            _ if by_files || !wrong.is_empty() => evidence += ", by their files",
+            Err(why) => evidence += &format!(", by their files ({why})"),
+            Ok(filter) => {
+                for Dropping { name, way } in &filter.dropping {
+                    // There the agent's own rules let pods pass.
+                    let is_ciliums = filter.has_cilium && name.ends_with("filter FORWARD");
+                    match *way {
+                        "forward" if is_ciliums => {}
+                        "forward" => {
+                            wrong.push(format!("{name} drops what pods send through the node"));
+                            next.push(
+                                "let it accept: with Docker \"ip-forward-no-drop\": true in /etc/docker/daemon.json and \
+                                 sudo iptables -P FORWARD ACCEPT"
+                                    .to_string(),
+                            );
+                        }
+                        _ => {
+                            let why = Why::Failed(format!(
+                                "it drops what no rule allows; whether the ports are: sudo nft list chain {name}"
+                            ));
+                            return Err(Unreadable { path: format!("the chain {name}"), why });
+                        }
+                    }
                 }
             }
         }
         if wrong.is_empty() {
-            return Finding::met(
-                "neither ufw, firewalld, nftables nor netfilter-persistent drops what is needed, by their files",
-            );
+            return Finding::met(evidence);
         }
         Finding::blocked(wrong.join("; "), next.join("; "))
     },
 };
+
+/// The ports that other nodes must reach and that a firewall shuts, by name.
+fn shut(facts: &Facts, config: &Config, input: &Way) -> Fact<Vec<String>> {
+    let mut names = Vec::new();
+    for port in incoming(config).filter(|_| input.drops) {
+        for protocol in port.protocol.split('+') {
+            for number in port.ports.clone() {
+                if !input.admits(facts, number, protocol)? && !names.contains(&port.name()) {
+                    names.push(port.name());
+                }
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn pods_shut(forward: &Way, network: Ipv4Addr, prefix: u32) -> Vec<String> {
+    let shut = forward.drops && !forward.admits_pods(network, prefix);
+    shut.then(|| "what pods send through the node".to_owned()).into_iter().collect()
+}
 
 /// Ports of the parts that the owner chose.
 fn chosen(config: &Config) -> impl Iterator<Item = &'static Port> {
@@ -126,12 +198,6 @@ fn incoming(config: &Config) -> impl Iterator<Item = &'static Port> {
             || port.profile == "k3s/server" && port.peers == "clients";
         from_nodes && port.is_on_node() && port.protocol != "icmp"
     })
-}
-
-impl Port {
-    fn allowed_by(&self, allows: impl Fn(u16, &str) -> bool) -> bool {
-        self.protocol.split('+').all(|protocol| self.ports.clone().all(|number| allows(number, protocol)))
-    }
 }
 
 #[cfg(test)]

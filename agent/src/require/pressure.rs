@@ -10,6 +10,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "the kernel accounts for pressure (PSI)",
     why: "a node that runs out of memory or waits for its disk gives no sign before it stops answering",
     source: "raspberrypi/linux#4683; raspberrypi/linux bcm2712_defconfig (PSI_DEFAULT_DISABLED)",
+    fix: "bramble adds psi=1 to the kernel's arguments, which counts after a reboot; in another boot loader a \
+          person does",
     catalogue: &["BOOT-004"],
     judge: |facts, _| {
         if *facts.memory.pressure.as_ref()? {

@@ -11,6 +11,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "no reboot is pending",
     why: "what was changed is not in force, and the node reboots at a moment that nobody chose",
     source: "kubereboot/kured README; raspberrypi/linux#4616",
+    fix: "a person reboots: sudo reboot",
     catalogue: &["OS-002", "BOOT-002"],
     judge: |facts, _| {
         // One reason is enough, whatever could not be read of the others.

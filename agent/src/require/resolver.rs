@@ -12,6 +12,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "name servers can be reached from pods",
     why: "a server on the loopback address is another one in every pod: CoreDNS asks itself and stops, \"Loop detected\"",
     source: "coredns/coredns#2087; k0sproject/k0s#390; kubernetes/kubeadm#998",
+    fix: "bramble tells K3s to use the servers behind systemd-resolved; without it a person names a file with the \
+          address of a name server in K3s' resolv-conf",
     catalogue: &["NET-009"],
     judge: |facts, _| {
         if let Some(file) = facts.k3s.settings.as_ref()?.value("resolv-conf") {

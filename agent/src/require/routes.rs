@@ -15,6 +15,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "neighbours on the home network, or the node's own pods, are not reached any more. systemd-networkd deletes \
           routes that it did not make when it is restarted",
     source: "cilium/cilium#18706; deckhouse/deckhouse#5709; networkd.conf(5) ManageForeignRoutes=",
+    fix: "a person configures the interface anew, or restarts the node's Cilium agent for those of pods",
     catalogue: &["NET-001"],
     judge: |facts, _| {
         let routes = facts.routes.v4.as_ref()?;
@@ -28,7 +29,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
                 continue;
             }
             let leads = |route: &&Route| {
-                route.interface == *interface && !route.is_default() && !route.is_host() && route.overlaps(*address, 32)
+                route.interface == *interface
+                    && !route.is_default()
+                    && !route.is_host()
+                    && route.overlaps(*address, 32)
             };
             match routes.iter().find(leads) {
                 Some(route) => held.push(format!("{} by {interface}", route.network())),
@@ -43,7 +47,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             );
         }
         if held.is_empty() {
-            return Finding::not_needed("the node is in no IPv4 network: it has no way out, or a single address");
+            return Finding::not_needed(
+                "the node is in no IPv4 network: it has no way out, or a single address",
+            );
         }
         Finding::met(held.join(", "))
     },

@@ -12,6 +12,7 @@ pub(super) const ROOT: Requirement = Requirement {
     title: "the root file system is writable and without errors",
     why: "a card that fails is mounted read-only: pods go on until they write, and nothing that is changed stays",
     source: "raspberrypi/linux#413, #484; kubernetes/node-problem-detector config/readonly-monitor.json",
+    fix: "a person saves what is on it, has it checked at a reboot, and replaces the disk",
     catalogue: &["STOR-003"],
     judge: |facts, _| {
         let Some(root) = facts.mounts.as_ref()?.top("/") else {
@@ -52,6 +53,7 @@ pub(super) const DATASTORE: Requirement = Requirement {
     why: "etcd waits for the card at every write: leader elections are lost, the API server answers in seconds, K3s \
           restarts",
     source: "k3s-io/docs datastore/ha-embedded; k3s-io/k3s#1850, #2853, #5834",
+    fix: "a person moves K3s' data to an SSD or NVMe disk, or accepts the card",
     catalogue: &["K3S-005"],
     judge: |facts, _| {
         let path = "/var/lib/rancher/k3s";
@@ -79,6 +81,8 @@ pub(super) const USB: Requirement = Requirement {
     title: "no USB disk hangs on a bridge that fails with UAS",
     why: "under load the disk is reset and becomes read-only, or reads at 100 kB/s",
     source: "raspberrypi/linux#3070, #5060; home-assistant/operating-system#3220",
+    fix: "bramble adds usb-storage.quirks= for the bridge to the kernel's arguments, which counts after a reboot; \
+          one that is there a person extends",
     catalogue: &["STOR-001"],
     judge: |facts, _| {
         let bad = |id: &&String| {
@@ -120,6 +124,7 @@ pub(super) const MULTIPATH: Requirement = Requirement {
     title: "multipathd leaves Longhorn's volumes alone",
     why: "it takes each new volume for a path of its own: \"already mounted or mount point busy\"",
     source: "longhorn/longhorn#1210, #1819, #8351",
+    fix: "bramble writes a file of its own in /etc/multipath/conf.d that blacklists plain disks",
     catalogue: &["STOR-004"],
     judge: |facts, _| {
         if !facts.units.uses("multipathd")? {
@@ -147,6 +152,7 @@ pub(super) const PACKAGES: Requirement = Requirement {
     title: "the programs that Longhorn calls are installed",
     why: "volumes do not attach, and pods that use them do not start",
     source: "longhorn/cli pkg/local/preflight/checker.go",
+    fix: "a person installs what is named: sudo apt install open-iscsi nfs-common cryptsetup dmsetup",
     catalogue: &["STOR-005"],
     judge: |facts, _| {
         const NEEDED: [&str; 4] = ["open-iscsi", "nfs-common", "cryptsetup", "dmsetup"];

@@ -13,6 +13,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     title: "no disk is used as swap",
     why: "a pod that leaks memory makes the whole node wait for its card instead of being ended",
     source: "ricsanfre/pi-cluster disable_swap.yml; k3s-io/k3s contrib/util/check-config.sh (K3s itself tolerates it)",
+    fix: "bramble switches the swap off and masks dphys-swapfile; what /etc/fstab or another unit brings back a \
+          person takes out",
     catalogue: &["K3S-010"],
     judge: |facts, _| {
         let swaps = facts.swaps.as_ref()?;

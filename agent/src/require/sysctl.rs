@@ -15,6 +15,7 @@ pub(super) const FORWARDING: Requirement = Requirement {
     title: "the node forwards IPv4",
     why: "pods reach nothing outside of their node",
     source: "k3s-io/k3s pkg/agent/syssetup; ricsanfre/pi-cluster ansible/roles/k3s/prereq",
+    fix: "bramble sets the values, now and in its file of sysctl.d",
     catalogue: &[],
     judge: |facts, _| hold(facts, "forwarding"),
 };
@@ -26,6 +27,7 @@ pub(super) const FORWARDING6: Requirement = Requirement {
     title: "the node forwards IPv6",
     why: "pods reach nothing outside of their node by IPv6",
     source: "k3s-io/k3s pkg/agent/syssetup; cilium/cilium pkg/datapath/loader/base.go",
+    fix: "bramble loads IPv6 and sets the values, now and in its file of sysctl.d",
     catalogue: &[],
     judge: |facts, _| {
         // On Raspberry Pi kernels IPv6 is a module, and its settings come with it.
@@ -53,6 +55,7 @@ pub(super) const CONNTRACK: Requirement = Requirement {
     why: "new connections fail at random under load: K3s tells the kubelet not to raise the limit, and with Istio \
           ambient all pod traffic passes the host's table",
     source: "k3s-io/k3s pkg/daemons/agent/agent_linux.go (conntrack-max-per-core=0)",
+    fix: "bramble sets the limit, now and in its file of sysctl.d",
     catalogue: &[],
     judge: |facts, _| {
         if facts.sysctl.value("net.netfilter.nf_conntrack_max")?.is_none() {
@@ -69,6 +72,7 @@ pub(super) const INOTIFY: Requirement = Requirement {
     title: "enough files can be watched",
     why: "pods fail with \"too many open files\", and journalctl -f too",
     source: "k3s-io/k3s#10020; ricsanfre/pi-cluster ansible/roles/k3s/prereq",
+    fix: "bramble sets the limits, now and in its file of sysctl.d",
     catalogue: &["KERN-008"],
     judge: |facts, _| hold(facts, "inotify"),
 };
@@ -80,6 +84,7 @@ pub(super) const KEYS: Requirement = Requirement {
     title: "containers get kernel keys",
     why: "with some thousands of containers started, the next does not: \"join session keyring: disk quota exceeded\"",
     source: "k3s-io/k3s contrib/util/check-config.sh (root_maxkeys)",
+    fix: "bramble sets the limit, now and in its file of sysctl.d",
     catalogue: &[],
     judge: |facts, _| hold(facts, "kernel-keys"),
 };
@@ -91,6 +96,7 @@ pub(super) const KUBELET: Requirement = Requirement {
     title: "the settings that the kubelet demands are there",
     why: "with protect-kernel-defaults the kubelet refuses to start",
     source: "k3s-io/docs security/hardening-guide",
+    fix: "bramble sets the values, now and in its file of sysctl.d",
     catalogue: &[],
     judge: |facts, _| hold(facts, "kubelet-sysctls"),
 };
@@ -102,6 +108,8 @@ pub(super) const CILIUM: Requirement = Requirement {
     title: "the kernel has the settings that Cilium's agent writes",
     why: "the agent exits when it cannot write one of them",
     source: "cilium/cilium pkg/datapath/loader/base.go",
+    fix: "none is needed where the kernel has them: the agent writes the values; a kernel without a person \
+          replaces by the distribution's",
     catalogue: &[],
     judge: |facts, _| exist(facts, "cilium-sysctls"),
 };
@@ -113,6 +121,8 @@ pub(super) const BANDWIDTH: Requirement = Requirement {
     title: "the kernel has the settings that Cilium's bandwidth manager writes",
     why: "the bandwidth manager stays off, and pods' limits are not kept",
     source: "cilium/cilium pkg/datapath/linux/bandwidth/bandwidth.go",
+    fix: "none is needed where the kernel has them: the agent writes the values; a kernel without a person \
+          replaces by the distribution's",
     catalogue: &[],
     judge: |facts, _| exist(facts, "bandwidth-sysctls"),
 };
@@ -125,6 +135,8 @@ pub(super) const DEAD: Requirement = Requirement {
     why: "systemd does not read /etc/sysctl.conf; Debian linked it into sysctl.d until 12, so with the upgrade to 13 \
           its settings are silently gone",
     source: "sysctl.d(5); Debian systemd 257 (no 99-sysctl.conf)",
+    fix: "a person moves what is still wanted into /etc/sysctl.d: sudo mv /etc/sysctl.conf \
+          /etc/sysctl.d/90-local.conf",
     catalogue: &[],
     judge: |facts, _| {
         let dead = &facts.sysctl_files.as_ref()?.dead;

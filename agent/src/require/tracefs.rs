@@ -14,6 +14,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     why: "bramble's companion reads there where the kernel keeps drop reasons: without it drops are counted and \
           not explained",
     source: "Linux Documentation/trace/ftrace.rst",
+    fix: "bramble mounts tracefs on /sys/kernel/tracing",
     catalogue: &["KERN-004"],
     judge: |facts, _| {
         let mounts = facts.mounts.as_ref()?;

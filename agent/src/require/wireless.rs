@@ -13,6 +13,7 @@ pub(super) const POWER_SAVE: Requirement = Requirement {
     title: "Wi-Fi does not sleep between packets",
     why: "answers take 50 to 130 ms, some of them seconds, and some never come",
     source: "raspberrypi/linux#7533, #2522; NetworkManager.conf(5) wifi.powersave",
+    fix: "bramble has NetworkManager switch power saving off; without it a person does, or connects a cable",
     catalogue: &["NIC-006"],
     judge: |facts, _| {
         match facts.links.wireless_uplink.as_ref()? {
@@ -48,6 +49,7 @@ pub(super) const UPLINK: Requirement = Requirement {
     title: "services' addresses are announced by cable",
     why: "access points and repeaters rewrite or drop what they do not expect: clients behind them never find the address",
     source: "cilium/cilium#37318",
+    fix: "a person connects a cable, or leaves the node out of the announcement policy",
     catalogue: &["L2-006"],
     judge: |facts, _| match facts.links.wireless_uplink.as_ref()? {
         Some(false) => Finding::met(WIRED),

@@ -25,6 +25,7 @@ pub(super) fn page(judged: &Judged, width: usize) -> String {
     if let Some(next) = judged.next() {
         line("next", &next);
     }
+    line("fix", requirement.fix);
     for profile in requirement.profiles {
         line("asked by", &asker(*profile));
     }
@@ -49,7 +50,7 @@ pub(super) fn page(judged: &Judged, width: usize) -> String {
 pub(super) fn elsewhere(id: &str) -> Option<String> {
     let fault = faults().find(|fault| fault.id.eq_ignore_ascii_case(id) && fault.answered_by.is_empty())?;
     Some(format!(
-        "{} {} ({})\n\n  No requirement answers it; it belongs to {}: {}.\n",
+        "{} {} ({})\n\n  No requirement answers it; {}: {}.\n",
         fault.id,
         fault.title,
         fault.severity,
@@ -69,12 +70,13 @@ fn answered(requirement: &Requirement) -> impl Iterator<Item = Fault> {
     faults().filter(|fault| requirement.catalogue.contains(&fault.id))
 }
 
-fn place(room: &str) -> &'static str {
-    match room {
-        "probe" => "the daemon's probes",
-        "join" => "joining the cluster",
-        "render" => "the configuration that is written for the node",
-        _ => "reporting",
+fn place(room: &str) -> String {
+    match room.split_once(' ').unwrap_or((room, "")) {
+        ("probe", ids) => format!("it belongs to the daemon's probes ({})", ids.replace(' ', ", ")),
+        ("join", _) => "it belongs to joining the cluster".to_owned(),
+        ("render", _) => "it belongs to the configuration that is written for the node".to_owned(),
+        ("unseen", _) => "bramble does not see it".to_owned(),
+        _ => "it belongs to reporting".to_owned(),
     }
 }
 
@@ -106,7 +108,7 @@ pub(super) fn document() -> String {
              | Fault | What goes wrong | Severity | Answer |\n|---|---|---|---|\n";
     for fault in faults() {
         let answer = match fault.answered_by {
-            "" => format!("no check; it belongs to {}: {}", place(fault.room), fault.reason),
+            "" => format!("no check; {}: {}", place(fault.room), fault.reason),
             ids => ids.split_whitespace().map(|id| format!("[{id}](#{id})")).collect::<Vec<_>>().join(", "),
         };
         text += &format!("| {} | {} | {} | {answer} |\n", fault.id, cell(fault.title), fault.severity);
@@ -117,10 +119,11 @@ pub(super) fn document() -> String {
 fn section(requirement: &Requirement) -> String {
     let profiles: Vec<String> = requirement.profiles.iter().map(|profile| asker(*profile)).collect();
     let mut text = format!(
-        "\n### {}\n\n{}.\nWhy: {}.\n\n- Asked for by: {}\n- Source: {}\n",
+        "\n### {}\n\n{}.\nWhy: {}.\nFix: {}.\n\n- Asked for by: {}\n- Source: {}\n",
         requirement.id,
         upper(requirement.title),
         requirement.why,
+        requirement.fix,
         profiles.join(", "),
         requirement.source
     );
@@ -163,11 +166,13 @@ mod tests {
         for judged in require::judge(REQUIREMENTS, &facts, &Config::default()) {
             let plain = anstream::adapter::strip_str(&page(&judged, 80)).to_string();
             let requirement = judged.requirement;
-            for label in ["why", "here", "asked by", "source"] {
+            for label in ["why", "here", "fix", "asked by", "source"] {
                 assert!(plain.contains(&format!("\n  {label}")), "{}: {plain}", requirement.id);
             }
             let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert!(words(&plain).contains(&words(requirement.why)), "{plain}");
+            for text in [requirement.why, requirement.fix] {
+                assert!(words(&plain).contains(&words(text)), "{plain}");
+            }
             assert!(words(&plain).contains(&words(&judged.evidence())), "{plain}");
             let broken = |line: &&str| line.chars().count() > 80 && line.trim().contains(' ');
             assert_eq!(plain.lines().skip(1).find(broken), None, "{}", requirement.id);

@@ -358,8 +358,7 @@ fn every_known_fault_is_answered_or_belongs_elsewhere_for_a_reason() {
         }
         let mut room = fault.room.split_whitespace();
         let (place, probes): (_, Vec<&str>) = (room.next().unwrap_or_default(), room.collect());
-        let is_probe = |id: &&str| crate::probe::PROBES.iter().any(|probe| probe.id == *id);
-        assert!(probes.iter().all(is_probe) && (place == "probe") != probes.is_empty(), "{fault:?}");
+        assert_eq!(place == "probe", !probes.is_empty(), "{fault:?}");
         let elsewhere =
             ["probe", "join", "render", "report", "unseen"].contains(&place) && fault.reason.len() > 10;
         let nowhere = fault.room.is_empty() && fault.reason.is_empty();

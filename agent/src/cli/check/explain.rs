@@ -188,6 +188,18 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_that_belongs_to_probes_names_some_that_there_are() {
+        let mut named = 0;
+        for fault in faults() {
+            for id in fault.room.split_whitespace().skip(1) {
+                assert!(crate::probe::PROBES.iter().any(|probe| probe.id == id), "{fault:?}");
+                named += 1;
+            }
+        }
+        assert!(named > 10, "{named}");
+    }
+
+    #[test]
     fn the_document_is_what_the_tables_say() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/checks.md");
         #[allow(clippy::disallowed_methods, reason = "the test reads the checkout")]

@@ -90,7 +90,7 @@ pub(crate) fn a_lost_route_is_named_at_once_and_forgotten_when_it_is_back() -> R
     let pods = "ip link show cilium_host >/dev/null 2>&1 || ip link add cilium_host up type veth peer cilium_net; \
                 ip link set cilium_net up; \
                 ip address replace 10.42.7.9/32 dev cilium_host; \
-                ip route replace 10.42.7.0/24 via 10.42.7.9 dev cilium_host onlink";
+                ip route replace 10.42.7.0/24 dev cilium_host src 10.42.7.9";
     logged(&lab, || {
         undone_and_done_again(&lab, &ear, "routes", &right, &format!("ip route del {network}"))?;
         undone_and_done_again(&lab, &ear, "routes", pods, "ip route del 10.42.7.0/24")

@@ -1,15 +1,17 @@
 //! What a change makes of the bytes of a file. Pure; every byte that is not meant stays as it was.
 
 use crate::change::Change;
+use crate::facts::cmdline::{of_kernel, words};
 
-/// The kernel's limit for its arguments on arm64 and x86 (COMMAND_LINE_SIZE), with the end of the string.
+/// The kernel's limit for all its arguments on arm64 and x86 (COMMAND_LINE_SIZE), with the end of the string.
 const LONGEST_LINE: usize = 2048;
 
-/// The one line that the firmware reads, with changes to its arguments.
+/// The one line that the firmware reads, with changes to its arguments. `running` is the length in bytes of all that
+/// the running kernel got: what is longer than the line is of the firmware's own, and stands before it.
 ///
 /// The result is exactly one line with the end (CRLF, LF or none) of the first; blank lines go. `Err` says why
 /// a person must look at the file first.
-pub(super) fn boot_line(bytes: &[u8], changes: &[Change]) -> Result<Vec<u8>, String> {
+pub(super) fn boot_line(bytes: &[u8], changes: &[Change], running: usize) -> Result<Vec<u8>, String> {
     if bytes.contains(&0) {
         return Err("it holds a NUL byte, where the firmware stops reading".into());
     }
@@ -28,7 +30,9 @@ pub(super) fn boot_line(bytes: &[u8], changes: &[Change]) -> Result<Vec<u8>, Str
     if let Some(at) = lines.iter().position(|line| line.starts_with(b"#")) {
         return Err(format!("line {} begins with #, and the file has no comments", at + 1));
     }
+    let firmware = running.saturating_sub(lines[0].len());
     let mut line = lines.join(&b' ');
+    closed(&line)?;
     for change in changes {
         match change {
             Change::AppendToken { token, .. } if !has(&line, token) => append(&mut line, token),
@@ -36,10 +40,11 @@ pub(super) fn boot_line(bytes: &[u8], changes: &[Change]) -> Result<Vec<u8>, Str
             _ => {}
         }
     }
-    if line.len() >= LONGEST_LINE {
-        let length = line.len();
+    let length = line.len();
+    if firmware + length >= LONGEST_LINE {
         return Err(format!(
-            "its line would have {length} bytes, and the kernel keeps {LONGEST_LINE} at most"
+            "its line would have {length} bytes beside {firmware} of the firmware's own, and the kernel keeps \
+             {LONGEST_LINE} of both at most"
         ));
     }
     line.extend(end);
@@ -47,19 +52,15 @@ pub(super) fn boot_line(bytes: &[u8], changes: &[Change]) -> Result<Vec<u8>, Str
 }
 
 fn has(line: &[u8], token: &str) -> bool {
-    line[..of_kernel(line)].split(u8::is_ascii_whitespace).any(|other| other == token.as_bytes())
+    words(&line[..of_kernel(line)]).any(|word| line[word] == *token.as_bytes())
 }
 
-/// How much of a line the kernel takes: what stands from a lone `--` on is for init.
-fn of_kernel(line: &[u8]) -> usize {
-    let mut at = 0;
-    for token in line.split(u8::is_ascii_whitespace) {
-        if token == b"--" {
-            return at;
-        }
-        at += token.len() + 1;
+/// What is added behind an open quote would be part of what it quotes.
+fn closed(line: &[u8]) -> Result<(), String> {
+    match line.iter().filter(|byte| **byte == b'"').count() % 2 {
+        0 => Ok(()),
+        _ => Err("a quote in it is not closed".into()),
     }
-    line.len()
 }
 
 /// Puts a token behind the others of the kernel.
@@ -73,24 +74,20 @@ fn append(line: &mut Vec<u8>, token: &str) {
     line.splice(at..at, added.into_bytes());
 }
 
-/// Takes a token out, and the blanks before it; blanks elsewhere stay as they are.
+/// Takes a token out of those of the kernel, and the blanks before it; blanks elsewhere stay as they are.
 fn without(line: &[u8], token: &str) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let mut blanks: &[u8] = b"";
-    let mut rest = line;
-    while !rest.is_empty() {
-        let blank = rest[0].is_ascii_whitespace();
-        let length = rest.iter().position(|b| b.is_ascii_whitespace() != blank).unwrap_or(rest.len());
-        let (part, after) = rest.split_at(length);
-        rest = after;
-        if blank {
-            blanks = part;
-        } else if part != token.as_bytes() {
-            if !kept.is_empty() {
-                kept.extend(blanks);
-            }
-            kept.extend(part);
+    let of_kernel = of_kernel(line);
+    let (mut kept, mut end) = (Vec::new(), 0);
+    for word in words(line) {
+        let blanks = &line[end..word.start];
+        end = word.end;
+        if word.start < of_kernel && line[word.clone()] == *token.as_bytes() {
+            continue;
         }
+        if !kept.is_empty() {
+            kept.extend(blanks);
+        }
+        kept.extend(&line[word]);
     }
     kept
 }
@@ -171,6 +168,7 @@ pub(super) fn extra_arguments(bytes: &[u8], changes: &[Change]) -> Result<Vec<u8
     if line.trim_ascii_start().starts_with(b"#") {
         return Err("it begins with #, and the file has no comments".into());
     }
+    closed(&line)?;
     for change in changes {
         match change {
             Change::AppendToken { token, .. } if !has(&line, token) => append(&mut line, token),
@@ -233,7 +231,7 @@ mod tests {
     #[test]
     fn the_boot_file_stays_one_line_with_all_foreign_arguments_in_order() {
         let memory = || append("cgroup_enable=memory");
-        let cases: [(&[u8], &[Change], &[u8]); 15] = [
+        let cases: [(&[u8], &[Change], &[u8]); 19] = [
             (b"root=x rootwait\n", &[memory()], b"root=x rootwait cgroup_enable=memory\n"),
             (b"root=x rootwait", &[memory()], b"root=x rootwait cgroup_enable=memory"),
             (b"root=x\r\n", &[memory()], b"root=x cgroup_enable=memory\r\n"),
@@ -249,9 +247,13 @@ mod tests {
             (b"a  -- b\n", &[append("psi=1"), append("x")], b"a  psi=1 x -- b\n"),
             (b"-- psi=1", &[append("psi=1")], b"psi=1 -- psi=1"),
             (b"a --b\n", &[append("psi=1")], b"a --b psi=1\n"),
+            (b"a=\"+p -- y\" b\n", &[append("psi=1")], b"a=\"+p -- y\" b psi=1\n"),
+            (b"a=\"x psi=1  y\"\n", &[append("psi=1")], b"a=\"x psi=1  y\" psi=1\n"),
+            (b"a=\"x y  z\" x\n", &[remove("x")], b"a=\"x y  z\"\n"),
+            (b"x a -- x\n", &[remove("x")], b"a -- x\n"),
         ];
         for (before, changes, after) in cases {
-            let edited = boot_line(before, changes).unwrap();
+            let edited = boot_line(before, changes, 0).unwrap();
             assert_eq!(edited, after, "{:?} of {:?}", String::from_utf8_lossy(&edited), changes);
         }
     }
@@ -259,17 +261,30 @@ mod tests {
     #[test]
     fn a_boot_file_that_would_not_be_read_as_meant_is_left_to_a_person() {
         let long = [b"a=".as_slice(), &[b'x'; 4096]].concat();
-        let cases: [(&[u8], &[Change], &str); 5] = [
+        let cases: [(&[u8], &[Change], &str); 6] = [
             (b"a\0b\n", &[append("x")], "NUL"),
             (b" \n\r\n", &[append("x")], "empty"),
             (b"a\nb\n", &[append("x")], "2 lines"),
             (b"a\n#b root=old\n", &[join()], "line 2 begins with #"),
             (&long, &[append("x")], "4100 bytes"),
+            (b"a b=\"c d\n", &[append("x")], "not closed"),
         ];
         for (before, changes, says) in cases {
-            let refused = boot_line(before, changes).unwrap_err();
+            let refused = boot_line(before, changes, 0).unwrap_err();
             assert!(refused.contains(says), "{says:?} is not in {refused:?}");
         }
+    }
+
+    #[test]
+    fn what_the_firmware_adds_takes_room_from_the_line() {
+        let line = [b'x'; 2000];
+        assert!(
+            boot_line(&line, &[append("psi=1")], 2042).is_err(),
+            "2006 and 42 leave no byte for the end"
+        );
+        assert_eq!(boot_line(&line, &[append("psi=1")], 2041).unwrap().len(), 2006);
+        // Of a line that grew since the boot, what came with it is no longer known.
+        assert!(boot_line(&line, &[append("psi=1")], 100).is_ok());
     }
 
     #[test]
@@ -329,5 +344,6 @@ mod tests {
         assert_eq!(extra_arguments(b"a psi=1 ", &[append("psi=1"), remove("x")]).unwrap(), b"a psi=1 ");
         assert!(extra_arguments(b"\na\n", &[append("psi=1")]).unwrap_err().contains("2 lines"));
         assert!(extra_arguments(b"# a\n", &[append("psi=1")]).unwrap_err().contains("no comments"));
+        assert!(extra_arguments(b"a=\"b\n", &[append("psi=1")]).unwrap_err().contains("not closed"));
     }
 }

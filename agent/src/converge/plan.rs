@@ -456,7 +456,7 @@ impl Group {
             }
             _ => {
                 mounted(path, facts)?;
-                let after = self.boot(path, present)?;
+                let after = self.boot(path, present, facts)?;
                 let mut edits = Vec::new();
                 if after != present {
                     let copy = format!("{path}{BACKUP}");
@@ -475,7 +475,7 @@ impl Group {
     }
 
     /// cmdline.txt or config.txt.
-    fn boot(&self, path: &str, bytes: &[u8]) -> Result<Vec<u8>, NoStep> {
+    fn boot(&self, path: &str, bytes: &[u8], facts: &Facts) -> Result<Vec<u8>, NoStep> {
         let settings = self.changes.iter().filter_map(|change| match change {
             Change::FirmwareSetting { key, value, .. } => Some((key.as_ref(), value.as_ref())),
             _ => None,
@@ -487,7 +487,8 @@ impl Group {
             edited = edit::firmware_setting(&edited, key, value);
         }
         if cmdline {
-            edited = edit::boot_line(bytes, &self.changes).map_err(|why| NoStep::Person {
+            let running = facts.cmdline.as_ref().map_err(Unreadable::from)?.length();
+            edited = edit::boot_line(bytes, &self.changes, running).map_err(|why| NoStep::Person {
                 what: format!("{path} cannot be edited safely: {why}"),
                 next: format!("sudoedit {path}, then plan again"),
             })?;

@@ -64,6 +64,12 @@ impl Setting {
             _ => value == self.value,
         })
     }
+
+    /// The better of two values: of a limit the larger, of all else the first. What is no number is not better.
+    pub fn better<'a>(&self, value: &'a str, other: &'a str) -> &'a str {
+        let number = |text: &str| text.parse::<u64>().ok();
+        if self.compare == ">=" && number(other) > number(value) { other } else { value }
+    }
 }
 
 /// Values by name.
@@ -150,6 +156,8 @@ mod tests {
         assert_eq!((forward.holds("1"), forward.holds("2")), (Ok(true), Ok(false)));
         let watches = of("fs.inotify.max_user_watches");
         assert_eq!((watches.holds("300000"), watches.holds("128")), (Ok(true), Ok(false)));
+        assert_eq!((watches.better("9", "10"), watches.better("10", "many")), ("10", "10"));
+        assert_eq!(forward.better("1", "2"), "1");
         assert_eq!(watches.holds("many").unwrap_err().path, "/proc/sys/fs/inotify/max_user_watches");
         let congestion = of("net.ipv4.tcp_congestion_control");
         assert_eq!((congestion.holds("bbr"), congestion.holds("reno")), (Ok(true), Ok(false)));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
 use crate::config::cluster::{Cluster, Encryption, Masquerade, Role, Tunnel};
@@ -381,6 +381,56 @@ fn every_setting_of_the_tables_is_judged_by_a_requirement() {
             assert!(!row.is_empty() && !row.contains('\n'), "{}: {row:?}", requirement.id);
         }
     }
+}
+
+#[test]
+fn no_limit_is_lowered_and_no_setting_is_set_that_is_for_information_alone() {
+    use crate::facts::sysctl::{TABLE, path};
+    let number = |value: &str| value.trim().parse::<u64>().unwrap();
+    let limits: Vec<_> = TABLE.iter().filter(|row| row.compare == ">=" && row.action == "set").collect();
+    let (seen, loaded) = (std::sync::Mutex::new(HashSet::new()), AtomicBool::new(false));
+    on_every_tree(|tree| {
+        let copy = Copy::of(tree);
+        // The settings of IPv6 come with its module.
+        const IPV6: &str = "proc/sys/net/ipv6/conf/all/disable_ipv6";
+        let absent = fs::read_to_string(copy.0.join("absent")).unwrap();
+        copy.write("absent", &format!("{absent}/{IPV6}\n"));
+        let _ = fs::remove_file(copy.0.join(IPV6));
+        // What runs, and what a file of somebody else says: one is more than is asked for, the other less.
+        for (running, said) in [(4, 0.25), (1, 4.0)] {
+            let mut lines = String::new();
+            for row in &limits {
+                let asked = number(row.value);
+                // Of a setting that two rows ask for, the smaller one's numbers stand.
+                copy.write(&path(row.name)[1..], &format!("{}\n", asked * running - 1));
+                lines += &format!("{} = {}\n", row.name, (asked as f64 * said) as u64);
+            }
+            copy.write("etc/sysctl.d/99-zy-other.conf", &lines);
+            for judged in configs().iter().flat_map(|config| check(&copy.0, config)) {
+                let loads = |change: &Change| matches!(change, Change::LoadModules { .. });
+                if judged.requirement.id == "forwarding6" && judged.changes().iter().any(loads) {
+                    loaded.store(true, Ordering::Relaxed);
+                }
+                for change in judged.changes() {
+                    let Change::Sysctl { key, value } = change else { continue };
+                    let row =
+                        TABLE.iter().find(|row| row.name == key && row.requirement == judged.requirement.id);
+                    assert!(row.is_none_or(|row| row.action != "told"), "{change}");
+                    let Some(row) = row.filter(|row| row.compare == ">=") else { continue };
+                    let running = number(&fs::read_to_string(copy.0.join(&path(key)[1..])).unwrap());
+                    let said = lines.lines().rfind(|line| line.starts_with(row.name)).unwrap();
+                    let known = running.max(number(said.split_once('=').unwrap().1)).max(number(row.value));
+                    assert_eq!(number(value), known, "{}: {change}", tree.display());
+                    seen.lock().unwrap().insert((row.name, running > number(row.value)));
+                }
+            }
+        }
+    });
+    // Each was asked for with more running and with more said; and settings were asked for that come with a module.
+    let seen = seen.into_inner().unwrap();
+    let names: HashSet<_> = limits.iter().map(|row| row.name).collect();
+    assert_eq!(seen.len(), 2 * names.len(), "{seen:?}");
+    assert!(loaded.into_inner());
 }
 
 #[test]

@@ -40,7 +40,8 @@ pub(super) const FORWARDING6: Requirement = Requirement {
                 );
             }
             let load = Change::LoadModules { names: vec![ipv6.name.into()] };
-            let changes: Vec<Change> = [load].into_iter().chain(of("forwarding6").map(set)).collect();
+            let settings = of("forwarding6", "set").map(|setting| set(setting, []));
+            let changes: Vec<Change> = [load].into_iter().chain(settings).collect();
             return Finding::unmet("IPv6 is not loaded", changes);
         }
         hold(facts, "forwarding6")
@@ -150,12 +151,14 @@ pub(super) const DEAD: Requirement = Requirement {
     },
 };
 
-fn of(requirement: &str) -> impl Iterator<Item = &'static Setting> {
-    TABLE.iter().filter(move |setting| setting.requirement == requirement)
+fn of(requirement: &str, action: &str) -> impl Iterator<Item = &'static Setting> {
+    TABLE.iter().filter(move |setting| setting.requirement == requirement && setting.action == action)
 }
 
-fn set(setting: &Setting) -> Change {
-    Change::Sysctl { key: setting.name.into(), value: setting.value.into() }
+/// Sets it to the best that is known: of a limit, what runs or what another file says may be more than is asked for.
+fn set<'a>(setting: &'static Setting, known: impl IntoIterator<Item = &'a str>) -> Change {
+    let best = known.into_iter().fold(setting.value, |best, other| setting.better(best, other));
+    Change::Sysctl { key: setting.name.into(), value: best.to_owned().into() }
 }
 
 fn value<'a>(facts: &'a Facts, setting: &Setting) -> Fact<&'a str> {
@@ -167,26 +170,25 @@ fn value<'a>(facts: &'a Facts, setting: &Setting) -> Fact<&'a str> {
 fn hold(facts: &Facts, requirement: &str) -> Verdict {
     let (mut held, mut wrong, mut beaten) = (Vec::new(), Vec::new(), Vec::new());
     let mut changes = Vec::new();
-    for setting in of(requirement).filter(|setting| setting.action == "set") {
+    for setting in of(requirement, "set") {
         let name = setting.name;
         let value = value(facts, setting)?;
         let now = setting.holds(value)?;
-        let contrary = match facts.sysctl_files.as_ref()?.said(name) {
-            Some(said) if !setting.holds(said.value).unwrap_or(false) => Some(said),
-            _ => None,
-        };
+        let said = facts.sysctl_files.as_ref()?.said(name);
+        let change = || set(setting, [value].into_iter().chain(said.map(|said| said.value)));
+        let contrary = said.filter(|said| !setting.holds(said.value).unwrap_or(false));
         match contrary {
             Some(said) if said.beats(SYSCTL_FILE) => {
                 beaten.push(format!("{} sets {name} = {}", said.path, said.value))
             }
             Some(said) if now => {
                 wrong.push(format!("{name} is {value}, and {} at the next boot ({})", said.value, said.path));
-                changes.push(set(setting));
+                changes.push(change());
             }
             _ if now => held.push(format!("{name} is {value}")),
             _ => {
                 wrong.push(format!("{name} is {value}"));
-                changes.push(set(setting));
+                changes.push(change());
             }
         }
     }
@@ -202,7 +204,7 @@ fn hold(facts: &Facts, requirement: &str) -> Verdict {
 /// Judges the settings that Cilium's agent sets: they must be there.
 fn exist(facts: &Facts, requirement: &str) -> Verdict {
     let (mut held, mut later, mut missing) = (0, Vec::new(), Vec::new());
-    for setting in of(requirement).filter(|setting| setting.action == "agent") {
+    for setting in of(requirement, "agent") {
         match facts.sysctl.value(setting.name)? {
             None => missing.push(setting.name),
             Some(value) if setting.holds(value)? => held += 1,

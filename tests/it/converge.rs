@@ -864,7 +864,7 @@ pub(crate) fn of_a_tree_that_tells_little_all_is_not_called_well() -> Result<()>
     run.says(&[
         "inotify: /proc/sys/fs/inotify/max_user_instances: not in the captured tree",
         "next capture /proc/sys/fs/inotify/max_user_instances, or check on the machine itself",
-        "nothing to do, waiting: 1, could not be told: 69",
+        "nothing to do, could not be told: 70",
     ])
 }
 
@@ -910,7 +910,7 @@ pub(crate) fn odd_files_are_edited_as_documented_or_left_to_a_person() -> Result
                 tree.write("proc/1/mountinfo", others.join("\n") + "\n")
             },
             &[
-                "/boot/firmware/cmdline.txt is not on a mounted boot partition",
+                "boot-cmdline: neither /boot/firmware nor /boot is a FAT file system with a config.txt",
                 "next sudo mount /boot/firmware",
             ],
             "",

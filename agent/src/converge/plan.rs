@@ -455,7 +455,6 @@ impl Group {
                 Ok(vec![edit(before.clone(), after)])
             }
             _ => {
-                mounted(path, facts)?;
                 let after = self.boot(path, present, facts)?;
                 let mut edits = Vec::new();
                 if after != present {
@@ -495,22 +494,6 @@ impl Group {
         }
         Ok(edited)
     }
-}
-
-/// Without its partition a boot directory may hold an old copy that nothing reads.
-fn mounted(path: &str, facts: &Facts) -> Result<(), NoStep> {
-    let mounts = facts.mounts.as_ref().map_err(Unreadable::from)?;
-    let mut directory = path;
-    while let Some((above, _)) = directory.rsplit_once('/').filter(|(above, _)| !above.is_empty()) {
-        if mounts.top(above).is_some() {
-            return Ok(());
-        }
-        directory = above;
-    }
-    Err(NoStep::Person {
-        what: format!("{path} is not on a mounted boot partition: the firmware reads another file"),
-        next: "sudo mount /boot/firmware, then plan again".into(),
-    })
 }
 
 #[cfg(test)]

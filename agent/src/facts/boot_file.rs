@@ -1,14 +1,16 @@
 //! The `cmdline.txt` that Raspberry Pi's firmware reads, found beside `config.txt`.
 //!
 //! `/boot/firmware` since Debian 12, `/boot` before; `os_prefix=` and `cmdline=` of config.txt move it,
-//! Ubuntu from 25.10 keeps it in `current/`. Only its first line counts.
+//! Ubuntu from 25.10 keeps it in `current/`. Only its first line counts. The firmware reads FAT alone: where none is
+//! mounted, the same path may hold an old copy that nothing reads.
 //! See raspberrypi/documentation, config_txt and boot folder contents.
 
 use super::board::Board;
 use super::cmdline::Cmdline;
 use super::firmware::{self, Firmware};
+use super::mount::Mounts;
 use super::{Fact, Facts};
-use crate::host::Host;
+use crate::host::{Host, Unreadable};
 
 /// The file with the kernel's arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +42,12 @@ impl BootFile {
         let written_anew = matches!(&self.extra, Ok(Some(extra)) if extra.has(token));
         let written = self.cmdline().has(token).then(|| self.path.clone());
         written.into_iter().chain(written_anew.then(|| EXTRA.to_string())).collect()
+    }
+
+    /// Whether the running kernel got an argument that stands in this file and not in the other.
+    fn is_told_by(&self, running: &Cmdline, other: &BootFile) -> bool {
+        let other = other.cmdline();
+        self.cmdline().tokens().any(|token| running.has(token) && !other.has(token))
     }
 
     /// The arguments the firmware hands to the kernel.
@@ -79,17 +87,41 @@ impl Facts {
 }
 
 /// The file that the firmware reads, by what config.txt says for this board.
-pub(super) fn read(host: &Host, firmware: &Fact<Option<Firmware>>) -> Fact<Option<BootFile>> {
+pub(super) fn read(
+    host: &Host,
+    firmware: &Fact<Option<Firmware>>,
+    running: &Fact<Cmdline>,
+) -> Fact<Option<BootFile>> {
     let Some(firmware) = firmware.as_ref()? else { return Ok(None) };
     let directory = firmware.path.trim_end_matches("config.txt");
-    let mut prefix = firmware.value("os_prefix")?.unwrap_or_default();
-    if prefix.is_empty() && host.present(&format!("{directory}current/cmdline.txt")) == Ok(true) {
-        prefix = "current/";
+    let prefix = firmware.value("os_prefix")?.unwrap_or_default();
+    let name = firmware.value("cmdline")?.unwrap_or("cmdline.txt");
+    let file = |prefix: &str| {
+        let path = format!("{directory}{prefix}{name}");
+        let text = host.text(&path)?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+        Ok(BootFile { path, lines, extra: extra(host) })
+    };
+    let current = format!("{directory}current/{name}");
+    if !prefix.is_empty() || host.present(&current) != Ok(true) {
+        return file(prefix).map(Some);
     }
-    let path = format!("{directory}{prefix}{}", firmware.value("cmdline")?.unwrap_or("cmdline.txt"));
-    let text = host.text(&path)?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
-    Ok(Some(BootFile { path, lines, extra: extra(host) }))
+    if !host.present(&format!("{directory}{name}"))? {
+        return file("current/").map(Some);
+    }
+    let [plain, current] = [file("")?, file("current/")?];
+    let running = running.as_ref()?;
+    match (plain.is_told_by(running, &current), current.is_told_by(running, &plain)) {
+        (true, false) => Ok(Some(plain)),
+        (false, true) => Ok(Some(current)),
+        _ => Err(Unreadable::malformed(
+            &firmware.path,
+            format!(
+                "os_prefix=, which says whether the firmware reads {} or {}; /proc/cmdline does not tell it either",
+                plain.path, current.path
+            ),
+        )),
+    }
 }
 
 fn extra(host: &Host) -> Fact<Option<Cmdline>> {
@@ -104,12 +136,25 @@ fn extra(host: &Host) -> Fact<Option<Cmdline>> {
     Ok(arguments.map(|text| Cmdline::parse(text.lines().next().unwrap_or_default())))
 }
 
-/// The config.txt of the mounted boot partition.
-pub(super) fn firmware(host: &Host, board: &Board) -> Fact<Option<Firmware>> {
+/// The config.txt of the mounted boot partition. `mounts` is asked once the files were, because looking into a directory
+/// may be what mounts it.
+pub(super) fn firmware(
+    host: &Host,
+    board: &Board,
+    mounts: impl FnOnce() -> Fact<Mounts>,
+) -> (Fact<Option<Firmware>>, Fact<Mounts>) {
     let model = board.model.as_ref().ok().and_then(Option::as_deref);
-    for directory in ["/boot/firmware", "/boot"] {
-        if let Some(firmware) = firmware::read(host, directory, model)? {
-            return Ok(Some(firmware));
+    let found =
+        ["/boot/firmware", "/boot"].map(|directory| (directory, firmware::read(host, directory, model)));
+    let mounts = mounts();
+    (on_fat(found, &mounts), mounts)
+}
+
+/// Of what was found in two directories, that in which FAT is mounted.
+fn on_fat(found: [(&str, Fact<Option<Firmware>>); 2], mounts: &Fact<Mounts>) -> Fact<Option<Firmware>> {
+    for (directory, firmware) in found {
+        if firmware != Ok(None) && mounts.as_ref()?.top(directory).is_some_and(|mount| mount.kind == "vfat") {
+            return firmware;
         }
     }
     Ok(None)

@@ -139,7 +139,8 @@ impl Facts {
     pub fn observe(host: &Host) -> Facts {
         let kernel_config = kernel_config::read(host);
         let board = board::read(host);
-        let firmware = boot_file::firmware(host, &board);
+        let (firmware, mounts) = boot_file::firmware(host, &board, || mount::read(host));
+        let cmdline = cmdline::read(host);
         let routes = route::read(host);
         let units = unit::read(host);
         Facts {
@@ -149,12 +150,12 @@ impl Facts {
             address_space: address_space::read(host, &kernel_config),
             kernel_config,
             bpf: bpf::read(host),
-            cmdline: cmdline::read(host),
-            boot_file: boot_file::read(host, &firmware),
+            boot_file: boot_file::read(host, &firmware, &cmdline),
+            cmdline,
             firmware,
             reboot: reboot::read(host),
             controllers: cgroup::read(host),
-            mounts: mount::read(host),
+            mounts,
             disk_errors: mount::read_errors(host),
             uas: usb::read(host),
             file_systems: mount::read_file_systems(host),

@@ -24,7 +24,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         let Some(file) = facts.boot_file.as_ref()? else {
             if facts.board.is_raspberry_pi()? {
                 return Finding::blocked(
-                    "neither /boot/firmware nor /boot holds a config.txt: the boot partition is not mounted",
+                    "neither /boot/firmware nor /boot is a FAT file system with a config.txt: the boot partition is not \
+                     mounted, and the firmware reads no other file",
                     "sudo mount /boot/firmware, then check again",
                 );
             }

@@ -473,6 +473,7 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
     const MTU: Edit = ("sys/class/net/eth0/mtu", Some("1500\n"));
     const UFW: Edit = ("etc/systemd/system/multi-user.target.wants/ufw.service", Some(""));
     const NFTABLES: Edit = ("etc/systemd/system/sysinit.target.wants/nftables.service", Some(""));
+    const ROOT: &str = "1 1 179:2 / / rw - ext4 /dev/mmcblk0p2 rw\n";
     const RAN: Edit = ("var/lib/rancher/k3s/agent/client-ca.crt", Some(""));
     const BY_CABLE: Edit =
         ("proc/net/route", Some("Iface\neth0\t00000000\t01B2A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"));
@@ -1071,6 +1072,59 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             "not mounted",
             State::Blocked,
         ),
+        // What stands in a directory on which FAT is not mounted is an old copy.
+        ("boot-cmdline", &[("proc/1/mountinfo", Some(ROOT))], "not mounted", State::Blocked),
+        (
+            "boot-cmdline",
+            &[("proc/1/mountinfo", Some("1 1 179:2 / / rw - ext4 x rw\n2 1 8:1 / /boot rw - ext4 y rw\n"))],
+            "not mounted",
+            State::Blocked,
+        ),
+        (
+            "boot-cmdline",
+            &[
+                (
+                    "proc/1/mountinfo",
+                    Some("1 1 179:2 / / rw - ext4 x rw\n2 1 179:1 / /boot rw - vfat y rw\n"),
+                ),
+                ("boot/config.txt", Some("arm_64bit=1\n")),
+                ("boot/cmdline.txt", Some("root=y\nsecond\n")),
+            ],
+            "/boot/cmdline.txt has 2 lines",
+            State::Unmet,
+        ),
+        ("pressure", &[("proc/1/mountinfo", Some(ROOT))], "not mounted", State::Blocked),
+        // Two files, and config.txt names neither: the one that the running kernel's arguments came from.
+        (
+            "boot-cmdline",
+            &[("boot/firmware/current/cmdline.txt", Some("root=y\n"))],
+            "/boot/firmware/cmdline.txt",
+            State::Met,
+        ),
+        (
+            "boot-cmdline",
+            &[
+                ("boot/firmware/current/cmdline.txt", Some("root=y psi=1\n")),
+                ("proc/cmdline", Some("coherent_pool=1M root=y\n")),
+            ],
+            "/boot/firmware/current/cmdline.txt",
+            State::Met,
+        ),
+        (
+            "boot-cmdline",
+            &[
+                ("boot/firmware/cmdline.txt", Some("root=x\n")),
+                ("boot/firmware/current/cmdline.txt", Some("root=x psi=1\n")),
+            ],
+            "whether the firmware reads /boot/firmware/cmdline.txt or /boot/firmware/current/cmdline.txt",
+            State::Unknown,
+        ),
+        (
+            "boot-cmdline",
+            &[("boot/firmware/current/cmdline.txt", Some("root=x\n")), ("boot/firmware/cmdline.txt", None)],
+            "/boot/firmware/current/cmdline.txt",
+            State::Met,
+        ),
         ("reboot", &[("run/reboot-required", Some(""))], "/run/reboot-required", State::Waiting),
         ("reboot", &[("lib/modules/6.12.80+rpt-rpi-2712/modules.dep", Some(""))], "6.12.80", State::Waiting),
         ("reboot", &[("boot/firmware/cmdline.txt", Some("psi=1\n"))], "psi=1", State::Waiting),
@@ -1084,7 +1138,12 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
         (
             "cgroup-v2",
             &[
-                ("proc/1/mountinfo", Some("1 1 0:1 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n")),
+                (
+                    "proc/1/mountinfo",
+                    Some(
+                        "1 1 0:1 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n2 1 179:1 / /boot/firmware rw - vfat /dev/mmcblk0p1 rw\n",
+                    ),
+                ),
                 ("boot/firmware/cmdline.txt", Some("systemd.unified_cgroup_hierarchy=0\n")),
             ],
             "tmpfs",

@@ -1202,6 +1202,23 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             "does not know",
             State::Blocked,
         ),
+        ("memory-cgroup", &[DEBIAN_KERNEL], "does not know", State::Blocked),
+        (
+            "memory-cgroup",
+            &[DEBIAN_KERNEL, ("proc/cmdline", Some("root=x quiet\n"))],
+            "no argument switches it off",
+            State::Blocked,
+        ),
+        (
+            "memory-cgroup",
+            &[
+                DEBIAN_KERNEL,
+                ("proc/cmdline", Some("dma.dmachans=0x37f5 root=x cgroup_disable=memory quiet\n")),
+                ("boot/firmware/cmdline.txt", Some("root=x quiet\n")),
+            ],
+            "any more",
+            State::Waiting,
+        ),
         (
             "memory-cgroup",
             &[DEBIAN_KERNEL, ("boot/firmware/cmdline.txt", Some("cgroup_disable=memory quiet\n"))],

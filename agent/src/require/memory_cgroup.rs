@@ -23,8 +23,9 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             return Finding::met("memory is in /sys/fs/cgroup/cgroup.controllers");
         }
         let what = "memory is not in /sys/fs/cgroup/cgroup.controllers";
+        let running = facts.cmdline.as_ref()?;
         // Raspberry Pi's own argument; on other boards memory is on unless somebody switched it off.
-        if facts.cmdline.as_ref()?.has(DISABLE) && !facts.board.is_raspberry_pi()? {
+        if running.has(DISABLE) && !facts.board.is_raspberry_pi()? {
             return Finding::blocked(
                 what,
                 "take cgroup_disable=memory out of the boot loader's kernel arguments and reboot",
@@ -38,18 +39,32 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             if disables(&file.cmdline()) {
                 return Finding::unmet(what, removal(file, DISABLE));
             }
-            if knows_enable && is_taken_back(facts.cmdline.as_ref()?) && file.cmdline().has(ENABLE) {
+            let was_by_file = match knows_enable {
+                true => is_taken_back(running) && file.cmdline().has(ENABLE),
+                false => is_by_file(running, &file.cmdline()),
+            };
+            if was_by_file {
                 return Finding::waiting(format!(
                     "{} does not switch it off any more, which counts after a reboot: sudo reboot",
                     file.path
                 ));
             }
         }
-        if !knows_enable && facts.argument(ENABLE)? == Argument::Running {
-            return Finding::blocked(
-                format!("{what}: the firmware switches it off, and kernel {release} does not know {ENABLE}"),
-                "boot the kernel of Raspberry Pi OS, or a device tree without cgroup_disable=memory",
-            );
+        if !knows_enable && facts.argument(ENABLE)? != Argument::NotMounted {
+            return match running.has(DISABLE) {
+                true => Finding::blocked(
+                    format!(
+                        "{what}: the firmware switches it off, and kernel {release} does not know {ENABLE}"
+                    ),
+                    "boot the kernel of Raspberry Pi OS, or a device tree without cgroup_disable=memory",
+                ),
+                false => Finding::blocked(
+                    format!(
+                        "{what}, no argument switches it off, and kernel {release} does not know {ENABLE}"
+                    ),
+                    "install the distribution's standard kernel and reboot; in a container, check the machine itself",
+                ),
+            };
         }
         Finding::lacks_argument(facts, ENABLE, what)
     },
@@ -63,6 +78,12 @@ const DISABLE: &str = "cgroup_disable=memory";
 fn is_taken_back(line: &Cmdline) -> bool {
     line.has(ENABLE)
         && line.tokens().filter(|token| [ENABLE, DISABLE].contains(token)).last() == Some(DISABLE)
+}
+
+/// Whether what switches it off stood in the boot file when the machine booted: the firmware's own stands before all that
+/// the file says.
+fn is_by_file(running: &Cmdline, file: &Cmdline) -> bool {
+    running.tokens().skip_while(|token| !file.has(token)).any(|token| token == DISABLE)
 }
 
 /// Only kernels built from Raspberry Pi's tree take [`ENABLE`]: Raspberry Pi OS names them so, Ubuntu "raspi". Others

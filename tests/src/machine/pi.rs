@@ -23,8 +23,9 @@ use super::{
 };
 use crate::process::{bound, run};
 
-/// What Raspberry Pi's firmware itself puts in front, and what K3s stumbles over.
-const FIRMWARE: &str = "cgroup_disable=memory";
+/// What Raspberry Pi's firmware itself puts in front, and what K3s stumbles over; and what Raspberry Pi's kernel does by
+/// itself and Debian's only when told.
+const FIRMWARE: &str = "cgroup_disable=memory psi=0";
 /// The bed's own, in front of all: a quiet console with the bed's shell on it.
 const BED: &str = "console=ttyAMA0,115200 quiet loglevel=1 systemd.show_status=0 bed.shell=ttyAMA0";
 

@@ -11,7 +11,7 @@ use super::apply::{open, say};
 use super::check::{print, width, wrap};
 use super::plan::NO_INPUT;
 use crate::converge::apply::heal;
-use crate::converge::diff::diff;
+use crate::converge::diff::versions;
 use crate::converge::receipt::{Act, Kept, Receipt, Receipts, State, seen};
 use crate::converge::revert::{Outcome, choose, revert};
 use crate::host::Host;
@@ -155,14 +155,14 @@ pub(super) fn told(act: &Act, outcome: &Outcome, receipt: &str) -> String {
         Outcome::Changed { before, ours, now } => {
             let indented =
                 |diff: String| diff.lines().map(|line| format!("    {line}\n")).collect::<String>();
-            let (before, ours, now) = (before.as_deref(), ours.as_deref(), now.as_deref());
+            let (before, ours, now) = (before.as_ref(), ours.as_ref(), now.as_ref());
             format!(
                 "{bad}✗{bad:#} {name} was changed by somebody else since: left as it is\n  \
                  what bramble had changed:\n{}  what was changed since:\n{}  next  to leave it so: sudo bramble revert \
                  {receipt} --keep {name}\n        to get the old one: undo the second change, then sudo bramble revert \
                  {receipt}\n",
-                indented(diff(&name, before, ours)),
-                indented(diff(&name, ours, now)),
+                indented(versions(&name, before, ours)),
+                indented(versions(&name, ours, now)),
             )
         }
         Outcome::Overwritten { versions } => {

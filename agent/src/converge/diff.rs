@@ -1,6 +1,9 @@
 //! A unified diff of two versions of a file, small: one hunk from the first line that differs to the last.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+
+use crate::host::write::Image;
 
 /// Lines shown around what differs.
 const CONTEXT: usize = 2;
@@ -40,6 +43,47 @@ pub fn diff(path: &str, before: Option<&[u8]>, after: Option<&[u8]>) -> String {
     text
 }
 
+/// The diff of what stood and stands at a path: its content, and what else a file has.
+pub fn versions(path: &str, before: Option<&Image>, after: Option<&Image>) -> String {
+    let [old, new] = [before, after].map(|image| image.map(content));
+    let mut text = diff(path, old.as_deref(), new.as_deref());
+    let (Some(old), Some(new)) = (before.and_then(kept), after.and_then(kept)) else { return text };
+    for (sign, these, others) in [('-', &old, &new), ('+', &new, &old)] {
+        for (name, value) in these.iter().filter(|(name, value)| others.get(*name) != Some(value)) {
+            let _ = match value {
+                Value::Shown(value) => writeln!(text, "{sign}{name} {value}"),
+                Value::Bytes(_) => writeln!(text, "{sign}attribute {}", printable(name)),
+            };
+        }
+    }
+    text
+}
+
+fn content(image: &Image) -> Vec<u8> {
+    match image {
+        Image::File { bytes, .. } => bytes.clone(),
+        Image::Link { target } => format!("link to {target}\n").into_bytes(),
+    }
+}
+
+#[derive(PartialEq)]
+enum Value<'a> {
+    Shown(String),
+    Bytes(&'a [u8]),
+}
+
+/// What a file has besides its content, by name; labels of the security module are nobody's edit.
+fn kept(image: &Image) -> Option<BTreeMap<&str, Value<'_>>> {
+    let Image::File { meta: Some(meta), .. } = image else { return None };
+    let attributes = meta.attributes.iter().filter(|(name, _)| !name.starts_with("security."));
+    let attributes = attributes.map(|(name, value)| (name.as_str(), Value::Bytes(value)));
+    let shown = [
+        ("mode", Value::Shown(format!("{:o}", meta.mode))),
+        ("owner", Value::Shown(format!("{}:{}", meta.uid, meta.gid))),
+    ];
+    Some(shown.into_iter().chain(attributes).collect())
+}
+
 fn lines(version: Option<&[u8]>) -> Vec<&[u8]> {
     version.unwrap_or_default().split_inclusive(|byte| *byte == b'\n').collect()
 }
@@ -51,6 +95,26 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::write::Meta;
+
+    #[test]
+    fn what_a_file_has_besides_its_content_is_shown_where_it_differs() {
+        let file = |mode, uid, attributes: &[(&str, &str)]| {
+            let attributes =
+                attributes.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
+            let meta = Meta { mode, uid, gid: 8, attributes: attributes.collect() };
+            Image::File { bytes: b"a\n".into(), meta: Some(meta) }
+        };
+        let old = file(0o644, 7, &[("user.a", "1"), ("user.b", "1"), ("security.x", "1")]);
+        let new = file(0o600, 0, &[("user.a", "1"), ("user.b", "2"), ("user.c", "")]);
+        assert_eq!(
+            versions("/x", Some(&old), Some(&new)),
+            "-mode 644\n-owner 7:8\n-attribute user.b\n+mode 600\n+owner 0:8\n+attribute user.b\n+attribute user.c\n"
+        );
+        assert_eq!(versions("/x", Some(&old), Some(&old)), "");
+        let link = Image::Link { target: "/y".into() };
+        assert!(versions("/x", Some(&old), Some(&link)).ends_with("-a\n+link to /y\n"));
+    }
 
     #[test]
     fn only_what_differs_and_what_stands_around_it_is_shown() {

@@ -14,14 +14,14 @@ pub enum Outcome {
     Restored,
     /// It stays as it is, and nobody has to act.
     Stays(&'static str),
-    /// Somebody else has changed a file since; contents as they were, as bramble wrote them, as they are.
+    /// Somebody else has changed a file since; what stood there, what bramble wrote, what stands there.
     Changed {
         /// Before bramble; `None` when nothing was there.
-        before: Option<Vec<u8>>,
+        before: Option<Image>,
         /// By bramble.
-        ours: Option<Vec<u8>>,
+        ours: Option<Image>,
         /// Now.
-        now: Option<Vec<u8>>,
+        now: Option<Image>,
     },
     /// Somebody else has changed something that is no file.
     Overwritten {
@@ -106,12 +106,7 @@ fn undo(
                         format!("sudo bramble revert {other}, then sudo bramble revert {}", receipt.name);
                     return Err(NotDone::new("undoing", path, why, next));
                 }
-                let content = |image: Option<Image>| image.map(content);
-                return Ok(Outcome::Changed {
-                    before: content(before),
-                    ours: content(after),
-                    now: content(now),
-                });
+                return Ok(Outcome::Changed { before, ours: after, now });
             }
             match &before {
                 Some(before) => host.put(path, before)?,
@@ -177,12 +172,5 @@ fn same(a: &Option<Image>, b: &Option<Image>) -> bool {
         (None, None) => true,
         (Some(a), Some(b)) => a.same(b),
         _ => false,
-    }
-}
-
-fn content(image: Image) -> Vec<u8> {
-    match image {
-        Image::File { bytes, .. } => bytes,
-        Image::Link { target } => format!("link to {target}\n").into_bytes(),
     }
 }

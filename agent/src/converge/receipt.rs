@@ -33,6 +33,8 @@ enum Record {
     Failed { n: usize, why: String },
     /// The run came to its end, good or not.
     Ended { at: Timestamp },
+    /// Revert is about to begin.
+    Reverting { at: Timestamp },
     /// Revert has dealt with it.
     Undone { n: usize },
     /// Revert has dealt with all.
@@ -184,6 +186,8 @@ impl Receipt {
                 Record::Act { n, .. } => return Err(format!("line {}: act {n} is out of order", number + 1)),
                 Record::Done { .. } | Record::Failed { .. } => {}
                 Record::Ended { .. } => receipt.state = State::Applied,
+                Record::Reverting { .. } => receipt.state = State::Reverting,
+                // Before there was a record of the beginning, this one was the first of a revert.
                 Record::Undone { n } => {
                     receipt.undone.insert(n);
                     receipt.state = State::Reverting;
@@ -372,6 +376,11 @@ impl Writer<'_> {
         self.add(&Record::Ended { at })
     }
 
+    /// Revert is about to begin: a run that is killed from here on is healed.
+    pub fn reverting(&mut self, at: Timestamp) -> Result<(), NotDone> {
+        self.add(&Record::Reverting { at })
+    }
+
     /// Revert has dealt with an act.
     pub fn undone(&mut self, n: usize) -> Result<(), NotDone> {
         self.add(&Record::Undone { n })
@@ -434,19 +443,21 @@ mod tests {
     #[test]
     fn a_receipt_comes_from_open_over_applied_to_reverted() {
         let ended = "{\"record\":\"ended\",\"at\":\"2026-01-02T03:04:06Z\"}\n";
+        let reverting = "{\"record\":\"reverting\",\"at\":\"2026-01-02T03:04:07Z\"}\n";
         let undone = "{\"record\":\"undone\",\"n\":0}\n";
         let reverted = "{\"record\":\"reverted\",\"at\":\"2026-01-02T03:04:07Z\"}\n";
         let mut text = format!("{BEGAN}{ACT}");
         for (line, state) in [
             ("", State::Open),
             (ended, State::Applied),
+            (reverting, State::Reverting),
             (undone, State::Reverting),
             (reverted, State::Reverted),
         ] {
             text += line;
             let receipt = Receipt::parse("r", &text).unwrap();
             assert_eq!(receipt.state, state);
-            assert_eq!(receipt.is_undone(0), matches!(state, State::Reverting | State::Reverted));
+            assert_eq!(receipt.is_undone(0), text.contains("undone"));
         }
     }
 

@@ -54,6 +54,9 @@ pub fn revert(
     mut tell: impl FnMut(&Act, &Outcome),
 ) -> Result<bool, NotDone> {
     let mut writer = receipts.resume(receipt, clock::now())?;
+    if receipt.state != State::Reverting {
+        writer.reverting(clock::now())?;
+    }
     let (live, lasting): (Vec<_>, Vec<_>) =
         receipt.acts.iter().enumerate().rev().partition(|(_, act)| matches!(act, Act::Live { .. }));
     let mut whole = true;

@@ -1,6 +1,6 @@
 //! The receipt: what was about to be done, how it was before, and what became of it, on disk before it happens.
 //!
-//! `/var/lib/bramble/receipts/<UTC time>-<n>/` holds `journal`, one JSON object a line that is never rewritten,
+//! `/var/lib/bramble/receipts/<number>-<UTC time>/` holds `journal`, one JSON object a line that is never rewritten,
 //! and for each file `<n>.before` and `<n>.after`. [`Record`] and what it holds are the format on disk, the one
 //! place of this room that derives `Serialize`.
 
@@ -213,20 +213,27 @@ pub fn seen(host: &Host) -> Result<Vec<Receipt>, Unreadable> {
         Err(unreadable) if unreadable.is_absence() => return Ok(Vec::new()),
         Err(unreadable) => return Err(unreadable),
     };
-    let receipts = names.iter().filter(|name| is_receipt(name)).map(|name| {
+    let receipts = in_order(names).into_iter().map(|name| {
         let path = format!("{RECEIPTS}/{name}/journal");
         let text = match host.text(&path) {
             Err(unreadable) if unreadable.is_absence() => String::new(),
             text => text?,
         };
-        Receipt::parse(name, &text).map_err(|why| Unreadable::malformed(path, why))
+        Receipt::parse(&name, &text).map_err(|why| Unreadable::malformed(path, why))
     });
     receipts.collect()
 }
 
-/// The name of a receipt begins with a year; beside them lies the lock.
-fn is_receipt(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_digit())
+/// The names of receipts, oldest first; beside them lies the lock. A clock may have gone back, or not have been set yet:
+/// their numbers count. Those of older versions begin with a year, have no number, and were first.
+fn in_order(mut names: Vec<String>) -> Vec<String> {
+    names.retain(|name| name.starts_with(|c: char| c.is_ascii_digit()));
+    names.sort_by(|a, b| (number(a), a).cmp(&(number(b), b)));
+    names
+}
+
+fn number(name: &str) -> Option<u64> {
+    name.split('-').next()?.parse().ok()
 }
 
 /// All receipts, held by one process.
@@ -249,8 +256,7 @@ impl Receipts {
 
     /// All of them, oldest first.
     pub fn all(&self) -> Result<Vec<Receipt>, NotDone> {
-        let names = self.vault.names()?;
-        names.iter().filter(|name| is_receipt(name)).map(|name| self.read(name)).collect()
+        in_order(self.vault.names()?).iter().map(|name| self.read(name)).collect()
     }
 
     fn read(&self, name: &str) -> Result<Receipt, NotDone> {
@@ -267,10 +273,8 @@ impl Receipts {
 
     /// Begins a new one.
     pub fn begin(&self, at: Timestamp) -> Result<Writer<'_>, NotDone> {
-        let time = at.strftime("%Y%m%dT%H%M%SZ").to_string();
-        let taken = self.vault.names()?;
-        let name = (1..).map(|n| format!("{time}-{n}")).find(|name| !taken.contains(name));
-        let name = name.expect("numbers do not end");
+        let last = self.vault.names()?.iter().filter_map(|name| number(name)).max().unwrap_or(0);
+        let name = format!("{:06}-{}", last + 1, at.strftime("%Y%m%dT%H%M%SZ"));
         self.vault.make(&name)?;
         let journal = self.vault.journal(&name, "journal")?;
         let mut writer = Writer { vault: &self.vault, journal, name, acts: 0 };
@@ -459,6 +463,16 @@ mod tests {
             assert_eq!(receipt.state, state);
             assert_eq!(receipt.is_undone(0), text.contains("undone"));
         }
+    }
+
+    #[test]
+    fn receipts_are_in_the_order_in_which_they_were_begun_whatever_the_clock_said() {
+        let names =
+            ["lock", "1000000-20270101T000000Z", "000002-19700101T000000Z", "000001-20990101T000000Z"];
+        let old = ["20260102T030405Z-1", "20260102T030405Z-2"];
+        let names = names.iter().chain(&old).map(|name| name.to_string()).collect();
+        let new = ["000001-20990101T000000Z", "000002-19700101T000000Z", "1000000-20270101T000000Z"];
+        assert_eq!(in_order(names), [&old[..], &new[..]].concat());
     }
 
     #[test]

@@ -121,8 +121,8 @@ fn apply(args: &Apply, config: &Config, host: &HostMut) -> Result<ExitCode, Stop
     let mut writer = None;
     let mut done: Vec<Step> = Vec::new();
     let mut wanted = true;
-    // Whether the last look at the host found steps that are left.
-    let mut left = None;
+    // What the last look at the host found, when it found nothing to do.
+    let mut last = None;
     for _ in 0..ROUNDS {
         let plan = plan(host.host(), config);
         let todo: Vec<&Step> = plan
@@ -136,7 +136,7 @@ fn apply(args: &Apply, config: &Config, host: &HostMut) -> Result<ExitCode, Stop
             if done.is_empty() {
                 print(&page(&plan, &args.consent, width()), ExitCode::SUCCESS)?;
             }
-            left = Some(!plan.steps.is_empty());
+            last = Some(plan);
             break;
         }
         print(&page(&plan, &args.consent, width()), ExitCode::SUCCESS)?;
@@ -159,8 +159,9 @@ fn apply(args: &Apply, config: &Config, host: &HostMut) -> Result<ExitCode, Stop
         };
         for (number, step) in todo.iter().enumerate() {
             progress(number + 1, todo.len(), step);
+            let before = writer.done.len();
             if let Err(failed) = carry_out(host, writer, step) {
-                return Ok(stopped(host, &failed, step, &done, &writer.name));
+                return Ok(stopped(host, &failed, step, &writer.done[before..], &done, &writer.name));
             }
             done.push((*step).clone());
             let last = |id: &str| {
@@ -175,8 +176,14 @@ fn apply(args: &Apply, config: &Config, host: &HostMut) -> Result<ExitCode, Stop
         None if open.is_some() && wanted => receipt(&receipts, open.as_deref())?.end(clock::now())?,
         None => {}
     }
-    let left = left.unwrap_or_else(|| !plan(host.host(), config).steps.is_empty());
-    Ok(ExitCode::from(u8::from(left)))
+    let last = last.unwrap_or_else(|| plan(host.host(), config));
+    Ok(ExitCode::from(u8::from(!last.steps.is_empty() || did_not_help(&done, &last))))
+}
+
+/// Whether something was done for a requirement that does not hold all the same, or of which that cannot be told.
+fn did_not_help(done: &[Step], plan: &Plan) -> bool {
+    let mut served = done.iter().flat_map(|step| &step.requirements);
+    served.any(|served| plan.person.iter().chain(&plan.unknown).any(|person| person.id == served.id))
 }
 
 /// Asks on the terminal; `None` without one.
@@ -232,9 +239,16 @@ fn report(step: &Step, remarks: &[String]) -> anyhow::Result<()> {
     print(&text, ExitCode::SUCCESS).map(drop)
 }
 
-/// Says what stopped it, what was done, and how to go back. The receipt stays open: the next apply goes on in it, so
-/// that one revert takes all back.
-fn stopped(host: &HostMut, failed: &NotDone, step: &Step, done: &[Step], receipt: &str) -> ExitCode {
+/// Says what stopped it, what was done, `begun` of the step that was not, and how to go back. The receipt stays open: the
+/// next apply goes on in it, so that one revert takes all back.
+fn stopped(
+    host: &HostMut,
+    failed: &NotDone,
+    step: &Step,
+    begun: &[String],
+    done: &[Step],
+    receipt: &str,
+) -> ExitCode {
     say("apply", failed);
     let lines = |steps: &[Step]| -> Vec<String> {
         steps.iter().flat_map(|step| &step.changes).map(Change::to_string).collect()
@@ -244,7 +258,11 @@ fn stopped(host: &HostMut, failed: &NotDone, step: &Step, done: &[Step], receipt
         true => eprintln!("  done  nothing before it"),
         false => eprintln!("  done  {}", done.join("\n        ")),
     }
-    eprintln!("  not   {}", lines(std::slice::from_ref(step)).join("\n        "));
+    let step = lines(std::slice::from_ref(step)).join("\n        ");
+    match begun.is_empty() {
+        true => eprintln!("  not   {step}"),
+        false => eprintln!("  half  {step}\n        of which is done: {}", begun.join(", ")),
+    }
     eprintln!("  back  {}", back(host, receipt));
     ExitCode::from(STOPPED)
 }

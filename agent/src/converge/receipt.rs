@@ -277,7 +277,7 @@ impl Receipts {
         let name = format!("{:06}-{}", last + 1, at.strftime("%Y%m%dT%H%M%SZ"));
         self.vault.make(&name)?;
         let journal = self.vault.journal(&name, "journal")?;
-        let mut writer = Writer { vault: &self.vault, journal, name, acts: 0 };
+        let mut writer = Writer { vault: &self.vault, journal, name, acts: 0, done: Vec::new() };
         writer.add(&Record::Began { v: VERSION, at, bramble: env!("CARGO_PKG_VERSION").into() })?;
         Ok(writer)
     }
@@ -286,7 +286,7 @@ impl Receipts {
     pub fn resume(&self, receipt: &Receipt, now: Timestamp) -> Result<Writer<'_>, NotDone> {
         let journal = self.vault.journal(&receipt.name, "journal")?;
         let (name, acts) = (receipt.name.clone(), receipt.acts.len());
-        let mut writer = Writer { vault: &self.vault, journal, name, acts };
+        let mut writer = Writer { vault: &self.vault, journal, name, acts, done: Vec::new() };
         if receipt.at == Timestamp::UNIX_EPOCH {
             writer.add(&Record::Began { v: VERSION, at: now, bramble: env!("CARGO_PKG_VERSION").into() })?;
         }
@@ -329,16 +329,21 @@ pub struct Writer<'a> {
     pub name: String,
     /// How many acts it has.
     acts: usize,
+    /// What this run has changed, in order.
+    pub done: Vec<String>,
 }
 
 impl Writer<'_> {
     /// Does one thing, written down before and after.
     pub fn act(&mut self, act: Act, carry_out: impl FnOnce() -> Result<(), NotDone>) -> Result<(), NotDone> {
-        let n = self.acts;
+        let (n, object) = (self.acts, act.object());
         self.add(&Record::Act { n, act })?;
         self.acts += 1;
         match carry_out() {
-            Ok(()) => self.add(&Record::Done { n }),
+            Ok(()) => {
+                self.done.push(object);
+                self.add(&Record::Done { n })
+            }
             Err(failed) => {
                 // The disk may be full; the cause is told all the same.
                 let _ = self.add(&Record::Failed { n, why: failed.to_string() });

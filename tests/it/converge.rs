@@ -24,6 +24,7 @@ use nix::{
 use rustix::fs::{XattrFlags, lgetxattr, llistxattr, setxattr};
 use serde_json::Value;
 
+const BOOT: &str = "boot/firmware";
 const CMDLINE: &str = "boot/firmware/cmdline.txt";
 const SYSCTL: &str = "etc/sysctl.d/99-zz-bramble.conf";
 
@@ -72,6 +73,19 @@ impl Tree {
             let _ = setxattr(&cmdline, "user.owner", b"me", XattrFlags::empty());
         }
         Ok(())
+    }
+
+    /// Moves the boot files to a FAT file system, mounted where they were.
+    fn boot_from(&self, image: &Path) -> Result<()> {
+        let (boot, aside) = (self.path(BOOT), self.path("aside"));
+        fs::rename(&boot, &aside)?;
+        fs::create_dir(&boot)?;
+        mount(&["-t", "vfat", "-o", "loop", &image.to_string_lossy(), &boot.to_string_lossy()])?;
+        for file in fs::read_dir(&aside)? {
+            let file = file?;
+            fs::write(boot.join(file.file_name()), fs::read(file.path())?)?;
+        }
+        Ok(fs::remove_dir_all(aside)?)
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -424,14 +438,23 @@ fn on_every_boot(test: fn(&Path, &str, &str) -> Result<()>) -> Result<()> {
     in_memory(BOOTS, move |place, (name, boot)| test(place, name, boot).with_context(|| name.to_owned()))
 }
 
+/// The image of a boot partition, where a place has one.
+const FAT: &str = "fat.img";
+
 /// A busy tree in `place`, and what it is like. One of an earlier step is gone.
 fn fresh(place: &Path, name: &str, boot: &str) -> Result<(Tree, BTreeMap<PathBuf, String>)> {
-    let root = place.join("tree");
+    let (root, fat) = (place.join("tree"), place.join(FAT));
     if root.exists() {
+        if fat.exists() {
+            done(Command::new("umount").arg(root.join(BOOT)))?;
+        }
         fs::remove_dir_all(&root)?;
     }
     fs::create_dir(&root)?;
     let tree = Tree::at(&root, name)?;
+    if fat.exists() {
+        tree.boot_from(&fat)?;
+    }
     make_busy(&tree, boot)?;
     let before = tree.snapshot()?;
     Ok((tree, before))
@@ -450,60 +473,94 @@ fn old_and_new(place: &Path, name: &str, boot: &str) -> Result<[Vec<u8>; 2]> {
 }
 
 pub(crate) fn a_run_that_is_killed_at_any_step_is_healed_by_the_next() -> Result<()> {
-    on_every_boot(|place, name, boot| {
-        let versions = old_and_new(place, name, boot)?;
-        let mut steps = 0;
-        for step in 1.. {
-            let (tree, before) = fresh(place, name, boot)?;
-            let run = tree.apply_until(step)?;
-            if run.signal != Some(9) {
-                ensure!(run.code == Some(0), "{run:#?}");
-                break;
-            }
-            steps = step;
-            let case = || format!("apply was killed at step {step}");
-            one_of(&tree, boot, &versions).with_context(case)?;
-            // Half of them go on, half of them go back.
-            if step % 2 == 0 {
-                let run = tree.apply()?;
-                ensure!(run.code == Some(0), "{}: {run:#?}", case());
-                ensure!(tree.read(boot)? == versions[1] && tree.receipts() <= 1, "{}", case());
-                no_temporary_files(&tree).with_context(case)?;
-            }
-            tree.revert_all().with_context(case)?;
-            tree.is(&before).with_context(case)?;
+    on_every_boot(kill_applies)
+}
+
+fn kill_applies(place: &Path, name: &str, boot: &str) -> Result<()> {
+    let versions = old_and_new(place, name, boot)?;
+    let mut steps = 0;
+    for step in 1.. {
+        let (tree, before) = fresh(place, name, boot)?;
+        let run = tree.apply_until(step)?;
+        if run.signal != Some(9) {
+            ensure!(run.code == Some(0), "{run:#?}");
+            break;
         }
-        ensure!(steps > 50, "only {steps} steps");
-        Ok(())
-    })
+        steps = step;
+        let case = || format!("apply was killed at step {step}");
+        one_of(&tree, boot, &versions).with_context(case)?;
+        // Half of them go on, half of them go back.
+        if step % 2 == 0 {
+            let run = tree.apply()?;
+            ensure!(run.code == Some(0), "{}: {run:#?}", case());
+            ensure!(tree.read(boot)? == versions[1] && tree.receipts() <= 1, "{}", case());
+            no_temporary_files(&tree).with_context(case)?;
+        }
+        tree.revert_all().with_context(case)?;
+        tree.is(&before).with_context(case)?;
+    }
+    ensure!(steps > 50, "only {steps} steps");
+    Ok(())
 }
 
 pub(crate) fn a_revert_that_is_killed_at_any_step_is_brought_to_its_end() -> Result<()> {
-    on_every_boot(|place, name, boot| {
-        let versions = old_and_new(place, name, boot)?;
-        let mut steps = 0;
-        for step in 1.. {
-            let (tree, before) = fresh(place, name, boot)?;
-            ensure!(tree.apply()?.code == Some(0), "apply");
-            let mut revert = tree.command(&["revert"])?;
-            let run = Run::of(revert.env("BRAMBLE_FAILPOINT", step.to_string()).output()?);
-            if run.signal != Some(9) {
-                ensure!(run.code == Some(0), "{run:#?}");
-                break;
-            }
-            steps = step;
-            let case = || format!("revert was killed at step {step}");
-            one_of(&tree, boot, &versions).with_context(case)?;
-            // Half of them change their mind first.
-            if step % 2 == 0 {
-                let run = tree.apply()?;
-                ensure!(run.code == Some(0) && tree.read(boot)? == versions[1], "{}: {run:#?}", case());
-            }
-            tree.revert_all().with_context(case)?;
-            tree.is(&before).with_context(case)?;
+    on_every_boot(kill_reverts)
+}
+
+fn kill_reverts(place: &Path, name: &str, boot: &str) -> Result<()> {
+    let versions = old_and_new(place, name, boot)?;
+    let mut steps = 0;
+    for step in 1.. {
+        let (tree, before) = fresh(place, name, boot)?;
+        ensure!(tree.apply()?.code == Some(0), "apply");
+        let mut revert = tree.command(&["revert"])?;
+        let run = Run::of(revert.env("BRAMBLE_FAILPOINT", step.to_string()).output()?);
+        if run.signal != Some(9) {
+            ensure!(run.code == Some(0), "{run:#?}");
+            break;
         }
-        ensure!(steps > 30, "only {steps} steps");
-        Ok(())
+        steps = step;
+        let case = || format!("revert was killed at step {step}");
+        one_of(&tree, boot, &versions).with_context(case)?;
+        // Half of them change their mind first.
+        if step % 2 == 0 {
+            let run = tree.apply()?;
+            ensure!(run.code == Some(0) && tree.read(boot)? == versions[1], "{}: {run:#?}", case());
+            no_temporary_files(&tree).with_context(case)?;
+        }
+        tree.revert_all().with_context(case)?;
+        tree.is(&before).with_context(case)?;
+    }
+    ensure!(steps > 30, "only {steps} steps");
+    Ok(())
+}
+
+/// Why no boot partition can be mounted here.
+pub(crate) fn no_fat() -> Option<String> {
+    // A kernel that has it as a module may not have been asked for it yet.
+    let _ = Command::new("modprobe").arg("vfat").output();
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if !known.split_whitespace().any(|word| word == "vfat") {
+        return Some("this kernel has no FAT (vfat)".into());
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        return Some("there are no loop devices".into());
+    }
+    let missing = Command::new("mkfs.vfat").arg("--help").output().is_err();
+    missing.then(|| "needs mkfs.vfat (Debian: dosfstools)".into())
+}
+
+/// Makes a boot partition of 2 MiB, with clusters of 2 KiB.
+fn make_fat(image: &Path) -> Result<()> {
+    fs::File::create(image)?.set_len(2 << 20)?;
+    done(Command::new("mkfs.vfat").args(["-s", "4"]).arg(image))
+}
+
+pub(crate) fn on_fat_what_is_killed_at_any_step_is_healed() -> Result<()> {
+    in_memory([kill_applies, kill_reverts], |place, kill| {
+        make_fat(&place.join(FAT))?;
+        let (name, boot) = BOOTS[0];
+        kill(place, name, boot)
     })
 }
 
@@ -616,24 +673,24 @@ pub(crate) fn what_a_file_has_besides_its_content_stays_and_comes_back() -> Resu
     rustix::fs::removexattr(tree.path(SYSCTL), "user.owner")?;
     let run = tree.bramble(&["revert"])?;
     ensure!(run.code == Some(2), "{run:#?}");
+    run.says(&["what was changed since: -attribute user.owner next"])?;
     setxattr(tree.path(SYSCTL), "user.owner", b"me\0\xff", XattrFlags::empty())?;
     tree.revert_all()?;
     tree.is(&whole)
 }
 
-/// Applies with all but a few KiB of a file system full, for each of some sizes.
-fn full(root: &Path, sizes: impl Iterator<Item = usize>) -> Result<()> {
-    let tree = Tree::at(root, "pi5-bookworm-16k")?;
+/// Applies with all but a few KiB of a file system of the tree full, for each of some sizes.
+fn full(tree: &Tree, place: &Path, sizes: impl Iterator<Item = usize>) -> Result<()> {
     let before = tree.snapshot()?;
     let old = tree.read(CMDLINE)?;
     let (mut failures, mut successes) = (0, 0);
     for size in sizes {
         // Room that is given back is what bramble finds.
-        fs::write(root.join("room"), vec![b'x'; size << 10])?;
-        let mut filler = fs::File::create(root.join("filler"))?;
+        fs::write(place.join("room"), vec![b'x'; size << 10])?;
+        let mut filler = fs::File::create(place.join("filler"))?;
         while filler.write_all(&[b'x'; 1024]).is_ok() {}
         drop(filler);
-        fs::remove_file(root.join("room"))?;
+        fs::remove_file(place.join("room"))?;
         let run = tree.bramble(&["apply", "--yes", "--consent", "swap"])?;
         let receipts = tree.receipts();
         match run.code {
@@ -646,12 +703,12 @@ fn full(root: &Path, sizes: impl Iterator<Item = usize>) -> Result<()> {
         }
         let now = tree.read(CMDLINE)?;
         ensure!(now == old || now.ends_with(b"cgroup_enable=memory\n"), "{}", now.escape_ascii());
-        fs::remove_file(root.join("filler"))?;
+        fs::remove_file(place.join("filler"))?;
         // With room again: what is there goes back.
-        no_temporary_files(&tree)?;
+        no_temporary_files(tree)?;
         tree.revert_all().with_context(|| format!("with {size} KiB, {receipts} receipts"))?;
         tree.is(&before).with_context(|| format!("with {size} KiB"))?;
-        fs::remove_dir_all(root.join("var/lib/bramble"))?;
+        fs::remove_dir_all(tree.path("var/lib/bramble"))?;
     }
     ensure!(failures > 2 && successes > 0, "{failures} runs met a full disk, {successes} did not");
     Ok(())
@@ -664,15 +721,28 @@ pub(crate) fn a_full_disk_stops_it_and_loses_nothing() -> Result<()> {
         fs::create_dir(&root)?;
         let shown = root.to_string_lossy();
         mount(&["-t", "tmpfs", "-o", "size=24m", "none", &shown])?;
-        full(&root, (0..=160).step_by(8))?;
+        full(&Tree::at(&root, "pi5-bookworm-16k")?, &root, (0..=160).step_by(8))?;
         done(Command::new("umount").arg(&root))?;
         let image = place.path("image");
         fs::File::create(&image)?.set_len(24 << 20)?;
         done(Command::new("mkfs.ext4").args(["-q", "-b", "1024", "-m", "0"]).arg(&image))?;
         mount(&["-o", "loop", &image.to_string_lossy(), &shown])?;
-        let outcome = full(&root, (0..=60).step_by(4));
+        let outcome =
+            Tree::at(&root, "pi5-bookworm-16k").and_then(|tree| full(&tree, &root, (0..=60).step_by(4)));
         done(Command::new("umount").arg(&root))?;
         outcome
+    })
+}
+
+pub(crate) fn a_full_boot_partition_stops_it_and_loses_nothing() -> Result<()> {
+    in_memory([()], |place, ()| {
+        let fat = place.join(FAT);
+        make_fat(&fat)?;
+        let root = place.join("tree");
+        fs::create_dir(&root)?;
+        let tree = Tree::at(&root, "pi5-bookworm-16k")?;
+        tree.boot_from(&fat)?;
+        full(&tree, &tree.path(BOOT), 0..=8)
     })
 }
 
@@ -691,9 +761,25 @@ pub(crate) fn what_cannot_be_written_is_named_and_what_was_done_goes_back() -> R
             "next make it writable",
             "done load nf_conntrack",
             "not add psi=1",
-            "back bramble revert 2",
+            "back bramble revert 000001-2",
         ])?;
         done(Command::new("umount").arg(&*boot))?;
+        tree.revert_all()?;
+        tree.is(&before)?;
+
+        // What a file is mounted on cannot be replaced, and the copy beside it is made before that shows.
+        let cmdline = tree.path(CMDLINE);
+        let cmdline = cmdline.to_string_lossy();
+        mount(&["--bind", &cmdline, &cmdline])?;
+        let run = tree.bramble(&["apply", "--yes"])?;
+        ensure!(run.code == Some(2), "{run:#?}");
+        run.says(&[
+            "writing /boot/firmware/cmdline.txt: device or resource busy",
+            "done load nf_conntrack",
+            "half add psi=1",
+            "of which is done: /boot/firmware/cmdline.txt.bramble-backup back",
+        ])?;
+        done(Command::new("umount").arg(&*cmdline))?;
         tree.revert_all()?;
         tree.is(&before)?;
 
@@ -794,6 +880,7 @@ pub(crate) fn a_file_that_somebody_else_changed_stays_and_is_shown() -> Result<(
         "what was changed since: --- /etc/sysctl.d/99-zz-bramble.conf +++ /etc/sysctl.d/99-zz-bramble.conf",
         "+kernel.panic = 5",
         "/etc/modules-load.d/bramble.conf was changed by somebody else since",
+        "what was changed since: -mode 644 +mode 600 next",
         "partly reverted",
     ])?;
     // The rest went on.
@@ -818,7 +905,7 @@ pub(crate) fn what_a_later_receipt_changed_is_undone_after_it() -> Result<()> {
     fs::write(tree.config(), "")?;
     ensure!(tree.bramble(&["apply", "--yes"])?.code == Some(1), "swap is left");
     let list = tree.bramble(&["revert", "--list"])?.out;
-    let names: Vec<&str> = list.lines().filter(|line| line.starts_with('2')).collect();
+    let names: Vec<&str> = list.lines().filter(|line| line.starts_with('0')).collect();
     let [first, second] = names[..] else { bail!("{list}") };
     let [first, second] = [first, second].map(|line| line.split(' ').next().unwrap_or_default());
 
@@ -829,6 +916,10 @@ pub(crate) fn what_a_later_receipt_changed_is_undone_after_it() -> Result<()> {
         &format!("next sudo bramble revert {second}, then sudo bramble revert {first}"),
     ])?;
     ensure!(!run.out.contains("somebody else"), "{run:#?}");
+    // An older version wrote the first, when the clock was wrong.
+    let receipts = tree.path("var/lib/bramble/receipts");
+    fs::rename(receipts.join(first), receipts.join("20990101T000000Z-1"))?;
+    tree.bramble(&["revert", "--list"])?.says(&[&format!("to undo {second}: sudo bramble revert")])?;
     tree.revert_all()?;
     tree.is(&before)
 }
@@ -839,7 +930,7 @@ pub(crate) fn what_is_misspelt_is_refused_and_nothing_is_undone() -> Result<()> 
     tree.apply()?;
     let applied = tree.snapshot()?;
     for (arguments, says) in [
-        (&["revert", "--keep", SYSCTL][..], "--keep etc/sysctl.d/99-zz-bramble.conf: receipt 2"),
+        (&["revert", "--keep", SYSCTL][..], "--keep etc/sysctl.d/99-zz-bramble.conf: receipt 000001-2"),
         (&["revert", "yesterday"], "no receipt is called yesterday; bramble revert --list names them"),
     ] {
         let run = tree.bramble(arguments)?;
@@ -1005,7 +1096,9 @@ pub(crate) fn a_drop_in_of_somebody_else_that_overrules_ours_is_told() -> Result
     let tree = Tree::of("pi5-bookworm-16k")?;
     tree.write("etc/NetworkManager/conf.d/99-zzz-other.conf", "[keyfile]\nunmanaged-devices=mac:0\n")?;
     let before = tree.snapshot()?;
-    tree.apply()?.says(&["network-manager is still not met"])?;
+    let run = tree.apply()?;
+    ensure!(run.code == Some(1), "what did not help is called done: {run:#?}");
+    run.says(&["network-manager is still not met"])?;
     tree.bramble(&["plan"])?.says(&["network-manager: done, and not in force", "names sort later"])?;
     tree.revert_all()?;
     tree.is(&before)

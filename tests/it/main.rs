@@ -52,6 +52,8 @@ enum Needs {
     RootAndTime,
     /// Root, chromium and its driver, and a lot of time.
     Browser,
+    /// Root, a kernel that mounts FAT, and a lot of time.
+    Fat,
     /// systemd's judge of units; none need run.
     Units,
     /// Root and a booted Debian 13.
@@ -75,6 +77,7 @@ impl Needs {
             Self::Checkout => None,
             Self::Root => rootless(),
             Self::RootAndTime => rootless().or_else(hasty),
+            Self::Fat => rootless().or_else(hasty).or_else(converge::no_fat),
             Self::Units => package::no_judge(),
             Self::Packages => rootless().or_else(hasty).or_else(package::missing),
             Self::Container => machine::lacks("debian13"),
@@ -197,9 +200,11 @@ const TESTS: &[&[Test]] = &[
         Root the_laws_hold_on_every_tree,
         RootAndTime a_run_that_is_killed_at_any_step_is_healed_by_the_next,
         RootAndTime a_revert_that_is_killed_at_any_step_is_brought_to_its_end,
+        Fat on_fat_what_is_killed_at_any_step_is_healed,
         Root a_kernel_update_of_debians_keeps_what_was_applied_and_loses_what_was_reverted,
         Root what_a_file_has_besides_its_content_stays_and_comes_back,
         Root a_full_disk_stops_it_and_loses_nothing,
+        Fat a_full_boot_partition_stops_it_and_loses_nothing,
         Root what_cannot_be_written_is_named_and_what_was_done_goes_back,
         Root without_rights_it_says_so_and_changes_nothing,
         Root a_second_run_names_the_first,

@@ -278,10 +278,7 @@ mod tests {
     #[test]
     fn what_the_firmware_adds_takes_room_from_the_line() {
         let line = [b'x'; 2000];
-        assert!(
-            boot_line(&line, &[append("psi=1")], 2042).is_err(),
-            "2006 and 42 leave no byte for the end"
-        );
+        assert!(boot_line(&line, &[append("psi=1")], 2042).is_err(), "2006 and 42 leave no byte for the end");
         assert_eq!(boot_line(&line, &[append("psi=1")], 2041).unwrap().len(), 2006);
         // Of a line that grew since the boot, what came with it is no longer known.
         assert!(boot_line(&line, &[append("psi=1")], 100).is_ok());

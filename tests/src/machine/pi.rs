@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     Answer, Gift, Machine, PATIENCE,
+    board::NETWORK_CARD,
     card::{self, Card},
     kernel::{self, Flavour, Kernel},
     qemu::Qemu,
@@ -229,7 +230,7 @@ impl Pi {
                 add("-drive", format!("file={card},format=raw,if=none,id=card,cache=unsafe"));
                 add("-device", "virtio-blk-pci,drive=card".to_owned());
                 add("-netdev", "user,id=net".to_owned());
-                add("-device", "virtio-net-pci,netdev=net".to_owned());
+                add("-device", NETWORK_CARD.to_owned());
             }
         }
         add("-dtb", self.device_tree.display().to_string());

@@ -42,7 +42,8 @@ const CONTAINER: &[Test] = &[
     test!(it_runs_what_it_installs_and_a_purge_leaves_nothing),
     test!(a_bad_configuration_is_named_alike_by_unit_and_command),
     test!(an_upgrade_keeps_settings_state_and_identity),
-    test!(the_agent_may_start_prepare_and_nothing_else),
+    test!(the_agent_may_start_what_its_rule_names_and_nothing_else),
+    test!(a_daemon_that_hangs_is_ended_and_begins_anew),
     test!(the_journal_can_be_asked_by_field_and_is_quiet_otherwise),
     test!(what_the_owner_switched_off_stays_off),
     test!(an_installation_that_was_cut_short_is_completed),
@@ -58,6 +59,10 @@ const CARD: &[Test] = &[test!(it_mends_the_cards_boot_file_and_gives_it_back)];
 /// How long anything may take in a machine; an emulated one on a busy host needs most of it.
 const PATIENCE: Duration = Duration::from_secs(300);
 const UNITS: [&str; 3] = ["bramble", "bramble-probe", "bramble-aggregator"];
+/// The one that runs only where its owner switched it on.
+const OPTIONAL: &str = "bramble-kubernetes";
+/// What it does here, where K3s has left it no certificate.
+const ASLEEP: &str = "Type=exec\nWatchdogSec=0\nExecStart=\nExecStart=/usr/bin/sleep infinity";
 
 /// All tests on all machines, named after both.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -268,10 +273,21 @@ fn it_runs_what_it_installs_and_a_purge_leaves_nothing(machine: &mut dyn Machine
     install(machine)?;
     machine.run("rm /etc/bramble/prepare; bramble revert")?.good()?;
 
+    // What only its owner starts goes as well, a join that still waits for its server among it; a sleep stands for both.
+    machine.run("touch /etc/bramble/join")?.good()?;
+    drop_in(machine, OPTIONAL, ASLEEP)?;
+    drop_in(machine, "bramble-join", "ExecStart=\nExecStart=/usr/bin/sleep infinity")?;
+    machine
+        .run(&format!("systemctl enable --now {OPTIONAL} && systemctl start --no-block bramble-join"))?
+        .good()?;
+    until(PATIENCE, "both are at work", || {
+        let optional = property(machine, OPTIONAL, "SubState")?;
+        Ok((optional == "running" && property(machine, "bramble-join", "SubState")? == "start").then_some(()))
+    })?;
     let purged = machine.run("dpkg --purge bramble bramble-aggregator")?.good()?;
     ensure!(!purged.contains("bramble revert"), "it says that something is still applied: {purged}");
-    let running = machine.run("pgrep -x 'bramble.*'")?.out;
-    ensure!(running.is_empty(), "these still run: {running}");
+    let running = machine.run("pgrep -x 'bramble.*'; pgrep -x sleep; ls -d /run/bramble*")?.out;
+    ensure!(running.is_empty(), "this is still there: {running}");
     let left = tree_changes(machine)?;
     ensure!(left.is_empty(), "not as before: {left:#?}");
     Ok(())
@@ -384,19 +400,21 @@ fn an_upgrade_keeps_settings_state_and_identity(machine: &mut dyn Machine) -> Re
     machine.run("dpkg --install /srv/older/*.deb </dev/null")?.good()?;
     let own = "printf '[node]\\nname = \"attic\"\\n' >/etc/bramble/conf.d/own.toml; \
                (umask 077; echo secret >/etc/bramble/mqtt-password; echo other >/etc/bramble/aggregator-mqtt-password); \
-               touch /etc/bramble/prepare; systemctl restart bramble";
+               touch /etc/bramble/prepare; systemctl enable --now bramble-kubernetes; systemctl restart bramble";
+    drop_in(machine, OPTIONAL, ASLEEP)?;
     machine.run(own)?.good()?;
     let sums = machine.run(&format!("stat -c '%n %a %U' {KEPT}; sha256sum {KEPT}"))?.good()?;
     let name = |status: &Value| status["info"]["node"].as_str() == Some("attic");
     until(PATIENCE, "the agent has the owner's name", || Ok(status(machine)?.filter(name)))?;
-    let before = UNITS.map(|unit| starts(machine, unit).unwrap_or_default());
+    let units = UNITS.iter().chain([&OPTIONAL]);
+    let before: Vec<_> = units.map(|unit| Ok((unit, starts(machine, unit)?))).collect::<Result<_>>()?;
 
     install(machine)?;
     let now = machine.run(&format!("stat -c '%n %a %U' {KEPT}; sha256sum {KEPT}"))?.good()?;
     ensure!(now == sums, "before:\n{sums}\nafter:\n{now}");
     expect_active(machine)?;
     until(PATIENCE, "the agent still has the owner's name", || Ok(status(machine)?.filter(name)))?;
-    for (unit, before) in UNITS.into_iter().zip(before) {
+    for (unit, before) in before {
         let count = starts(machine, unit)? - before;
         ensure!(count == 1, "{unit} was started {count} times by one upgrade");
         ensure!(property(machine, unit, "NRestarts")? == "0", "{unit} failed meanwhile");
@@ -410,24 +428,30 @@ fn an_upgrade_keeps_settings_state_and_identity(machine: &mut dyn Machine) -> Re
     Ok(())
 }
 
-fn the_agent_may_start_prepare_and_nothing_else(machine: &mut dyn Machine) -> Result<()> {
+fn the_agent_may_start_what_its_rule_names_and_nothing_else(machine: &mut dyn Machine) -> Result<()> {
+    const ALLOWED: [&str; 3] = ["bramble-prepare", "bramble-obey@identify", "bramble-obey@reboot"];
     install(machine)?;
     let mut ask = |user: &str, verb: &str, unit: &str| {
         machine.run(&format!(
-            "setpriv --reuid={user} --regid={user} --clear-groups systemctl --no-ask-password {verb} {unit}"
+            "setpriv --reuid={user} --regid={user} --clear-groups systemctl --no-ask-password --no-block {verb} {unit}"
         ))
     };
-    ask("bramble", "start", "bramble-prepare.service")?.good().context("the agent may not start prepare")?;
-    for (user, verb, unit) in [
-        ("bramble", "stop", "bramble-prepare.service"),
-        ("bramble", "restart", "bramble-prepare.service"),
-        ("bramble", "reload-or-restart", "bramble-prepare.service"),
-        ("bramble", "restart", "bramble.service"),
-        ("bramble", "restart", "systemd-networkd.service"),
-        ("bramble", "start", "bramble-failed@bramble.service"),
+    for unit in ALLOWED {
+        ask("bramble", "start", unit)?.good().with_context(|| format!("the agent may not start {unit}"))?;
+    }
+    let others =
+        ["stop", "restart", "reload-or-restart"].map(|verb| ALLOWED.map(|unit| ("bramble", verb, unit)));
+    let strangers = ALLOWED.map(|unit| ("daemon", "start", unit));
+    for (user, verb, unit) in others.into_iter().flatten().chain(strangers).chain([
+        // What is asked over MQTT and applied by prepare needs no unit of this name.
+        ("bramble", "start", "bramble-obey@apply"),
+        ("bramble", "restart", "bramble"),
+        ("bramble", "restart", "systemd-networkd"),
+        ("bramble", "start", "bramble-failed@bramble"),
+        ("bramble", "start", "bramble-join"),
+        ("bramble", "start", "bramble-kubernetes"),
         ("bramble", "start", "reboot.target"),
-        ("daemon", "start", "bramble-prepare.service"),
-    ] {
+    ]) {
         let answer = ask(user, verb, unit)?;
         ensure!(
             answer.code != 0 && (answer.err.contains("authentication") || answer.err.contains("denied")),
@@ -436,13 +460,56 @@ fn the_agent_may_start_prepare_and_nothing_else(machine: &mut dyn Machine) -> Re
             answer.err
         );
     }
-    // Its condition is not met, so it was started and did nothing.
-    let told = entries(machine, "UNIT=bramble-prepare.service")?;
-    ensure!(
-        told.iter().any(|entry| field(entry, "MESSAGE").contains("ondition check")),
-        "it was not started: {told:?}"
-    );
+    // What was started looks itself whether its owner wants it.
+    for (unit, said) in [
+        ("bramble-prepare", "ondition check"),
+        ("bramble-obey@identify", "has neither ACT nor led0"),
+        ("bramble-obey@reboot", "reboot is not allowed: it is not listed under [commands]"),
+    ] {
+        until(PATIENCE, &format!("{unit} says {said:?}"), || {
+            let told = machine.run(&format!("journalctl -b --no-pager -o cat --unit={unit}"))?.out;
+            Ok(told.contains(said).then_some(()))
+        })?;
+    }
     ensure!(preparations(machine)? == 0, "it has acted");
+    Ok(())
+}
+
+/// Gives a unit lines of `[Service]` until the next boot, which it takes at its next start.
+fn drop_in(machine: &mut dyn Machine, unit: &str, lines: &str) -> Result<()> {
+    let folder = format!("/run/systemd/system/{unit}.service.d");
+    let write = format!(
+        "mkdir -p {folder} && printf '[Service]\n{lines}\n' >{folder}/bed.conf && systemctl daemon-reload"
+    );
+    machine.run(&write)?.good().map(drop)
+}
+
+fn a_daemon_that_hangs_is_ended_and_begins_anew(machine: &mut dyn Machine) -> Result<()> {
+    install(machine)?;
+    for unit in UNITS {
+        let shipped = property(machine, unit, "WatchdogUSec")?;
+        ensure!(shipped == "1min", "{unit} is waited for {shipped}");
+        drop_in(machine, unit, "WatchdogSec=5\nRestartSec=1")?;
+    }
+    machine.run(&format!("systemctl restart {}", UNITS.join(" ")))?.good()?;
+    // Each gives its proof of life while it lives.
+    sleep(Duration::from_secs(12));
+    for unit in UNITS {
+        ensure!(property(machine, unit, "NRestarts")? == "0", "{unit} was taken for dead");
+        let pid = property(machine, unit, "MainPID")?;
+        machine.run(&format!("kill -STOP {pid}"))?.good()?;
+        until(PATIENCE, &format!("{unit} runs again"), || {
+            let now = (property(machine, unit, "NRestarts")?, property(machine, unit, "SubState")?);
+            Ok((now == ("1".to_owned(), "running".to_owned())).then_some(()))
+        })?;
+        ensure!(property(machine, unit, "MainPID")? != pid, "nothing was ended");
+        let why = entries(machine, &format!("UNIT={unit}.service"))?;
+        let result = "Failed with result 'watchdog'";
+        ensure!(
+            why.iter().any(|entry| field(entry, "MESSAGE").contains(result)),
+            "{unit} ended otherwise: {why:?}"
+        );
+    }
     Ok(())
 }
 

@@ -116,12 +116,14 @@ pub(crate) fn units_are_understood_and_as_hard_as_they_are_meant_to_be() -> Resu
     Ok(())
 }
 
-/// Everything that an installation may change, with the sums of what it may write. systemd itself writes `.updated` at boots.
+/// Everything that an installation may change, with the sums of what it may write, and what Debian remembers of units that were
+/// enabled. systemd itself writes `.updated` at boots.
 pub(crate) const TREE: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root -o -path /srv \
-                    -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/lib/systemd \
+                    -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg \
+                    -o -path '/var/lib/systemd/*' ! -path '/var/lib/systemd/deb-systemd-helper-*' \
                     -o -path /var/tmp -o -name .updated \\) -prune -o -type d -printf '%M %U:%G %p\\n' \
                     -o -printf '%M %U:%G %s %p %l\\n' | sort; \
-                    find /etc /usr/lib/systemd -type f ! -name .updated -exec sha256sum {} + | sort -k 2";
+                    find /etc /usr /var/lib/systemd/deb-systemd-helper-* -type f ! -name .updated -exec sha256sum {} + | sort -k 2";
 /// The accounts: a user stays when a package goes, so that its number is nobody else's later.
 const ACCOUNTS: [&str; 8] = [
     "/etc/passwd",

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    datapath::rights::missing,
+    datapath::rights::{PROGRAMS, missing},
     host::Host,
     notify::{Asked, Service},
     probe::{PROBES, Source, mesh::prober::Prober},
@@ -44,7 +44,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         sources: PROBES
             .iter()
             .filter_map(|probe| Some((probe.id, probe.kernel?)))
-            .map(|(id, open)| (id, open(host).map_err(|e| format!("{e}{}", missing(host)))))
+            .map(|(id, open)| (id, open(host).map_err(|e| format!("{e}{}", missing(host, PROGRAMS)))))
             .collect(),
         wanted: None,
         agent: None,

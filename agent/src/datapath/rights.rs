@@ -2,27 +2,33 @@
 
 use crate::host::Host;
 
-/// What the programs take, and the numbers of all that grant it (linux/capability.h): `CAP_SYS_ADMIN` holds what `CAP_BPF`
-/// and `CAP_PERFMON` were split from, `CAP_DAC_OVERRIDE` reads as well.
-const NEEDED: [(&str, &[u32]); 4] = [
+/// A capability, and the numbers of all that grant what it does (linux/capability.h).
+type Capability = (&'static str, &'static [u32]);
+
+/// What the programs take: `CAP_SYS_ADMIN` holds what `CAP_BPF` and `CAP_PERFMON` were split from, `CAP_DAC_OVERRIDE` reads
+/// as well.
+pub const PROGRAMS: &[Capability] = &[
     ("CAP_BPF", &[39, 21]),
     ("CAP_NET_ADMIN", &[12]),
     ("CAP_PERFMON", &[38, 21]),
     ("CAP_DAC_READ_SEARCH", &[2, 1]),
 ];
+/// What the kernel's log takes where it is not for everybody; `CAP_SYS_ADMIN` once granted it.
+pub const LOG: &[Capability] = &[("CAP_SYSLOG", &[34, 21])];
 
-/// The end of a refusal's sentence: what this process lacks; empty when it lacks nothing, so that the cause is another.
-pub fn missing(host: &Host) -> String {
-    host.text("/proc/self/status").map_or_else(|_| String::new(), |status| of(&status))
+/// The end of a refusal's sentence: what of `needed` this process lacks; empty when it lacks nothing, so that the cause is
+/// another.
+pub fn missing(host: &Host, needed: &[Capability]) -> String {
+    host.text("/proc/self/status").map_or_else(|_| String::new(), |status| of(&status, needed))
 }
 
 /// The same of a `/proc/PID/status`.
-fn of(status: &str) -> String {
+fn of(status: &str, needed: &[Capability]) -> String {
     let held = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let Some(held) = held.and_then(|held| u64::from_str_radix(held.trim(), 16).ok()) else {
         return String::new();
     };
-    let lacking: Vec<&str> = NEEDED
+    let lacking: Vec<&str> = needed
         .iter()
         .filter(|(_, grants)| !grants.iter().any(|number| held >> number & 1 == 1))
         .map(|(name, _)| *name)
@@ -48,7 +54,10 @@ mod tests {
             ),
             ("nonsense", ""),
         ] {
-            assert_eq!(of(&format!("Name:\tx\nCapEff:\t{held}\nCapBnd:\t0\n")), said, "{held}");
+            let status = format!("Name:\tx\nCapEff:\t{held}\nCapBnd:\t0\n");
+            assert_eq!(of(&status, PROGRAMS), said, "{held}");
         }
+        assert_eq!(of("CapEff:\t000000c000001004\n", LOG), "; bramble probe lacks CAP_SYSLOG");
+        assert_eq!(of("CapEff:\t0000000400000000\n", LOG), "");
     }
 }

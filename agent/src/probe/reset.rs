@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use wire::report::{Kind, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Source, Statement};
-use crate::host::{Host, kmsg::Log};
+use crate::{
+    datapath::rights::{LOG, missing},
+    host::{Host, kmsg::Log},
+};
 
 /// The table's row.
 pub(super) const PROBE: Probe = Probe {
@@ -45,7 +48,8 @@ struct Follow {
 
 impl Follow {
     fn open(host: &Host) -> Self {
-        Self { log: host.kernel_log().map_err(|why| why.to_string()), counts: BTreeMap::new() }
+        let log = host.kernel_log().map_err(|why| format!("{why}{}", missing(host, LOG)));
+        Self { log, counts: BTreeMap::new() }
     }
 
     fn take(counts: &mut BTreeMap<String, Trouble>, at_us: u64, text: &str) {

@@ -29,7 +29,11 @@ use wire::{
 use super::{PeerSample, Trip};
 use crate::{
     config::{self, Config},
-    datapath::{DIRECTIONS, MeshPrograms, rights::missing, uplink::Uplink},
+    datapath::{
+        DIRECTIONS, MeshPrograms,
+        rights::{PROGRAMS, missing},
+        uplink::Uplink,
+    },
     host::Host,
 };
 
@@ -105,7 +109,7 @@ impl Prober {
             (config::Stamps::User, _) => Err("probe.stamps is \"user\" in the configuration".to_owned()),
             (config::Stamps::Auto, Some(why)) => Err(why),
             (config::Stamps::Auto, None) => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
-                .map_err(|e| format!("{e}{}", missing(host))),
+                .map_err(|e| format!("{e}{}", missing(host, PROGRAMS))),
         };
         Ok(Self {
             uplink,

@@ -10,6 +10,7 @@ mod deb;
 mod demo;
 mod docs;
 mod ebpf;
+mod figures;
 mod interrupt;
 mod licence;
 mod machine;

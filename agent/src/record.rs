@@ -97,17 +97,25 @@ impl Records {
 
     /// The broker is there: it is told what was given up meanwhile.
     pub fn connected(&mut self, speaker: &Speaker, bus: &Bus) {
+        self.tell_dropped(speaker, bus);
+        self.spool.settle(bus.settled_before());
+    }
+
+    /// The broker has something more, or refuses it. What it refuses is told once it takes something again: it would refuse
+    /// that as well.
+    pub fn settled(&mut self, speaker: &Speaker, bus: &Bus) {
+        if bus.takes_records() {
+            self.tell_dropped(speaker, bus);
+        }
+        self.spool.settle(bus.settled_before());
+    }
+
+    fn tell_dropped(&mut self, speaker: &Speaker, bus: &Bus) {
         let count = bus.dropped() + self.damaged;
         if count > self.told {
             self.told = count;
             self.say(speaker, bus, Happening::Dropped { count });
         }
-        self.settled(bus);
-    }
-
-    /// The broker has something more.
-    pub fn settled(&mut self, bus: &Bus) {
-        self.spool.settle(bus.settled_before());
     }
 
     /// Why records are not kept; `None` while they are.

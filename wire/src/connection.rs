@@ -129,8 +129,6 @@ pub struct Message {
     pub response_topic: Option<String>,
     /// What the answer has to repeat.
     pub correlation: Option<Bytes>,
-    /// What is left of its time; `None` = it has no end.
-    pub expiry: Option<Duration>,
 }
 
 /// The sending half; clones share one outbox.
@@ -185,6 +183,11 @@ pub fn start(settings: Settings) -> (Bus, mpsc::Receiver<Event>) {
 }
 
 impl Bus {
+    /// One that is connected to nothing, for who must not speak yet.
+    pub fn muted() -> Self {
+        Self { shared: Arc::default(), availability: None }
+    }
+
     /// Publishes a retained value, at least once; while it waits, a newer one of the same topic replaces it.
     /// An empty payload removes the topic. A payload over [`MAX_PAYLOAD`] is logged and not sent: brokers end
     /// the connection for it.
@@ -197,7 +200,7 @@ impl Bus {
     }
 
     /// Publishes something that is worth nothing after `expiry`, at least once, not retained; `correlation` goes with an
-    /// answer. What is given up is counted.
+    /// answer.
     pub fn publish_event(
         &self,
         topic: String,
@@ -224,9 +227,20 @@ impl Bus {
         self.shared.lock().outbox.settled_before()
     }
 
-    /// Events that were given up since the start.
+    /// Records that were given up since the start.
     pub fn dropped(&self) -> u64 {
         self.shared.lock().outbox.dropped()
+    }
+
+    /// Whether the broker took the last record that it answered.
+    pub fn takes_records(&self) -> bool {
+        self.shared.lock().outbox.takes_records()
+    }
+
+    /// Whether the broker is there and has everything.
+    pub fn idle(&self) -> bool {
+        let inside = self.shared.lock();
+        inside.connected && inside.outbox.idle()
     }
 
     /// What the broker does not do for us on this connection.
@@ -767,7 +781,6 @@ fn take(
                 retained: publish.retain,
                 response_topic: properties.response_topic,
                 correlation: properties.correlation_data,
-                expiry: properties.message_expiry_interval.map(|s| Duration::from_secs(u64::from(s))),
             })))
         }
         Packet::PubAck(ack) => {

@@ -1,8 +1,8 @@
 //! What is to be said to the broker, and what it has not acknowledged yet. Pure: no sockets, no clock.
 //!
 //! Retained topics keep their newest value, which is said again at every connection. Events keep their order until the
-//! broker has them; at the bound the oldest goes and is counted. What the broker cannot take is left out and
-//! named, and everything else goes on.
+//! broker has them; at the bound the oldest goes. Records, which are told late rather than never, have a bound of their own,
+//! and what is given up of them is counted. What the broker cannot take is left out and named, and everything else goes on.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,10 +17,10 @@ use rumqttc::v5::mqttbytes::{
 
 /// Packets under way to the broker at once; mosquitto grants 20.
 const INFLIGHT: u16 = 16;
-/// Events that are kept, bytes of payload and topic.
-pub const EVENT_BYTES: usize = 256 * 1024;
-/// Events that are kept.
-pub const EVENTS: usize = 2048;
+/// Records that are kept.
+const RECORDS: Load = Load { count: 2048, bytes: 256 * 1024 };
+/// Other events that are kept.
+const EVENTS: Load = Load { count: 256, bytes: 96 * 1024 };
 /// Complaints that are kept; a person reads the first ones.
 const COMPLAINTS: usize = 16;
 
@@ -80,10 +80,12 @@ pub(crate) struct Outbox {
     /// Topics of `latest` that wait, in order, each once.
     waiting: VecDeque<String>,
     events: VecDeque<Happened>,
-    event_bytes: usize,
     /// The next event's number.
     number: u64,
+    /// Records that were given up.
     dropped: u64,
+    /// Whether the last answer to a record was a refusal.
+    record_refused: bool,
     grant: Grant,
     /// Sent on this connection, not yet acknowledged.
     under_way: BTreeMap<u16, Sent>,
@@ -123,6 +125,23 @@ enum Progress {
 impl Happened {
     fn size(&self) -> usize {
         self.topic.len() + self.payload.len()
+    }
+
+    fn is_record(&self) -> bool {
+        self.until.is_none()
+    }
+}
+
+/// Events, and bytes of their payloads and topics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Load {
+    count: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn fits(self, bound: Self) -> bool {
+        self.count <= bound.count && self.bytes <= bound.bytes
     }
 }
 
@@ -179,20 +198,27 @@ impl Outbox {
         self.number += 1;
         let state = Progress::Waiting;
         let happened = Happened { number, topic, payload, correlation, until, state };
-        if happened.size() > EVENT_BYTES {
+        let records = happened.is_record();
+        let bound = if records { RECORDS } else { EVENTS };
+        if happened.size() > bound.bytes {
             // It would push out all the others and then itself.
-            self.dropped += 1;
+            self.dropped += u64::from(records);
             return number;
         }
-        self.event_bytes += happened.size();
         self.events.push_back(happened);
-        while self.events.len() > EVENTS || self.event_bytes > EVENT_BYTES {
-            let Some(oldest) = self.events.pop_front() else { break };
-            self.event_bytes -= oldest.size();
+        while !self.load(records).fits(bound) {
+            let oldest = self.events.iter().position(|event| event.is_record() == records);
+            let Some(oldest) = oldest.and_then(|at| self.events.remove(at)) else { break };
             // On its way it may still arrive; then it is counted although it was not lost.
-            self.dropped += u64::from(oldest.state != Progress::Done);
+            self.dropped += u64::from(records && oldest.state != Progress::Done);
         }
         number
+    }
+
+    /// What is kept of records, or of other events.
+    fn load(&self, records: bool) -> Load {
+        let all = self.events.iter().filter(|event| event.is_record() == records);
+        all.fold(Load::default(), |sum, event| Load { count: sum.count + 1, bytes: sum.bytes + event.size() })
     }
 
     /// All events with a lower number are with the broker, or were given up.
@@ -202,6 +228,10 @@ impl Outbox {
 
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    pub(crate) fn takes_records(&self) -> bool {
+        !self.record_refused
     }
 
     pub(crate) fn complaints(&self) -> &Complaints {
@@ -293,7 +323,6 @@ impl Outbox {
                     Some(left) => Some(left),
                     None => {
                         event.state = Progress::Done;
-                        self.dropped += 1;
                         at += 1;
                         continue;
                     }
@@ -309,7 +338,7 @@ impl Outbox {
                 }
                 None => {
                     self.events[at].state = Progress::Done;
-                    self.dropped += 1;
+                    self.dropped += u64::from(self.events[at].is_record());
                     at += 1;
                     continue;
                 }
@@ -370,28 +399,29 @@ impl Outbox {
     /// The broker has a packet, or refuses it; says what was settled.
     pub(crate) fn acknowledged(&mut self, id: u16, reason: PubAckReason) -> Settled {
         let Some(sent) = self.under_way.remove(&id) else { return Settled::Latest };
+        let taken = matches!(reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers);
         let (topic, settled) = match sent {
             Sent::Filters => return Settled::Latest,
             Sent::Latest(topic) => (topic, Settled::Latest),
             Sent::Event(number, topic) => {
                 if let Some(event) = self.events.iter_mut().find(|event| event.number == number) {
                     event.state = Progress::Done;
+                    if event.is_record() {
+                        self.record_refused = !taken;
+                        self.dropped += u64::from(!taken);
+                    }
                 }
                 self.forget_done();
                 (topic, Settled::Events)
             }
         };
-        match reason {
-            PubAckReason::Success | PubAckReason::NoMatchingSubscribers => {
-                self.changed |= self.complaints.refused.remove(&topic).is_some();
-                if settled == Settled::Latest {
-                    self.forget_removed(&topic);
-                }
+        if taken {
+            self.changed |= self.complaints.refused.remove(&topic).is_some();
+            if settled == Settled::Latest {
+                self.forget_removed(&topic);
             }
-            reason => {
-                self.dropped += u64::from(settled == Settled::Events);
-                self.refused(topic, format!("{reason:?}"));
-            }
+        } else {
+            self.refused(topic, format!("{reason:?}"));
         }
         settled
     }
@@ -416,9 +446,7 @@ impl Outbox {
     }
 
     fn forget_done(&mut self) {
-        while let Some(event) = self.events.pop_front_if(|event| event.state == Progress::Done) {
-            self.event_bytes -= event.size();
-        }
+        while self.events.pop_front_if(|event| event.state == Progress::Done).is_some() {}
     }
 
     fn free_id(&mut self) -> u16 {
@@ -545,7 +573,7 @@ mod tests {
         assert_eq!(publish.properties.unwrap().message_expiry_interval, Some(2));
         outbox.connected("availability", None);
         assert!(sent(&mut outbox, then + Duration::from_secs(4)).is_empty());
-        assert_eq!((outbox.dropped, outbox.idle()), (1, true));
+        assert_eq!((outbox.dropped, outbox.idle()), (0, true), "only records are missed");
     }
 
     #[test]
@@ -569,22 +597,41 @@ mod tests {
         assert_eq!(outbox.settled_before(), numbers[1]);
         outbox.acknowledged(2, PubAckReason::Success);
         assert_eq!((outbox.settled_before(), outbox.idle()), (numbers[2] + 1, true));
-        assert_eq!((outbox.dropped, outbox.event_bytes), (0, 0));
+        assert_eq!((outbox.dropped, outbox.events.len()), (0, 0));
     }
 
     #[test]
-    fn events_beyond_the_bounds_are_counted_and_the_newest_stay() {
+    fn records_beyond_the_bounds_are_counted_and_the_newest_stay() {
         let mut outbox = Outbox::default();
-        for number in 0..EVENTS + 3 {
+        for number in 0..RECORDS.count + 3 {
             record(&mut outbox, &number.to_string());
         }
-        assert_eq!((outbox.events.len(), outbox.dropped, outbox.settled_before()), (EVENTS, 3, 3));
-        record(&mut outbox, &"x".repeat(EVENT_BYTES - 1000));
-        assert!(outbox.event_bytes <= EVENT_BYTES && outbox.dropped > 3);
+        let kept = outbox.load(true);
+        assert_eq!((kept.count, outbox.dropped, outbox.settled_before()), (RECORDS.count, 3, 3));
+        record(&mut outbox, &"x".repeat(RECORDS.bytes - 1000));
+        assert!(outbox.load(true).fits(RECORDS) && outbox.dropped > 3);
         // One that is larger than all may be costs no other one.
-        let before = (outbox.events.len(), outbox.event_bytes, outbox.dropped + 1);
-        record(&mut outbox, &"x".repeat(EVENT_BYTES));
-        assert_eq!((outbox.events.len(), outbox.event_bytes, outbox.dropped), before);
+        let before = (outbox.load(true), outbox.dropped + 1);
+        record(&mut outbox, &"x".repeat(RECORDS.bytes));
+        assert_eq!((outbox.load(true), outbox.dropped), before);
+    }
+
+    #[test]
+    fn whatever_else_waits_no_record_is_given_up_for_it() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        // An outage in which each change is told as an event and as a record.
+        for number in 0..RECORDS.count {
+            let payload = "x".repeat(100);
+            outbox.event("event".to_owned(), payload.into(), None, Duration::from_secs(3600), now);
+            record(&mut outbox, &number.to_string());
+        }
+        assert_eq!((outbox.load(true).count, outbox.load(false).count), (RECORDS.count, EVENTS.count));
+        assert_eq!((outbox.dropped, outbox.settled_before()), (0, 1));
+        outbox.connected("availability", None);
+        let told = sent(&mut outbox, now);
+        assert_eq!(told.iter().filter(|p| &p.topic[..] == b"history").count(), RECORDS.count);
+        assert_eq!(&told.last().unwrap().payload[..], (RECORDS.count - 1).to_string().as_bytes());
+        assert!(outbox.idle());
     }
 
     #[test]
@@ -652,6 +699,13 @@ mod tests {
         record(&mut outbox, "x");
         assert!(outbox.next(now, &mut out));
         outbox.acknowledged(outbox.last_id, PubAckReason::QuotaExceeded);
-        assert_eq!((outbox.dropped, outbox.idle()), (1, true));
+        assert_eq!((outbox.dropped, outbox.takes_records(), outbox.idle()), (1, false, true));
+        record(&mut outbox, "x");
+        outbox.event("event".to_owned(), "x".into(), None, Duration::from_secs(3), now);
+        assert!(outbox.next(now, &mut out) && outbox.next(now, &mut out));
+        outbox.acknowledged(outbox.last_id, PubAckReason::NotAuthorized);
+        assert_eq!((outbox.dropped, outbox.takes_records()), (1, false), "an event is no record");
+        outbox.acknowledged(outbox.last_id - 1, PubAckReason::Success);
+        assert!(outbox.takes_records());
     }
 }

@@ -1,6 +1,6 @@
 //! Fans, from hwmon: how fast they turn, and how fast they are told to.
 
-use wire::report::{Severity, Status, Unit};
+use wire::report::{Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
 
@@ -58,6 +58,7 @@ impl Judge for Fan {
                 drive.map(|drive| float(drive).map(|drive| drive / 2.55)),
             );
         }
+        health.rank(Rank::Diagnostic, |_| true);
         // Only a fan that can be driven and counts its turns can be seen to stand still.
         if let Some((turns, drive)) = stopped {
             let raised = self.still >= STILL;

@@ -1,6 +1,6 @@
 //! File systems: how full they are, and how many errors ext4 has found in itself (it keeps the count over reboots).
 
-use wire::report::{Kind, Severity, Status, Unit};
+use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
 use crate::{facts::mount, host::Host};
@@ -32,6 +32,7 @@ impl Judge for FileSystems {
         let mut health = Health::default();
         usage(seen.host, &mut health);
         errors(seen.host, &mut health);
+        health.rank(Rank::Diagnostic, |id| ["boot-disk-usage", "file-system-errors"].contains(&id));
         health
     }
 }

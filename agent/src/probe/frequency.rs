@@ -1,7 +1,7 @@
 //! The processor's clock and its cap: what the kernel asks for, and on a Raspberry Pi what the firmware really gives.
 
 use serde::{Deserialize, Serialize};
-use wire::report::{Severity, Status, Unit};
+use wire::report::{Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Source, Statement};
 use crate::host::{
@@ -68,6 +68,7 @@ impl Judge for Frequency {
             });
         }
         health.sensor("cpu-clock-cap", "CPU clock cap", Unit::Megahertz, 1.0..=20_000.0, cap);
+        health.rank(Rank::Diagnostic, |_| true);
         health
     }
 }

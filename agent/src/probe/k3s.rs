@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use wire::report::{Kind, Severity, Status, Unit};
+use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
 use crate::host::Host;
@@ -58,6 +58,7 @@ impl Judge for K3s {
             Unit::Count,
             Kind::Total,
         );
+        health.rank(Rank::Diagnostic, |_| true);
         let fresh = self.rose.filter(|(at, _)| seen.now.duration_since(*at) <= TOLD);
         let (status, evidence) = match (fresh, &self.restarts) {
             (Some((at, times)), _) => {

@@ -180,9 +180,9 @@ impl Health {
         self.readings.push((id.to_owned(), Reading { title: title.to_owned(), value, unit, kind, rank }));
     }
 
-    /// Says how much of a person's attention readings deserve, by id.
-    pub fn rank(&mut self, rank: Rank, ids: &[&str]) {
-        let named = self.readings.iter_mut().filter(|(id, _)| ids.contains(&id.as_str()));
+    /// Says how much of a person's attention those readings deserve that `which` takes, by id.
+    pub fn rank(&mut self, rank: Rank, which: impl Fn(&str) -> bool) {
+        let named = self.readings.iter_mut().filter(|(id, _)| which(id));
         named.for_each(|(_, reading)| reading.rank = rank);
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use wire::report::Unit;
+use wire::report::{Rank, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Source};
 use crate::host::vcio::{self, Mailbox};
@@ -62,8 +62,7 @@ impl Judge for Power {
                 volts(f64::from(core_uv) / 1e6),
             );
         }
-        let Some(text) = answer.rails else { return health };
-        let rails = rails(&text);
+        let rails = rails(&answer.rails.unwrap_or_default());
         let mut watts = None;
         for (name, rail) in &rails {
             // Without a cell on its connector the clock's input floats.
@@ -82,6 +81,9 @@ impl Judge for Power {
                 *watts.get_or_insert(0.0) += volts * amperes;
             }
         }
+        health.rank(Rank::Diagnostic, |_| true);
+        // A Pi 5 has a dozen of them.
+        health.rank(Rank::Hidden, |id| id.starts_with("rail-"));
         if let Some(watts) = watts {
             health.sensor(
                 "board-power",

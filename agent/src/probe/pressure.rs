@@ -1,7 +1,7 @@
 //! Pressure stalls (PSI): the share of time in which work waited for the processor, for memory, for a disk. A kernel
 //! without PSI, or with `psi=0`, has none. See Documentation/accounting/psi.rst.
 
-use wire::report::Unit;
+use wire::report::{Rank, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen};
 use crate::host::{Host, Unreadable, Why};
@@ -31,6 +31,7 @@ impl Judge for Pressure {
         for (resource, who, id, title) in RESOURCES {
             health.sensor(id, title, Unit::Percent, 0.0..=100.0, average(seen.host, resource, who));
         }
+        health.rank(Rank::Diagnostic, |_| true);
         health
     }
 }

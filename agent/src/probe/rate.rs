@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use wire::report::{Kind, Unit};
+use wire::report::{Kind, Rank, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen};
 use crate::host::Host;
@@ -53,6 +53,7 @@ impl Judge for Rates {
             health.reading(id, title, rate, Unit::BytePerSecond, Kind::Gauge);
         }
         self.before = Some((seen.now, uplink, now));
+        health.rank(Rank::Diagnostic, |id| id.starts_with("disk-"));
         health
     }
 }

@@ -3,10 +3,13 @@
 //! UAS enclosures that stop to answer, NVMe controllers that fall off their bus, cards that no longer answer their host: each
 //! is told by the driver in a line of its own, and only there.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
-use wire::report::{Kind, Severity, Status, Unit};
+use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Source, Statement};
 use crate::{
@@ -43,17 +46,24 @@ type Counts = Result<BTreeMap<String, Trouble>, String>;
 
 struct Follow {
     log: Result<Log, String>,
+    /// Ports with a drive that speaks no UAS: it has no line of its own, and other devices on USB are no drives.
+    ports: BTreeSet<String>,
     counts: BTreeMap<String, Trouble>,
 }
 
 impl Follow {
     fn open(host: &Host) -> Self {
         let log = host.kernel_log().map_err(|why| format!("{why}{}", missing(host, LOG)));
-        Self { log, counts: BTreeMap::new() }
+        Self { log, ports: BTreeSet::new(), counts: BTreeMap::new() }
     }
 
-    fn take(counts: &mut BTreeMap<String, Trouble>, at_us: u64, text: &str) {
-        let Some(drive) = drive(text) else { return };
+    fn take(ports: &mut BTreeSet<String>, counts: &mut BTreeMap<String, Trouble>, at_us: u64, text: &str) {
+        if let Some(port) = port_of_a_drive(text)
+            && ports.len() < MOST
+        {
+            ports.insert(port.to_owned());
+        }
+        let Some(drive) = drive(text, ports) else { return };
         if counts.len() >= MOST && !counts.contains_key(drive) {
             return;
         }
@@ -69,7 +79,7 @@ impl Source for Follow {
     fn read(&mut self) -> serde_json::Value {
         let counts: Counts = match &mut self.log {
             Ok(log) => {
-                log.follow(|line| Self::take(&mut self.counts, line.at_us, &line.text));
+                log.follow(|line| Self::take(&mut self.ports, &mut self.counts, line.at_us, &line.text));
                 Ok(self.counts.clone())
             }
             Err(why) => Err(why.clone()),
@@ -78,8 +88,14 @@ impl Source for Follow {
     }
 }
 
-/// The drive of which a line tells trouble.
-fn drive(line: &str) -> Option<&str> {
+/// "usb-storage 1-1.2:1.0: USB Mass Storage device detected"
+fn port_of_a_drive(line: &str) -> Option<&str> {
+    let (interface, what) = line.strip_prefix("usb-storage ")?.split_once(": ")?;
+    what.starts_with("USB Mass Storage device detected").then_some(interface.split_once(':')?.0)
+}
+
+/// The drive of which a line tells trouble. `ports` = those of USB that have a drive without UAS.
+fn drive<'a>(line: &'a str, ports: &BTreeSet<String>) -> Option<&'a str> {
     let word =
         |text: &str| -> usize { text.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(text.len()) };
     // "scsi host0: uas_eh_device_reset_handler start"
@@ -87,6 +103,14 @@ fn drive(line: &str) -> Option<&str> {
         line.strip_prefix("scsi ").and_then(|rest| rest.split_once(": "))
     {
         return Some(host);
+    }
+    // "usb 1-1.2: reset high-speed USB device number 4 using xhci_hcd"
+    if let Some((port, what)) = line.strip_prefix("usb ").and_then(|rest| rest.split_once(": "))
+        && ports.contains(port)
+        && what.starts_with("reset ")
+        && what.contains(" USB device number ")
+    {
+        return Some(port);
     }
     // "nvme nvme0: controller is down; will reset: CSTS=...", "nvme nvme0: I/O 5 QID 1 timeout, reset controller"
     if let Some((drive, what)) = line.strip_prefix("nvme ").and_then(|rest| rest.split_once(": "))
@@ -118,6 +142,7 @@ impl Judge for Resets {
         let counts: Counts = seen.kernel("reset").and_then(|counts: Counts| counts);
         let total = counts.as_ref().ok().map(|counts| counts.values().map(|t| t.count).sum::<u64>() as f64);
         health.reading("storage-resets", "Resets and errors of drives", total, Unit::Count, Kind::Total);
+        health.rank(Rank::Diagnostic, |_| true);
         let (status, evidence) = match &counts {
             Err(why) => (Status::Unknown, why.clone()),
             Ok(counts) => told(counts, seen.uptime),
@@ -170,19 +195,43 @@ mod tests {
             ("I/O error, dev sda, sector 0 op 0x0:(READ) flags 0x80700 phys_seg 4 prio class 3", Some("sda")),
             ("blk_update_request: I/O error, dev mmcblk0, sector 1 op 0x1:(WRITE)", Some("mmcblk0")),
             ("I/O error, dev loop3, sector 1", None),
-            ("usb 1-1.2: reset high-speed USB device number 4 using xhci_hcd", None),
+            ("usb 1-1.2: reset high-speed USB device number 4 using xhci_hcd", Some("1-1.2")),
+            ("usb 1-1.3: reset high-speed USB device number 5 using xhci_hcd", None),
+            ("usb 1-1.2: new high-speed USB device number 4 using xhci_hcd", None),
+            ("usb 1-1.2: reset by peer", None),
             ("I/O error, dev ", None),
             ("", None),
         ] {
-            assert_eq!(drive(line), named, "{line}");
+            let ports = BTreeSet::from(["1-1.2".to_owned()]);
+            assert_eq!(drive(line, &ports), named, "{line}");
         }
+        assert_eq!(port_of_a_drive("usb-storage 1-1.2:1.0: USB Mass Storage device detected"), Some("1-1.2"));
+        assert_eq!(
+            port_of_a_drive("usb-storage 1-1.2:1.0: Quirks match for vid 152d pid 0578: 1000000"),
+            None
+        );
+    }
+
+    fn took(lines: &[(u64, &str)]) -> BTreeMap<String, Trouble> {
+        let (mut ports, mut counts) = (BTreeSet::new(), BTreeMap::new());
+        lines.iter().for_each(|(at, line)| Follow::take(&mut ports, &mut counts, at * 1_000_000, line));
+        counts
+    }
+
+    #[test]
+    fn a_reset_on_usb_counts_for_a_drive_once_and_for_nothing_else() {
+        let reset = "usb 2-1: reset SuperSpeed USB device number 2 using xhci_hcd";
+        let uas = "scsi host0: uas_eh_device_reset_handler start";
+        assert!(took(&[(1, reset)]).is_empty(), "a stick for Zigbee");
+        assert_eq!(took(&[(1, uas), (2, reset)]).len(), 1, "UAS has said it already");
+        let drive = "usb-storage 2-1:1.0: USB Mass Storage device detected";
+        assert_eq!(took(&[(1, drive), (9, reset)])["2-1"].count, 1);
     }
 
     #[test]
     fn a_reset_is_raised_for_an_hour_and_counted_until_the_next_boot() {
-        let mut counts = BTreeMap::new();
-        Follow::take(&mut counts, 900_000_000, "scsi host0: uas_eh_device_reset_handler start");
-        Follow::take(&mut counts, 960_000_000, "scsi host0: uas_eh_device_reset_handler start");
+        let line = "scsi host0: uas_eh_device_reset_handler start";
+        let counts = took(&[(900, line), (960, line)]);
         let mut scene = Scene::with_companion();
         let mut judge = (PROBE.judge)();
         assert_eq!(scene.judge(&mut judge).said("storage-resets").unwrap().0, Status::Unknown);
@@ -204,14 +253,9 @@ mod tests {
 
     #[test]
     fn a_log_that_names_any_number_of_drives_is_bounded() {
-        let mut counts = BTreeMap::new();
-        for number in 0..1000 {
-            Follow::take(
-                &mut counts,
-                1,
-                &format!("nvme nvme{number}: controller is down; will reset: CSTS=0x0"),
-            );
-        }
-        assert_eq!(counts.len(), MOST);
+        let lines: Vec<String> =
+            (0..1000).map(|n| format!("nvme nvme{n}: controller is down; will reset: CSTS=0x0")).collect();
+        let lines: Vec<(u64, &str)> = lines.iter().map(|line| (1, line.as_str())).collect();
+        assert_eq!(took(&lines).len(), MOST);
     }
 }

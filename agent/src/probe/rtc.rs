@@ -1,6 +1,6 @@
 //! The battery of the real-time clock, from sysfs: a Pi 5's clock tells its voltage (drivers/rtc/rtc-rpi.c).
 
-use wire::report::Unit;
+use wire::report::{Rank, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen};
 
@@ -32,6 +32,7 @@ impl Judge for Battery {
             };
             health.sensor("rtc-battery", "Clock battery voltage", Unit::Volt, 0.0..=6.0, volts);
         }
+        health.rank(Rank::Diagnostic, |_| true);
         health
     }
 }

@@ -1,7 +1,7 @@
 //! Temperatures, from hwmon: the processor, the board's other chips, NVMe drives. A board whose processor has no hwmon chip is
 //! read from its thermal zone.
 
-use wire::report::Unit;
+use wire::report::{Rank, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen};
 use crate::host::{Host, Unreadable, hwmon::Chip};
@@ -49,6 +49,7 @@ impl Judge for Temperature {
                 _ => {}
             }
         }
+        health.rank(Rank::Diagnostic, |id| id != "cpu-temperature");
         health
     }
 }

@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use wire::report::{Kind, Severity, Status, Unit};
+use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Source, Statement};
 use crate::host::{
@@ -208,6 +208,7 @@ impl Judge for Throttling {
             let count = known.then_some(self.tally(flag).count as f64);
             health.reading(&format!("{}-episodes", FLAGS[flag]), title, count, Unit::Count, Kind::Total);
         }
+        health.rank(Rank::Diagnostic, |_| true);
         let mut state = |id, title, severity, depends_on, flags: &[usize], advice: &str| {
             let raised: Vec<&str> =
                 flags.iter().filter(|&&f| now(f) == Some(true)).map(|&f| FLAGS[f]).collect();

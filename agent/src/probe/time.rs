@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use wire::report::{Kind, Severity, Status, Unit};
+use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
 use crate::host::{Host, Unreadable, clock::Discipline};
@@ -46,6 +46,8 @@ impl Judge for Time {
         let keeper = keeper(seen.host);
         health.about.insert("time-source", keeper.unwrap_or("none that is known").to_owned());
         discipline(&mut health, seen.host.clock_discipline(), keeper);
+        health.rank(Rank::Diagnostic, |id| id == "clock-offset");
+        health.rank(Rank::Hidden, |id| id == "clock-error");
         self.steps(&mut health, seen);
         health
     }

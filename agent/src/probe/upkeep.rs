@@ -2,7 +2,7 @@
 //!
 //! Ubuntu's update-notifier keeps a text with the number; Debian and Raspberry Pi OS have no such file, and so no such reading.
 
-use wire::report::{Kind, Severity, Status, Unit};
+use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
 use crate::{facts::reboot, host::Host};
@@ -36,6 +36,7 @@ impl Judge for Upkeep {
         if let Some(upgrades) = notice.ok().flatten().as_deref().and_then(upgrades) {
             health.reading("pending-upgrades", "Pending upgrades", Some(upgrades), Unit::Count, Kind::Gauge);
         }
+        health.rank(Rank::Diagnostic, |_| true);
         health
     }
 }

@@ -1,7 +1,7 @@
 //! How much of its life the flash has used: eMMC tells by sysfs (`life_time`, `pre_eol_info`, from 7 of JEDEC eMMC 5.0). SD cards
 //! have no such register, and of NVMe only root may ask, so of those there is no such reading.
 
-use wire::report::{Kind, Severity, Status, Unit};
+use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
 
@@ -62,6 +62,7 @@ impl Judge for Wear {
             evidence.push(format!("{device} has used up to {percent} % of its life{spare}"));
             worn.as_mut().expect("it was just put there").0 |= used >= 10 || matches!(stage, Some(2 | 3));
         }
+        health.rank(Rank::Diagnostic, |_| true);
         health.statements.extend(worn.map(|(raised, evidence)| Statement {
             id: "flash-worn",
             subject: None,

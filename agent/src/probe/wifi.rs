@@ -1,6 +1,6 @@
 //! How strong a wireless link is heard, from `/proc/net/wireless`; a kernel without wireless extensions has no such file.
 
-use wire::report::Unit;
+use wire::report::{Rank, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen};
 use crate::host::Unreadable;
@@ -36,6 +36,7 @@ impl Judge for Wifi {
                 health.sensor(&id, &title, Unit::DecibelMilliwatt, -127.0..=-1.0, level);
             }
         }
+        health.rank(Rank::Diagnostic, |_| true);
         health
     }
 }

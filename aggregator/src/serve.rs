@@ -34,6 +34,7 @@ use tokio::{
 };
 use wire::{
     connection::{self, Bus, Event},
+    discovery::HEARD_AFTER,
     farewell,
     report::ONLINE,
     topic::{ClusterTopic, Name, Topic},
@@ -201,7 +202,7 @@ pub async fn run(
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let births = config.home_assistant.births(&name);
-    let mut announce_at = None;
+    let (mut announce_at, mut vouch_at) = (None, None);
     let next = loop {
         let effects = tokio::select! {
             asked = service.asked() => match asked {
@@ -220,6 +221,12 @@ pub async fn run(
             () = at(announce_at) => {
                 announce_at = None;
                 announce(&config, &shared, &bus);
+                vouch_at = Some(Instant::now() + HEARD_AFTER);
+                Vec::new()
+            }
+            () = at(vouch_at) => {
+                vouch_at = None;
+                bus.publish_latest(availability(&config), ONLINE.into(), None);
                 Vec::new()
             }
             _ = ticks.tick() => {
@@ -234,7 +241,12 @@ pub async fn run(
                     }
                     Vec::new()
                 }
-                Some(event) => take(&shared, &bus, &event),
+                Some(event) => {
+                    if matches!(event, Event::Connected) {
+                        vouch_at = Some(Instant::now() + HEARD_AFTER);
+                    }
+                    take(&shared, &bus, &event)
+                }
                 None => anyhow::bail!("the MQTT connection's task has ended"),
             },
         };
@@ -270,6 +282,10 @@ fn announce(config: &Config, shared: &Shared, bus: &Bus) {
     }
 }
 
+fn availability(config: &Config) -> String {
+    Topic::Cluster(ClusterTopic::Availability).in_cluster(&config.cluster)
+}
+
 #[expect(clippy::disallowed_methods, reason = "the aggregator has no Host; these are its certificates")]
 fn broker(config: &Config) -> connection::Settings {
     let mqtt = &config.mqtt;
@@ -277,7 +293,7 @@ fn broker(config: &Config) -> connection::Settings {
         broker: mqtt.broker.clone(),
         client_id: format!("bramble-aggregator-{}", config.cluster),
         user: mqtt.user.clone(),
-        availability: Some(Topic::Cluster(ClusterTopic::Availability).in_cluster(&config.cluster)),
+        availability: Some(availability(config)),
         filters: [
             Topic::filters_of_the_aggregator(&config.cluster),
             config.home_assistant.births(&config.cluster),

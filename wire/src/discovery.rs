@@ -20,6 +20,10 @@ use crate::{
     topic::{ClusterTopic, HomeTopic, Key, Name, NodeTopic, Owner, Platform, Prefix, Topic, Verb},
 };
 
+/// How long Home Assistant takes to make entities of what is announced, and to listen for their values: with a broker that
+/// retains nothing, or does not tell it, what was said before is lost.
+pub const HEARD_AFTER: Duration = Duration::from_secs(5);
+
 /// How devices are announced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -181,7 +185,12 @@ impl Device {
             "value_template": "{{ {true: 'ON', false: 'OFF'}.get(value_json.restart_needed, 'None') }}",
         });
         add("restart-needed", Platform::BinarySensor, measured(restart));
-        // Off instead of unavailable when the node goes: the aggregator vouches for the topic.
+        // Off instead of unavailable when the node goes: the aggregator vouches for the topic, or, where there is none, any word
+        // on it does.
+        let vouched = match &around.hub {
+            Some(_) => json!({"topic": Topic::Cluster(ClusterTopic::Availability).in_cluster(cluster)}),
+            None => json!({"topic": topic(NodeTopic::Availability), "value_template": ONLINE}),
+        };
         let agent = json!({
             "name": "Agent",
             "device_class": "connectivity",
@@ -189,7 +198,7 @@ impl Device {
             "state_topic": topic(NodeTopic::Availability),
             "payload_on": ONLINE,
             "payload_off": OFFLINE,
-            "availability": [{"topic": Topic::Cluster(ClusterTopic::Availability).in_cluster(cluster)}],
+            "availability": [vouched],
         });
         add("agent", Platform::BinarySensor, agent);
         let version = json!({

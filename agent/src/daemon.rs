@@ -17,11 +17,11 @@ use wire::{
     cluster::ClusterInfo,
     command::{Outcome, Request, Response},
     connection::{self, Bus, Event, Message, Settings},
-    discovery::{Around, Device},
+    discovery::{Around, Device, HEARD_AFTER},
     report::{
         self, Finding, FindingState, NodeInfo, NodeState, OFFLINE, ONLINE, Severity, Stamps, Status, Tier,
     },
-    topic::{ClusterTopic, Name, NodeTopic, Owner, Topic, Verb},
+    topic::{ClusterTopic, HomeTopic, Name, NodeTopic, Owner, Topic, Verb},
 };
 
 use crate::{
@@ -33,7 +33,8 @@ use crate::{
     guard::Guard,
     home::Home,
     host::{Host, clock, state::State, systemd},
-    identity, journal,
+    identity::{self, Answer, Question},
+    journal,
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
@@ -72,23 +73,32 @@ const MOST_PEERS: usize = ebpf_records::mesh::MAX_PEERS as usize;
 /// # Errors
 /// The agent's socket cannot be opened, or there is no password for the broker's user. Everything else is a condition.
 pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> anyhow::Result<Asked> {
+    loop {
+        if let Some(asked) = live(config, host, service).await? {
+            return Ok(asked);
+        }
+    }
+}
+
+/// Runs until it is asked for something else, or until it has learned who it is and begins anew as that.
+async fn live(config: &Config, host: &Host, service: &mut Service<'_>) -> anyhow::Result<Option<Asked>> {
     let listener = companion::listen(&config.agent_socket(), 0o666).map_err(anyhow::Error::msg)?;
-    let settled = match identity::settle(config, host, service).await {
-        Ok(settled) => settled,
-        Err(asked) => return Ok(asked),
+    let mut settled = identity::settle(config, host)?;
+    let (bus, mut broker) = match settled.question {
+        // It judges as always, and says nothing yet.
+        Some(_) => (Bus::muted(), mpsc::channel(1).1),
+        None => connection::start(connection(config, &settled.id)?),
     };
-    let id = settled.id.clone();
-    let (bus, mut broker) = connection::start(connection(config, &id)?);
     let (samples, mut companion) = mpsc::channel(4);
     let (wanted, peers_wanted) = tokio::sync::watch::channel(None);
     let (question, mut questions) = mpsc::channel(READERS);
     let answer = tokio::spawn(answer(listener, question));
     let talk = tokio::spawn(talk(config.probe_socket(), samples, peers_wanted));
 
-    let mut agent = Agent::new(config, host, bus, id, wanted);
-    agent.before = settled.before;
-    if settled.is_copy {
-        agent.home.forget();
+    let mut agent = Agent::new(config, host, bus, settled.id, wanted);
+    agent.left = settled.left;
+    if settled.question.is_some() {
+        agent.keep_silent("the broker has not answered yet");
     }
     agent.check();
     agent.judge(Pace::Report);
@@ -99,7 +109,17 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     let mut check = tokio::time::interval_at(tokio::time::Instant::now() + CHECK_EVERY, CHECK_EVERY);
     let asked = loop {
         tokio::select! {
-            asked = service.asked() => break asked,
+            asked = service.asked() => break Some(asked),
+            answer = answer_to(&mut settled.question) => match answer {
+                Answer::Waits(why) => agent.keep_silent(&why),
+                Answer::Known { is_copy } => {
+                    if is_copy {
+                        agent.home.forget();
+                    }
+                    settled.question.take().into_iter().for_each(|question| question.keep(is_copy));
+                    break None;
+                }
+            },
             Some(sample) = companion.recv() => agent.take_sample(sample),
             Some(event) = broker.recv() => agent.take_event(event),
             _ = report.tick() => agent.report(),
@@ -114,6 +134,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             () = at(agent.silent_at()) => agent.companion_is_silent(),
             () = at(agent.want_at) => agent.want(),
             () = at(agent.announce_at) => agent.announce(),
+            () = at(agent.vouch_at) => agent.vouch(),
             () = at(agent.move_out_at) => agent.move_out(),
             () = at(agent.restart.as_ref().map(|(at, _)| *at)) => agent.restart(),
             () = agent.records.keep() => {}
@@ -147,6 +168,13 @@ pub fn connection(config: &Config, id: &str) -> anyhow::Result<Settings> {
         filters: filters(config),
         read: Arc::new(move |file| door.bytes(file).map_err(|e| e.to_string())),
     })
+}
+
+async fn answer_to(question: &mut Option<Question>) -> Answer {
+    match question {
+        Some(question) => question.answer().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn at(instant: Option<Instant>) {
@@ -264,8 +292,8 @@ struct Agent<'a> {
     connected: Option<Instant>,
     refused_messages: u64,
     home: Home,
-    /// The cluster and the name under which this node spoke before.
-    before: Option<(Name, Name)>,
+    /// The clusters and names under which this node spoke before, until the broker has emptied what it said there.
+    left: Vec<(Name, Name)>,
     move_out_at: Option<Instant>,
     desk: Desk,
     /// When the machine is restarted, and who asked for it.
@@ -273,6 +301,7 @@ struct Agent<'a> {
     /// Who speaks for the cluster.
     aggregator: Option<ClusterInfo>,
     announce_at: Option<Instant>,
+    vouch_at: Option<Instant>,
 }
 
 impl<'a> Agent<'a> {
@@ -314,22 +343,47 @@ impl<'a> Agent<'a> {
             connected: None,
             refused_messages: 0,
             home: Home::open(State::new(&config.node.state_dir), place),
-            before: None,
+            left: Vec::new(),
             move_out_at: None,
             desk: Desk::open(State::new(&config.node.state_dir)),
             restart: None,
             aggregator: None,
             announce_at: None,
+            vouch_at: None,
         }
     }
 
-    /// Takes back what this node said under another name, once Home Assistant had the time to hear of the new one: entities
+    /// Nothing may be said before it is known who we are.
+    fn keep_silent(&mut self, why: &str) {
+        self.broker = Err(format!(
+            "nothing is said before the broker has told whether this card was copied, because board, machine or name are \
+             others than before: {why}"
+        ));
+    }
+
+    /// Takes back what this node said under other names, once Home Assistant had the time to hear of the new one: entities
     /// that are still there take an empty message for a broken one.
     fn move_out(&mut self) {
         self.move_out_at = None;
-        let Some((cluster, node)) = self.before.take() else { return };
-        for leaf in NodeTopic::RETAINED {
-            self.bus.publish_latest(Topic::Node(node.clone(), leaf).in_cluster(&cluster), Vec::new(), None);
+        for (cluster, node) in &self.left {
+            let own = NodeTopic::RETAINED.map(|leaf| Topic::Node(node.clone(), leaf).in_cluster(cluster));
+            let device = HomeTopic::Device(Owner::Node(node.clone()));
+            let device = device.below(&self.config.home_assistant.prefix, cluster);
+            for topic in own.into_iter().chain([device]) {
+                self.bus.publish_latest(topic, Vec::new(), None);
+            }
+        }
+    }
+
+    /// What is left elsewhere is remembered until the broker has emptied it.
+    fn moved_out(&mut self) {
+        if self.broker.is_err() || !self.bus.idle() {
+            return;
+        }
+        self.home.settled();
+        if self.move_out_at.is_none() && !self.left.is_empty() {
+            self.left.clear();
+            identity::moved_out(&self.state);
         }
     }
 
@@ -343,8 +397,9 @@ impl<'a> Agent<'a> {
         self.bus.publish_event(topic, serde_json::to_vec(message).expect("a message is JSON"), None, expiry);
     }
 
-    /// Judges the requirements when something happened to the host.
+    /// Notes what the broker has done meanwhile; judges the requirements when something happened to the host.
     fn watch(&mut self) {
+        self.moved_out();
         if self.guard.is_due(self.host, Instant::now()) {
             self.check_and_restore();
             if self.conclude() {
@@ -647,6 +702,16 @@ impl<'a> Agent<'a> {
         let device = Device::of_node(&self.info(), state, &around);
         for (topic, payload) in self.home.announce(&device, Instant::now()) {
             self.bus.publish_latest(topic, payload, None);
+            self.vouch_at = Some(Instant::now() + HEARD_AFTER);
+        }
+    }
+
+    /// Says that this node is there, and who it is: for who heard of it a moment ago, and has only now begun to listen.
+    fn vouch(&mut self) {
+        self.vouch_at = None;
+        self.introduce();
+        if self.restart.is_none() {
+            self.be(ONLINE);
         }
     }
 
@@ -675,7 +740,7 @@ impl<'a> Agent<'a> {
                 self.want_soon();
                 self.judge(Pace::Sample);
                 self.say();
-                self.move_out_at = self.before.is_some().then(|| Instant::now() + ANNOUNCED);
+                self.move_out_at = (!self.left.is_empty()).then(|| Instant::now() + ANNOUNCED);
             }
             Event::Disconnected { why, next_try } => {
                 // One line when it breaks or breaks in another way, not one for each attempt.
@@ -700,7 +765,7 @@ impl<'a> Agent<'a> {
                     self.say();
                 }
             }
-            Event::Settled => self.records.settled(&self.bus),
+            Event::Settled => self.records.settled(&self.speaker, &self.bus),
             Event::Message(Message { topic, payload, retained, .. }) => {
                 if let Err(why) = self.take_message(&topic, &payload, retained) {
                     self.refused_messages += 1;
@@ -851,6 +916,7 @@ impl<'a> Agent<'a> {
     /// Says first that this node goes: who is asked at the same moment hears it, and of two the first by name goes.
     fn restart_soon(&mut self, request: Request) {
         self.be(OFFLINE);
+        self.vouch_at = None;
         self.restart = Some((Instant::now() + ANNOUNCED, request));
     }
 

@@ -18,6 +18,8 @@ pub struct Home {
     state: State,
     place: Place,
     announced: Option<Announced>,
+    /// What stood elsewhere, until the broker has emptied it; as long, the file tells of it.
+    elsewhere: Option<Announced>,
     shape: Option<u64>,
     leave_out_at: Option<Instant>,
 }
@@ -37,7 +39,7 @@ impl Home {
             announced.components.append(&mut announced.gone);
             announced
         });
-        Self { state, place, announced, shape: None, leave_out_at: None }
+        Self { state, place, announced, elsewhere: None, shape: None, leave_out_at: None }
     }
 
     /// What is to be published: nothing while nothing changed. Only to be asked while the broker is there.
@@ -47,6 +49,7 @@ impl Home {
         if self.shape == Some(shape) && !due {
             return Vec::new();
         }
+        let elsewhere = self.elsewhere.as_ref().map(Announced::take_back).unwrap_or_default();
         let (publications, announced) = match (&self.announced, self.leave_out_at) {
             // What is gone stays so for its time, whatever else changes meanwhile.
             (Some(before), Some(_)) if !due => {
@@ -59,10 +62,20 @@ impl Home {
         self.shape = Some(shape);
         self.leave_out_at = (!announced.gone.is_empty()).then(|| now + GONE_FOR);
         if self.announced.as_ref() != Some(&announced) {
-            self.keep(&announced);
-            self.announced = Some(announced);
+            let before = self.announced.replace(announced);
+            self.elsewhere = self.elsewhere.take().or(before.filter(|before| before.place != self.place));
+            if self.elsewhere.is_none() {
+                self.keep();
+            }
         }
-        publications
+        [elsewhere, publications].concat()
+    }
+
+    /// The broker has everything that was to be published: nothing is left elsewhere.
+    pub fn settled(&mut self) {
+        if self.elsewhere.take().is_some() {
+            self.keep();
+        }
     }
 
     /// Home Assistant or the broker is new, and has to be told everything.
@@ -79,14 +92,14 @@ impl Home {
 
     /// Nothing is announced any more.
     pub fn forget(&mut self) {
-        self.announced = None;
+        (self.announced, self.elsewhere) = (None, None);
         if let Err(why) = self.state.remove(FILE) {
             tracing::warn!("what Home Assistant was told cannot be forgotten: {why}");
         }
     }
 
-    fn keep(&self, announced: &Announced) {
-        let text = serde_json::to_string(announced).expect("an announcement is JSON");
+    fn keep(&self) {
+        let text = serde_json::to_string(&self.announced).expect("an announcement is JSON");
         if let Err(why) = self.state.write(FILE, &text) {
             tracing::warn!(
                 "what Home Assistant was told cannot be kept: {why}; what goes may stay there as a ghost"
@@ -152,6 +165,22 @@ mod tests {
         assert!(home.announce(&device(&state), start + GONE_FOR * 9).is_empty());
 
         assert_eq!(home.topics(), ["homeassistant/device/n1/bramble-home/config"]);
+
+        // Another name: whoever is killed before the broker has emptied the old topic takes it back again.
+        let attic = Owner::Node(wire::topic::Name::new("attic").unwrap());
+        let open = || Home::open(State::new(&directory), Place { owner: attic.clone(), ..place.clone() });
+        let old = ("homeassistant/device/n1/bramble-home/config".to_owned(), Vec::new());
+        let takes_back = |home: &mut Home| home.announce(&device(&state), start).contains(&old);
+        let mut home = open();
+        assert!(takes_back(&mut home));
+        home.begin_anew(start);
+        assert!(takes_back(&mut home), "the connection broke");
+        let mut home = open();
+        assert!(takes_back(&mut home), "it was killed");
+        home.settled();
+        home.begin_anew(start);
+        assert!(!takes_back(&mut home) && !takes_back(&mut open()));
+
         home.forget();
         assert!(open().topics().is_empty());
         std::fs::remove_dir_all(&directory).unwrap();

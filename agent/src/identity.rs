@@ -11,6 +11,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::mpsc,
+    time::{Interval, interval},
+};
 use wire::{
     connection::{self, Event, Message, Settings},
     report::{self, NodeInfo, ONLINE},
@@ -21,7 +25,6 @@ use crate::{
     config::Config,
     facts::board,
     host::{Host, state::State},
-    notify::{Asked, Service},
     random,
 };
 
@@ -43,17 +46,20 @@ struct Identity {
     node: Name,
     /// Whether a broker was ever told of it; of an id that was not, nobody else speaks.
     told: bool,
+    /// The clusters and names under which it spoke before, whose topics the broker may still have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    left: Vec<(Name, Name)>,
 }
 
-/// What came of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Who we are.
+#[derive(Debug)]
 pub struct Settled {
     /// The id.
     pub id: String,
-    /// The cluster and the name under which this node spoke before, when they were others: its topics are to be emptied.
-    pub before: Option<(Name, Name)>,
-    /// Whether this card is a copy: what the original announced is the original's.
-    pub is_copy: bool,
+    /// The clusters and names under which this node spoke before: their topics are to be emptied.
+    pub left: Vec<(Name, Name)>,
+    /// What is asked at the broker about it. As long, nothing is said under the id: it may be another one's.
+    pub question: Option<Question>,
 }
 
 /// The id that was kept, for who only speaks of it.
@@ -64,8 +70,8 @@ pub fn kept(config: &Config) -> Option<String> {
 /// Finds out who we are; asks at the broker only when something of it changed.
 ///
 /// # Errors
-/// What was asked of the service meanwhile: to end, or to begin anew.
-pub async fn settle(config: &Config, host: &Host, service: &mut Service<'_>) -> Result<Settled, Asked> {
+/// There is no password for the broker's user.
+pub fn settle(config: &Config, host: &Host) -> anyhow::Result<Settled> {
     let state = State::new(&config.node.state_dir);
     let now = Identity {
         id: format!("{:08x}", random::u32()),
@@ -74,42 +80,33 @@ pub async fn settle(config: &Config, host: &Host, service: &mut Service<'_>) -> 
         cluster: config.node.cluster.clone(),
         node: config.node.name.clone(),
         told: false,
+        left: Vec::new(),
     };
     let before = match read(&state) {
         Some(before) if before.told => before,
         before => {
             let settled = untold(before, now);
             keep(&state, &settled);
-            return Ok(Settled { id: settled.id, before: None, is_copy: false });
+            return Ok(Settled { id: settled.id, left: settled.left, question: None });
         }
     };
-    if (Identity { id: before.id.clone(), told: true, ..now.clone() }) == before {
-        return Ok(Settled { id: before.id, before: None, is_copy: false });
-    }
-    service.ready("asking at the broker whether this card was copied");
-    let settled = match is_alive(config, &before, &now.id, service).await? {
-        true => {
-            tracing::warn!(
-                "somebody speaks under the id {}: this card is a copy, and is {} now",
-                before.id,
-                now.id
-            );
-            Settled { id: now.id.clone(), before: None, is_copy: true }
-        }
-        false => {
-            let names = (before.cluster.clone(), before.node.clone());
-            let moved = names != (now.cluster.clone(), now.node.clone());
-            Settled { id: before.id, before: moved.then_some(names), is_copy: false }
-        }
-    };
-    keep(&state, &Identity { id: settled.id.clone(), told: !settled.is_copy, ..now });
-    Ok(settled)
+    let (id, left) = (before.id.clone(), before.left.clone());
+    let same = Identity { id: id.clone(), told: true, left: left.clone(), ..now.clone() } == before;
+    let question = if same { None } else { Some(Question::ask(config, state, before, now)?) };
+    Ok(Settled { id, left, question })
 }
 
 /// The broker is about to be told of us.
 pub fn told(state: &State) {
     if let Some(identity) = read(state).filter(|identity| !identity.told) {
         keep(state, &Identity { told: true, ..identity });
+    }
+}
+
+/// The broker has emptied what was left under other names.
+pub fn moved_out(state: &State) {
+    if let Some(identity) = read(state).filter(|identity| !identity.left.is_empty()) {
+        keep(state, &Identity { left: Vec::new(), ..identity });
     }
 }
 
@@ -145,51 +142,94 @@ fn keep(state: &State, identity: &Identity) {
     }
 }
 
-/// Whether somebody speaks under the id of `before`. Waits for the broker as long as it takes: whoever guesses makes a second
-/// device, or empties the original's topics.
-async fn is_alive(
-    config: &Config,
-    before: &Identity,
-    own: &str,
-    service: &mut Service<'_>,
-) -> Result<bool, Asked> {
-    let settings = Settings {
-        client_id: format!("bramble-{own}"),
-        availability: None,
-        filters: Topic::filters_of_who_asks(&before.cluster),
-        ..match crate::daemon::connection(config, own) {
-            Ok(settings) => settings,
-            // The agent says it a moment later, and ends.
-            Err(_) => return Ok(false),
+/// Whether somebody speaks under the id that was kept. Waits for the broker as long as it takes: whoever guesses makes a
+/// second device, or empties the original's topics.
+#[derive(Debug)]
+pub struct Question {
+    state: State,
+    before: Identity,
+    now: Identity,
+    inquiry: Inquiry,
+    events: mpsc::Receiver<Event>,
+    connected: Option<Instant>,
+    looks: Interval,
+}
+
+/// What is known of it by now.
+#[derive(Debug)]
+pub enum Answer {
+    /// The broker cannot be asked, and why.
+    Waits(String),
+    /// Whether somebody speaks under the id: then this card is a copy, and what was announced is the original's.
+    Known {
+        /// So it is.
+        is_copy: bool,
+    },
+}
+
+impl Question {
+    fn ask(config: &Config, state: State, before: Identity, now: Identity) -> anyhow::Result<Self> {
+        let settings = Settings {
+            availability: None,
+            filters: Topic::filters_of_who_asks(&before.cluster),
+            ..crate::daemon::connection(config, &now.id)?
+        };
+        let (_bus, events) = connection::start(settings);
+        let inquiry = Inquiry::of(&before, config.report.interval * 3 + config.mqtt.broker.will_delay);
+        let looks = interval(Duration::from_millis(250));
+        Ok(Self { state, before, now, inquiry, events, connected: None, looks })
+    }
+
+    /// The next thing that is known. Cancel-safe.
+    pub async fn answer(&mut self) -> Answer {
+        loop {
+            if let Some(is_copy) = self.connected.and_then(|at| self.inquiry.verdict(at.elapsed())) {
+                return Answer::Known { is_copy };
+            }
+            tokio::select! {
+                _ = self.looks.tick() => {}
+                Some(event) = self.events.recv() => match event {
+                    Event::Connected => self.connected = Some(Instant::now()),
+                    Event::Disconnected { why, .. } => {
+                        self.connected = None;
+                        return Answer::Waits(why);
+                    }
+                    Event::Message(message) => self.inquiry.hear(&message),
+                    Event::Settled | Event::Complaints => {}
+                },
+            }
         }
-    };
-    let (_bus, mut events) = connection::start(settings);
-    let mut inquiry = Inquiry::of(before, config.report.interval * 3 + config.mqtt.broker.will_delay);
-    let mut connected: Option<Instant> = None;
-    loop {
-        if let Some(alive) = connected.and_then(|at| inquiry.verdict(at.elapsed())) {
-            return Ok(alive);
+    }
+
+    /// Notes who we are, for the next [`settle`].
+    pub fn keep(self, is_copy: bool) {
+        if is_copy {
+            tracing::warn!(
+                "somebody speaks under the id {}: this card is a copy, and is {} now",
+                self.before.id,
+                self.now.id
+            );
         }
-        tokio::select! {
-            asked = service.asked() => return Err(asked),
-            () = tokio::time::sleep(Duration::from_millis(250)) => {}
-            event = events.recv() => match event {
-                Some(Event::Connected) => connected = Some(Instant::now()),
-                Some(Event::Disconnected { why, .. }) => {
-                    connected = None;
-                    service.status(&format!("waiting for the broker, to learn whether this card was copied: {why}"));
-                }
-                Some(Event::Message(message)) => inquiry.hear(&message),
-                Some(_) => {}
-                None => return Ok(false),
-            },
-        }
+        keep(&self.state, &concluded(self.before, self.now, is_copy));
     }
 }
 
+/// Who we are when a broker was told of who we were.
+fn concluded(before: Identity, now: Identity, is_copy: bool) -> Identity {
+    if is_copy {
+        return now;
+    }
+    let mut left = before.left;
+    left.push((before.cluster, before.node));
+    left.retain(|names| *names != (now.cluster.clone(), now.node.clone()));
+    Identity { id: before.id, told: true, left, ..now }
+}
+
 /// What was heard of who has the id.
-struct Inquiry<'a> {
-    before: &'a Identity,
+#[derive(Debug)]
+struct Inquiry {
+    id: String,
+    cluster: Name,
     /// Within this time, who is there speaks, and who is not is declared offline.
     patience: Duration,
     /// Whether the broker says that it is connected, by name.
@@ -199,19 +239,20 @@ struct Inquiry<'a> {
     spoke: Vec<Name>,
 }
 
-impl<'a> Inquiry<'a> {
-    fn of(before: &'a Identity, patience: Duration) -> Self {
+impl Inquiry {
+    fn of(before: &Identity, patience: Duration) -> Self {
+        let (id, cluster) = (before.id.clone(), before.cluster.clone());
         let (bearers, online) = (BTreeMap::new(), BTreeMap::new());
-        Self { before, patience, bearers, online, spoke: Vec::new() }
+        Self { id, cluster, patience, bearers, online, spoke: Vec::new() }
     }
 
     fn hear(&mut self, message: &Message) {
-        let Ok(Topic::Node(name, leaf)) = Topic::parse(&message.topic, &self.before.cluster) else { return };
+        let Ok(Topic::Node(name, leaf)) = Topic::parse(&message.topic, &self.cluster) else { return };
         match leaf {
             NodeTopic::Info => {
-                let info = report::read::<NodeInfo>(&message.payload, &self.before.cluster, &name);
+                let info = report::read::<NodeInfo>(&message.payload, &self.cluster, &name);
                 let Ok(info) = info else { return };
-                self.bearers.insert(name.clone(), info.id == self.before.id);
+                self.bearers.insert(name.clone(), info.id == self.id);
             }
             NodeTopic::Availability => {
                 self.online.insert(name.clone(), message.payload == ONLINE.as_bytes());
@@ -250,7 +291,26 @@ mod tests {
             cluster: Name::new("home").unwrap(),
             node: Name::new("n1").unwrap(),
             told: false,
+            left: Vec::new(),
         }
+    }
+
+    #[test]
+    fn names_that_were_left_are_kept_until_they_are_emptied_and_never_the_present_one() {
+        let named = |node: &str| Identity { node: Name::new(node).unwrap(), ..before() };
+        let mut identity = Identity { told: true, ..before() };
+        for (node, left) in
+            [("attic", vec!["n1"]), ("roof", vec!["n1", "attic"]), ("n1", vec!["attic", "roof"])]
+        {
+            let now = Identity { id: "00000001".to_owned(), serial: None, ..named(node) };
+            identity = concluded(identity, now, false);
+            let names: Vec<&str> = identity.left.iter().map(|(_, node)| node.as_str()).collect();
+            assert_eq!((names, identity.id.as_str(), identity.told), (left, "7f3a91c2", true));
+            let text = serde_json::to_string(&identity).unwrap();
+            assert_eq!(serde_json::from_str::<Identity>(&text).unwrap(), identity);
+        }
+        let copy = Identity { id: "00000001".to_owned(), ..before() };
+        assert_eq!(concluded(identity, copy.clone(), true), copy, "what the original left is the original's");
     }
 
     #[test]

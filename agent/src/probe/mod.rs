@@ -368,4 +368,101 @@ mod tests {
             assert!(PROBES[..i].iter().all(|p| p.id != probe.id), "{} stands twice", probe.id);
         }
     }
+
+    /// A Pi 5 with all that the probes of the agent know, as far as a tree can have it.
+    fn rich() -> scene::Scene {
+        let mut scene = scene::Scene::with_companion();
+        for (path, text) in [
+            ("/proc/stat", "cpu  1 0 1 1 1 0 0 0 0 0\nbtime 1763870000\n"),
+            ("/proc/meminfo", "MemTotal: 8000 kB\nMemAvailable: 4000 kB\n"),
+            ("/proc/pressure/cpu", "some avg10=0.00 avg60=1.00 avg300=0.00 total=1\n"),
+            ("/proc/pressure/memory", "full avg10=0.00 avg60=1.00 avg300=0.00 total=1\n"),
+            ("/proc/pressure/io", "full avg10=0.00 avg60=1.00 avg300=0.00 total=1\n"),
+            (
+                "/proc/net/route",
+                "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+                 eth0\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n",
+            ),
+            ("/sys/class/net/eth0/statistics/rx_bytes", "1\n"),
+            ("/sys/class/net/eth0/statistics/tx_bytes", "1\n"),
+            ("/proc/diskstats", " 259 0 nvme0n1 1 0 8 0 1 0 16 0\n"),
+            ("/proc/net/wireless", "|\n|\nwlan0: 0000   54.  -56.  -256 0 0 0 0 0 0\n"),
+            ("/sys/class/hwmon/hwmon0/name", "cpu_thermal\n"),
+            ("/sys/class/hwmon/hwmon0/temp1_input", "48312\n"),
+            ("/sys/class/hwmon/hwmon1/name", "rp1_adc\n"),
+            ("/sys/class/hwmon/hwmon1/temp1_input", "48312\n"),
+            ("/sys/class/hwmon/hwmon2/name", "pwmfan\n"),
+            ("/sys/class/hwmon/hwmon2/fan1_input", "3021\n"),
+            ("/sys/class/hwmon/hwmon2/pwm1", "125\n"),
+            ("/sys/class/hwmon/hwmon3/name", "nvme\n"),
+            ("/sys/class/hwmon/hwmon3/temp1_input", "39850\n"),
+            ("/sys/class/hwmon/hwmon4/name", "rpi_volt\n"),
+            ("/sys/class/hwmon/hwmon4/in0_lcrit_alarm", "0\n"),
+            ("/sys/class/rtc/rtc0/battery_voltage", "3041200\n"),
+            ("/sys/devices/system/cpu/cpufreq/policy0/scaling_cur_freq", "2400000\n"),
+            ("/sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq", "2400000\n"),
+            ("/sys/fs/ext4/nvme0n1p2/errors_count", "0\n"),
+            ("/sys/block/mmcblk0/device/life_time", "0x01 0x02\n"),
+            ("/var/lib/update-notifier/updates-available", "1 package can be updated.\n"),
+        ] {
+            scene.write(path, text);
+        }
+        scene.link("/sys/class/hwmon/hwmon3/device", "../../nvme0");
+        scene.link("/run/systemd/units/invocation:k3s.service", "0123456789abcdef0123456789abcdef");
+        let rails = "3V3_SYS_A current(1)=0.12A\n3V3_SYS_V volt(9)=3.3V\nEXT5V_V volt(24)=5.05V";
+        let answer = serde_json::json!({"core_uv": 876_800, "rails": rails});
+        scene.sources.insert("power".to_owned(), Ok(answer));
+        scene
+    }
+
+    #[test]
+    fn every_reading_stands_where_a_person_looks_for_it() {
+        use Rank::{Diagnostic, Hidden, Main};
+        let scene = rich();
+        let known = BTreeMap::from([
+            ("board-power", Main),
+            ("clock-error", Hidden),
+            ("core-voltage", Diagnostic),
+            ("cpu-clock", Diagnostic),
+            ("cpu-clock-cap", Diagnostic),
+            ("cpu-pressure", Diagnostic),
+            ("cpu-temperature", Main),
+            ("cpu-usage", Main),
+            ("disk-read", Diagnostic),
+            ("disk-written", Diagnostic),
+            ("dropped-packets", Hidden),
+            ("fan-drive", Diagnostic),
+            ("fan-speed", Diagnostic),
+            ("file-system-errors", Diagnostic),
+            ("frequency-capped-episodes", Diagnostic),
+            ("soft-temperature-limit-episodes", Diagnostic),
+            ("throttled-episodes", Diagnostic),
+            ("under-voltage-episodes", Diagnostic),
+            ("io-pressure", Diagnostic),
+            ("k3s-restarts", Diagnostic),
+            ("last-boot", Diagnostic),
+            ("memory-pressure", Diagnostic),
+            ("memory-usage", Main),
+            ("mmcblk0-life-used", Diagnostic),
+            ("network-received", Main),
+            ("network-sent", Main),
+            ("nvme0-temperature", Diagnostic),
+            ("pending-upgrades", Diagnostic),
+            ("rail-3v3-sys-voltage", Hidden),
+            ("rp1-temperature", Diagnostic),
+            ("rtc-battery", Diagnostic),
+            ("storage-resets", Diagnostic),
+            ("supply-voltage", Diagnostic),
+            ("wlan0-signal", Diagnostic),
+            ("worst-probe-loss", Main),
+            ("worst-round-trip", Main),
+        ]);
+        let seen: BTreeMap<String, Rank> = PROBES
+            .iter()
+            .flat_map(|probe| scene.judge(&mut (probe.judge)()).readings)
+            .map(|(id, reading)| (id, reading.rank))
+            .collect();
+        let seen: BTreeMap<&str, Rank> = seen.iter().map(|(id, rank)| (id.as_str(), *rank)).collect();
+        assert_eq!(seen, known);
+    }
 }

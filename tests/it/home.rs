@@ -134,6 +134,47 @@ pub(crate) fn another_name_takes_the_entities_along_and_leaves_nothing_behind() 
     })
 }
 
+pub(crate) fn a_name_that_was_left_is_emptied_although_the_agent_was_killed_over_it() -> Result<()> {
+    let mut lab = bed()?;
+    let listener = lab.broker().listen("#")?;
+    wait_until_whole(&listener, "n3")?;
+    let path = config(lab.node("n3")?);
+    fs::write(&path, fs::read_to_string(&path)?.replace("name = \"n3\"", "name = \"attic\""))?;
+    lab.node_mut("n3")?.start_agent()?;
+    until(SETTLING * 2, "the new name is announced", || Ok(listener.newest(&device_of("attic"))))?;
+    lab.node_mut("n3")?.agent().context("the agent runs")?.kill();
+    ensure!(!left(&listener, "n3").is_empty(), "it was killed too late");
+    lab.node_mut("n3")?.start_agent()?;
+    logged(&lab, || {
+        wait_until_whole(&listener, "attic")?;
+        wait_until_nothing_is_left(&listener, "n3")
+    })
+}
+
+pub(crate) fn an_agent_that_may_not_speak_yet_sees_and_answers() -> Result<()> {
+    let mut lab = bed()?;
+    let listener = lab.broker().listen("#")?;
+    wait_until_whole(&listener, "n3")?;
+    drop(listener);
+    lab.broker_goes_away();
+    let path = config(lab.node("n3")?);
+    fs::write(&path, fs::read_to_string(&path)?.replace("name = \"n3\"", "name = \"attic\""))?;
+    lab.node_mut("n3")?.start_agent()?;
+    until(SETTLING, "it answers, and says why it is silent", || {
+        let status = lab.node("n3")?.status().ok();
+        let why = status.as_ref().and_then(|status| status["broker_why"].as_str()).unwrap_or_default();
+        let judged = status.as_ref().and_then(|status| status["findings"]["findings"].as_array());
+        let judged = judged.is_some_and(|findings| !findings.is_empty());
+        Ok((why.contains("whether this card was copied") && judged).then_some(()))
+    })
+    .with_context(|| lab.logs())?;
+    lab.broker_comes_back()?;
+    let listener = lab.broker().listen("#")?;
+    logged(&lab, || wait_until_whole(&listener, "attic"))?;
+    ensure!(left(&listener, "n3").is_empty(), "{:?}", left(&listener, "n3"));
+    Ok(())
+}
+
 pub(crate) fn a_copied_card_gets_an_id_of_its_own_and_harms_nothing_of_the_originals() -> Result<()> {
     let mut lab = bed()?;
     let listener = lab.broker().listen("#")?;

@@ -107,6 +107,7 @@ const TESTS: &[&[Test]] = &[
         Checkout every_row_of_a_table_is_its_files_name,
         Checkout every_file_says_what_it_is,
         Checkout every_path_in_the_architecture_exists,
+        Checkout every_setting_in_the_documents_is_one,
         Checkout nobodys_home_stands_in_the_sources,
     ],
     tests![
@@ -166,6 +167,7 @@ const TESTS: &[&[Test]] = &[
         Root a_reload_without_the_password_is_told_and_keeps_the_old_configuration,
         Checkout the_password_that_systemd_hands_over_is_read_also_where_its_file_is_named,
         Checkout an_aggregator_whose_new_address_is_taken_keeps_the_old_one,
+        RootAndTime with_a_broker_that_retains_nothing_availability_follows_each_announcement,
         RootAndTime a_restart_is_not_seen_and_an_end_is_after_the_wills_delay,
     ],
     tests![
@@ -186,6 +188,8 @@ const TESTS: &[&[Test]] = &[
         Root when_home_assistant_starts_everything_is_said_again_a_little_later,
         Root a_node_that_is_gone_is_forgotten_by_the_aggregators_word,
         Root another_name_takes_the_entities_along_and_leaves_nothing_behind,
+        Root a_name_that_was_left_is_emptied_although_the_agent_was_killed_over_it,
+        Root an_agent_that_may_not_speak_yet_sees_and_answers,
         Root a_copied_card_gets_an_id_of_its_own_and_harms_nothing_of_the_originals,
         RootAndTime a_hundred_rounds_of_coming_and_being_forgotten_leave_nothing,
     ],

@@ -34,7 +34,7 @@ use wire::{
     broker::Raw,
     connection::{self, Bus, Event, Settings},
     report::NodeRecord,
-    topic::{Name, Topic},
+    topic::{HomeTopic, Key, Name, NodeTopic, Owner, Platform, Prefix, Topic},
 };
 
 use crate::programs;
@@ -408,6 +408,10 @@ impl Ear {
         self.heard.lock().map(|heard| heard.get(topic).cloned().unwrap_or_default()).unwrap_or_default()
     }
 
+    fn topics(&self) -> BTreeSet<String> {
+        self.heard.lock().map(|heard| heard.keys().cloned().collect()).unwrap_or_default()
+    }
+
     fn until_heard(&self, topic: &str, payload: &str) -> Result<()> {
         until(PATIENCE, &format!("{topic} says {payload}"), || {
             Ok((self.all(topic).last().map(String::as_str) == Some(payload)).then_some(()))
@@ -428,29 +432,41 @@ pub(crate) fn what_the_shipped_access_list_refuses_is_named_and_nothing_of_ours_
     );
     let broker = Broker::start(&folder, &format!("acl_file {list}"), &[listener])?;
     let (home, n1) = (Name::new("home")?, Name::new("n1")?);
-    let own_topics: Vec<String> = wire::topic::NodeTopic::RETAINED
+    let prefix = Prefix::default();
+    let announced = |owner: &Owner| {
+        let one = HomeTopic::Component(owner.clone(), Platform::Sensor, Key::of("phase"));
+        [HomeTopic::Device(owner.clone()), one].map(|topic| topic.below(&prefix, &home))
+    };
+    let (of_n1, of_n2) = (Owner::Node(n1.clone()), Owner::Node(Name::new("n2")?));
+    let ([own_device, own_component], [device, component]) = (announced(&of_n1), announced(&of_n2));
+    let own_topics: Vec<String> = NodeTopic::RETAINED
         .into_iter()
-        .chain([wire::topic::NodeTopic::Event, wire::topic::NodeTopic::History])
+        .chain([NodeTopic::Event, NodeTopic::History])
         .map(|leaf| Topic::Node(n1.clone(), leaf).in_cluster(&home))
+        .chain(announced(&of_n1))
         .collect();
-    let strange =
-        ["bramble/home/node/n2/state", "bramble/home/cluster/state", "homeassistant/device/n2/x/config"];
-    let speak = |user: &str, filters: Vec<String>, topics: &[&str]| -> Result<BTreeSet<String>> {
-        let (certificate, key) = folder.pair(user, &authority.client(user, "users")?)?;
-        let raw = Raw {
-            tls: Some(true),
-            ca: Some(ca.clone()),
-            certificate: Some(certificate),
-            key: Some(key),
-            ..at(broker.ports[0])
+    let strange = ["bramble/home/node/n2/state", "bramble/home/cluster/state", &device, &component];
+    let client =
+        |user: &str, id: &str, filters: Vec<String>, availability: Option<String>| -> Result<Voice> {
+            let (certificate, key) = folder.pair(user, &authority.client(user, "users")?)?;
+            let raw = Raw {
+                tls: Some(true),
+                ca: Some(ca.clone()),
+                certificate: Some(certificate),
+                key: Some(key),
+                ..at(broker.ports[0])
+            };
+            let client_id = format!("bramble-{id}-{user}");
+            let mut voice = Voice::start(Settings { filters, availability, client_id, ..settings(&raw)? })?;
+            ensure!(voice.outcome()?.is_none(), "{user} is refused");
+            Ok(voice)
         };
-        let availability = Some(match user {
+    let speak = |user: &str, filters: Vec<String>, topics: &[&str]| -> Result<BTreeSet<String>> {
+        let availability = match user {
             "aggregator" => "bramble/home/cluster/availability".to_owned(),
             user => format!("bramble/home/node/{user}/availability"),
-        });
-        let client_id = format!("bramble-{user}");
-        let mut voice = Voice::start(Settings { filters, availability, client_id, ..settings(&raw)? })?;
-        ensure!(voice.outcome()?.is_none(), "{user} is refused");
+        };
+        let mut voice = client(user, "speaks", filters, Some(availability))?;
         for topic in topics {
             voice.bus.publish_latest((*topic).to_owned(), b"{}".to_vec(), None);
         }
@@ -475,10 +491,52 @@ pub(crate) fn what_the_shipped_access_list_refuses_is_named_and_nothing_of_ours_
         refused.iter().map(String::as_str).eq(strange.iter().copied().collect::<BTreeSet<_>>()),
         "{refused:?}"
     );
-    let mut all = Topic::filters_of_the_aggregator(&home);
-    all.push("bramble/home/cluster/#".to_owned());
-    let refused = speak("aggregator", all, &["bramble/home/cluster/state", "bramble/home/cluster/alert/x"])?;
+    let [of_cluster, one_of_cluster] = announced(&Owner::Cluster);
+    let (info, alert) = ("bramble/home/cluster/info", "bramble/home/cluster/alert/x");
+    // The announcements of a node as well: it may have to be forgotten.
+    let all = ["bramble/home/cluster/state", info, alert, &of_cluster, &one_of_cluster, &device, &component];
+    let refused = speak("aggregator", Topic::filters_of_the_aggregator(&home), &all)?;
     ensure!(refused.is_empty(), "the aggregator's: {refused:?}");
+
+    // This broker refuses no filter for its list, and hands nothing over instead. So what arrives is looked at.
+    let birth = "homeassistant/status";
+    let (request, state) = ("bramble/home/node/n1/request/check", "bramble/home/node/n1/state");
+    let [here, presence, others] =
+        ["availability", "info", "state"].map(|l| format!("bramble/home/node/n2/{l}"));
+    let agent = [Topic::filters_of_the_agent(&home, &n1), vec![birth.to_owned()]].concat();
+    let aggregator = [Topic::filters_of_the_aggregator(&home), vec![birth.to_owned()]].concat();
+    let forgetting = vec![Topic::filter_of_the_node(&home, &n1), HomeTopic::filter_of(&prefix, &of_n1)];
+    let everything = vec!["bramble/#".to_owned(), "homeassistant/#".to_owned()];
+    for (user, filters, by, hidden, heard) in [
+        ("n1", &agent, "aggregator", vec![], vec![info]),
+        ("n1", &agent, "n2", vec![], vec![here.as_str(), &presence]),
+        ("n1", &agent, "homeassistant", vec![], vec![request, birth]),
+        ("n1", &forgetting, "n1", vec![], vec![own_device.as_str(), &own_component, state]),
+        ("n1", &everything, "n2", vec![others.as_str(), &device, &component], vec![presence.as_str()]),
+        ("aggregator", &aggregator, "n2", vec![], vec![others.as_str()]),
+        ("aggregator", &aggregator, "homeassistant", vec![], vec![birth]),
+        ("aggregator", &forgetting, "n1", vec![], vec![own_device.as_str(), &own_component, state]),
+        ("homeassistant", &everything, "n1", vec![], vec![own_device.as_str(), &own_component, state]),
+    ] {
+        let (mut ear, mouth) =
+            (client(user, "hears", filters.clone(), None)?, client(by, "speaks", Vec::new(), None)?);
+        let mut arrived = BTreeSet::new();
+        // What is hidden first, so that it would have arrived with the others.
+        until(PATIENCE, &format!("{user} hears {heard:?} of {by}"), || {
+            for topic in hidden.iter().chain(&heard) {
+                mouth.bus.publish_latest((*topic).to_owned(), b"{}".to_vec(), None);
+            }
+            thread::sleep(Duration::from_millis(100));
+            while let Ok(event) = ear.events.try_recv() {
+                if let Event::Message(message) = event {
+                    arrived.insert(message.topic);
+                }
+            }
+            Ok(heard.iter().all(|topic| arrived.contains(*topic)).then_some(()))
+        })
+        .with_context(|| format!("{arrived:?}"))?;
+        ensure!(!hidden.iter().any(|topic| arrived.contains(*topic)), "{user} hears of {by}: {arrived:?}");
+    }
     Ok(())
 }
 
@@ -878,13 +936,23 @@ pub(crate) fn no_change_is_lost_when_broker_and_agent_are_killed_again_and_again
         all.len(),
         owed.len()
     );
-    // No orphan: what is retained is what the agent retains, and it goes when it is emptied.
     let late = Ear::open(broker.ports[0], None)?;
     late.until_heard(AVAILABILITY, "online")?;
     agent.kill();
     until(PATIENCE, "the last will", || {
         Ok(late.all(AVAILABILITY).last().filter(|word| *word == "offline").map(drop))
     })?;
+    // No orphan: all that is retained is what an agent retains whose measurements have expired.
+    let left = Ear::open(broker.ports[0], None)?.listening(broker.ports[0])?;
+    left.until_heard(AVAILABILITY, "offline")?;
+    let n1 = Name::new("n1")?;
+    let topic = |leaf| Topic::Node(n1.clone(), leaf).in_cluster(&Name::new("home").expect("it is one"));
+    let device = HomeTopic::Device(Owner::Node(n1.clone())).below(&Prefix::default(), &Name::new("home")?);
+    let stay = [topic(NodeTopic::Availability), topic(NodeTopic::Info), topic(NodeTopic::Findings), device];
+    let expire = [topic(NodeTopic::State), topic(NodeTopic::Mesh), "probe".to_owned()];
+    let mut retained = left.topics();
+    retained.retain(|topic| !expire.contains(topic));
+    ensure!(retained == BTreeSet::from(stay), "{retained:?}");
     Ok(())
 }
 
@@ -1070,6 +1138,51 @@ pub(crate) fn the_password_that_systemd_hands_over_is_read_also_where_its_file_i
                 ensure!(code == 0 || said.contains(&format!("write it into {file}")), "{program}: {said}");
             }
         }
+    }
+    Ok(())
+}
+
+pub(crate) fn with_a_broker_that_retains_nothing_availability_follows_each_announcement() -> Result<()> {
+    let folder = Folder::new()?;
+    let broker = Broker::start(&folder, "", &["retain_available false".to_owned()])?;
+    let port = broker.ports[0];
+    let ear = Ear::open(port, None)?.listening(port)?;
+    let agent = Agent::new(&folder, port, "20s")?;
+    let web = free_port()?;
+    folder.write(
+        "aggregator.toml",
+        &format!("cluster = \"home\"\n[mqtt]\nport = {port}\n[web]\nlisten = \"127.0.0.1:{web}\"\n"),
+    )?;
+    let mut command = bound(&programs()?.join("bramble-aggregator").display().to_string());
+    command.args(["--config", &folder.path("aggregator.toml")]).stdout(Stdio::null()).stderr(Stdio::null());
+    let _aggregator = Process::spawn("bramble-aggregator", command)?;
+    let devices = [
+        ("homeassistant/device/n1/bramble-home/config", AVAILABILITY),
+        ("homeassistant/device/bramble_cluster/bramble-home/config", "bramble/home/cluster/availability"),
+    ];
+    let mut known = [0; 2];
+    for when in ["at the start", "when Home Assistant starts"] {
+        // When it is announced, Home Assistant makes entities, and only then begins to listen for their values.
+        let mut late: [Option<Ear>; 2] = [None, None];
+        until(PATIENCE, &format!("both devices are said {when}"), || {
+            for ((device, _), (known, late)) in devices.iter().zip(known.iter().zip(&mut late)) {
+                if late.is_none() && ear.all(device).len() > *known {
+                    *late = Some(Ear::open(port, None)?.listening(port)?);
+                }
+            }
+            Ok(late.iter().all(Option::is_some).then_some(()))
+        })
+        .with_context(|| agent.log())?;
+        for ((_, availability), late) in devices.iter().zip(late.iter().flatten()) {
+            late.until_heard(availability, "online").with_context(|| format!("{when}: {}", agent.log()))?;
+        }
+        // What the meeting of agent and aggregator changed in the announcements has been said.
+        thread::sleep(Duration::from_secs(12));
+        known = devices.map(|(device, _)| ear.all(device).len());
+        let mut birth = bound("mosquitto_pub");
+        birth.args(["-V", "mqttv5", "-h", "127.0.0.1", "-p", &port.to_string()]);
+        birth.args(["-t", "homeassistant/status", "-m", "online"]);
+        ensure!(birth.status()?.success(), "the birth is not said");
     }
     Ok(())
 }

@@ -200,3 +200,26 @@ pub(crate) fn nobodys_home_stands_in_the_sources() -> Result<()> {
     ensure!(found.is_empty(), "absolute paths of somebody's machine: {found:?}");
     Ok(())
 }
+
+pub(crate) fn every_setting_in_the_documents_is_one() -> Result<()> {
+    let host = bramble::host::Host::live()?;
+    let path = std::env::temp_dir().join(format!("bramble-documents-{}.toml", std::process::id()));
+    let docs = fs::read_dir(root().join("docs"))?.map(|entry| Ok(entry?.path()));
+    let mut documents = docs.collect::<Result<Vec<_>>>()?;
+    documents.push(root().join("README.md"));
+    documents.retain(|document| document.extension().is_some_and(|ending| ending == "md"));
+    let mut seen = 0;
+    for document in documents {
+        let text = fs::read_to_string(&document)?;
+        for block in text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+            // A pin that nobody should copy.
+            fs::write(&path, block.replace("sha256:...", &format!("sha256:{}", "0".repeat(64))))?;
+            let read = bramble::config::Config::load(&host, path.to_str());
+            fs::remove_file(&path)?;
+            read.with_context(|| format!("{}:\n{block}", document.display()))?;
+            seen += 1;
+        }
+    }
+    ensure!(seen >= 3, "only {seen} blocks were found");
+    Ok(())
+}

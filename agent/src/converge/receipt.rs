@@ -224,6 +224,19 @@ pub fn seen(host: &Host) -> Result<Vec<Receipt>, Unreadable> {
     receipts.collect()
 }
 
+/// What the newest receipt that still counts has put at a path; `None` when none has.
+pub fn written(host: &Host, path: &str) -> Result<Option<String>, Unreadable> {
+    for receipt in seen(host)?.iter().rev().filter(|receipt| receipt.state != State::Reverted) {
+        let is_it = |n: usize, act: &Act| {
+            matches!(act, Act::File { path: at, .. } if at == path) && !receipt.is_undone(n)
+        };
+        if let Some(n) = (0..receipt.acts.len()).rev().find(|n| is_it(*n, &receipt.acts[*n])) {
+            return host.text_if_present(&format!("{RECEIPTS}/{}/{n}.after", receipt.name));
+        }
+    }
+    Ok(None)
+}
+
 /// The names of receipts, oldest first; beside them lies the lock. A clock may have gone back, or not have been set yet:
 /// their numbers count. Those of older versions begin with a year, have no number, and were first.
 fn in_order(mut names: Vec<String>) -> Vec<String> {

@@ -3,21 +3,23 @@
 //!
 //! K3s reads `config.yaml`, then `config.yaml.d/*.yaml` by name; a later value replaces, `key+` appends; a key that it
 //! does not know is skipped with a warning in the log (k3s-io/k3s pkg/configfilearg). A file of the owner is never
-//! written: bramble's settings then stand in a file of their own, and what either would take from the other is refused.
+//! written: bramble's settings then stand in a file of their own, and what either would take from the other is refused. A
+//! file that bramble wrote and somebody has changed since is its owner's too.
 
 use std::net::Ipv4Addr;
 use std::sync::LazyLock;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::path;
 use crate::config::Config;
 use crate::config::cluster::Range;
 use crate::config::k3s::{Role, Setting, Version};
+use crate::converge::receipt::written;
 use crate::facts::table;
 use crate::host::{Host, Unreadable};
 
-/// The first line of a file that bramble may replace.
+/// How a file begins that bramble wrote.
 const MARK: &str = "# Written by bramble join";
 /// Where bramble's settings stand when `config.yaml` is the owner's.
 const DROP_IN: &str = "/etc/rancher/k3s/config.yaml.d/50-bramble.yaml";
@@ -41,6 +43,8 @@ pub struct Existing {
     pub path: String,
     /// What stands in it.
     pub text: String,
+    /// Whether it is as bramble wrote it.
+    pub is_ours: bool,
 }
 
 /// A file to write.
@@ -109,7 +113,8 @@ pub fn alike(settings: &Settings, existing: &[Existing]) -> Vec<(&'static str, &
     let mut all: Vec<(String, Vec<String>)> =
         settings.iter().map(|(key, values)| (key.clone(), values.texts.clone())).collect();
     // What cannot be read is refused when the files are made.
-    let owners = existing.iter().filter_map(|file| read(&file.text).ok()).flatten();
+    let k3s = existing.iter().filter(|file| file.path != path::KUBELET_CONFIG);
+    let owners = k3s.filter_map(|file| read(&file.text).ok()).flatten();
     all.extend(owners.map(|(key, _, values)| (key, values)));
     let values = |key: &str| {
         all.iter().filter(|(known, _)| known == key).flat_map(|(_, texts)| texts).collect::<Vec<_>>()
@@ -154,6 +159,26 @@ fn takes(name: &str, role: &Role, version: &Version) -> Result<(), String> {
         return Err(format!("K3s has {name} since v{major}.{minor}, and {version} is asked for"));
     }
     Ok(())
+}
+
+/// The one value that a setting may have here, whoever writes it, empty where it may have none; and why.
+fn fixed(key: &str, role: &Role, config: &Config) -> Option<(&'static str, &'static str)> {
+    const API: &str = "bramble and Cilium ask the API at 127.0.0.1:6444";
+    Some(match key {
+        "cluster-init" if *role != Role::First => ("false", "this node joins a cluster, and begins none"),
+        "cluster-reset" => ("false", "it is done once, by hand: k3s server --cluster-reset"),
+        "data-dir" => (path::DATA, "K3s' own scripts know /var/lib/rancher/k3s alone"),
+        "disable-agent" => ("false", "a server without an agent is no node that could be Ready"),
+        "disable-helm-controller" if *role == Role::First && config.cluster.cilium => {
+            ("false", "K3s' Helm controller is to install Cilium")
+        }
+        "https-listen-port" => ("6443", API),
+        "lb-server-port" => ("6444", API),
+        "server" if *role == Role::First => ("", "this node begins a cluster, and joins none"),
+        "token" => ("", "K3s takes it instead of the one in the token's file"),
+        "with-node-id" => ("false", "K3s adds a number to the node's name by which nobody here knows it"),
+        _ => return None,
+    })
 }
 
 /// All that bramble tells K3s.
@@ -237,33 +262,46 @@ pub fn settings(
             None => settings.push((key.clone(), Values { texts, is_list })),
         }
     }
-    for (key, _) in &settings {
+    for (key, values) in &settings {
         takes(key, role, version).map_err(|what| Refused {
             what,
             next: "mend k3s.settings; k3s server --help and k3s agent --help list all".into(),
         })?;
+        if let Some((value, why)) = fixed(key, role, config)
+            && values.texts != [value]
+        {
+            return Err(Refused {
+                what: format!("k3s.settings has {key} = {}: {why}", shown(key, &values.texts)),
+                next: format!("take {key} out of k3s.settings"),
+            });
+        }
     }
     Ok(settings)
 }
 
-/// The files that K3s reads, in its order.
+/// The files that K3s reads, in its order, and then the kubelet's.
 pub fn existing(host: &Host) -> Result<Vec<Existing>, Unreadable> {
     let names = host.list_if_present(path::CONFIG_D)?;
     let is_read = |name: &&String| name.ends_with(".yaml") || name.ends_with(".yml");
     let drop_ins = names.iter().filter(is_read).map(|name| format!("{}/{name}", path::CONFIG_D));
     let mut existing = Vec::new();
-    for path in [path::CONFIG.to_owned()].into_iter().chain(drop_ins) {
+    let kubelet = [path::KUBELET_CONFIG.to_owned()];
+    for path in [path::CONFIG.to_owned()].into_iter().chain(drop_ins).chain(kubelet) {
         if let Some(text) = host.text_if_present(&path)? {
-            existing.push(Existing { path, text });
+            // Who may not read receipts changes nothing either, and is told what root would be told of a file unchanged.
+            let is_unchanged = written(host, &path).map_or(true, |ours| ours.as_ref() == Some(&text));
+            let is_ours = text.starts_with(MARK) && is_unchanged;
+            existing.push(Existing { path, text, is_ours });
         }
     }
     Ok(existing)
 }
 
-/// The files to write, given those that are there.
+/// The files to write, given those that are there. What an owner's file says already is not said again.
 ///
 /// # Errors
-/// An owner's file that cannot be read whole, holds a key that K3s would skip, or says something else than bramble.
+/// An owner's file that cannot be read whole, holds a key that K3s would skip or that does not go with bramble's, or says
+/// something else than bramble.
 pub fn files(
     settings: &Settings,
     existing: &[Existing],
@@ -271,11 +309,15 @@ pub fn files(
     role: &Role,
     version: &Version,
 ) -> Result<Vec<File>, Refused> {
-    let is_ours = |file: &Existing| file.text.lines().next() == Some(MARK);
-    let owners = existing.iter().any(|file| file.path == path::CONFIG && !is_ours(file));
-    let target = if owners { DROP_IN } else { path::CONFIG };
-    let mut appended: Vec<&str> = Vec::new();
-    for file in existing.iter().filter(|file| !is_ours(file)) {
+    let (kubelets, existing): (Vec<&Existing>, Vec<&Existing>) =
+        existing.iter().partition(|file| file.path == path::KUBELET_CONFIG);
+    let owners: Vec<&Existing> = existing.iter().filter(|file| !file.is_ours).copied().collect();
+    let is_owners = |path: &str| owners.iter().any(|file| file.path == path);
+    // Where they stood once they go on standing: left behind, they would overrule the new ones.
+    let is_drop_in = is_owners(path::CONFIG) || existing.iter().any(|file| file.path == DROP_IN);
+    let target = if is_drop_in { DROP_IN } else { path::CONFIG };
+    let (mut appended, mut said, mut added) = (Vec::<&str>::new(), Vec::<&str>::new(), Vec::<&str>::new());
+    for file in &owners {
         let read = read(&file.text).map_err(|(line, why)| Refused {
             what: format!("{}: line {line}: {why}", file.path),
             next: format!(
@@ -289,13 +331,34 @@ pub fn files(
                 what: place(format!("{what}; K3s would skip it without a word")),
                 next: format!("mend {key} in {}, or take it out", file.path),
             })?;
-            let Some((name, ours)) = settings.iter().find(|(known, _)| *known == key) else { continue };
-            let is_before = owners && file.path.as_str() < DROP_IN;
+            let Some((name, ours)) = settings.iter().find(|(known, _)| *known == key) else {
+                match fixed(&key, role, config) {
+                    Some((value, why)) if values != [value] => {
+                        return Err(Refused {
+                            what: place(format!("{key} is {}: {why}", shown(&key, &values))),
+                            next: format!("take {key} out of {}", file.path),
+                        });
+                    }
+                    _ => continue,
+                }
+            };
+            let is_before = is_drop_in && file.path.as_str() < DROP_IN;
+            let is_file = |text: &&String| key == "kubelet-arg" && text.starts_with("config=");
+            let other_file = values.iter().find(|text| is_file(text) && !ours.texts.contains(text));
             match () {
                 // What comes later replaces: ours theirs, or theirs ours. Alike, nothing is lost.
-                () if ours.texts == values => {}
+                () if ours.texts == values => said.push(name),
+                () if other_file.is_some() && ours.texts.iter().any(|text| is_file(&text)) => {
+                    return Err(Refused {
+                        what: place(format!(
+                            "the kubelet is given another file than {}",
+                            path::KUBELET_CONFIG
+                        )),
+                        next: "write shutdown = \"0s\" into [k3s], and your own into that file".into(),
+                    });
+                }
                 () if ours.is_list && is_before => appended.push(name),
-                () if ours.is_list && appends => {}
+                () if ours.is_list && appends => added.push(name),
                 () => {
                     return Err(Refused {
                         what: place(format!(
@@ -312,21 +375,49 @@ pub fn files(
             }
         }
     }
-    let mut files = vec![File { path: target.into(), content: render(settings, &appended) }];
+    let is_said = |key: &str| said.contains(&key) && !appended.contains(&key) && !added.contains(&key);
+    let unsaid: Settings = settings.iter().filter(|(key, _)| !is_said(key)).cloned().collect();
+    let mut files = Vec::new();
+    match (unsaid.is_empty(), is_owners(target)) {
+        (true, true) => {}
+        (true, false) if !existing.iter().any(|file| file.path == target) => {}
+        (false, true) => {
+            let what = format!("{target} was changed by somebody, and does not say {}", unsaid[0].0);
+            return Err(Refused { what, next: format!("write it into {target}, or move that away") });
+        }
+        _ => files.push(File { path: target.into(), content: render(&unsaid, &appended) }),
+    }
     if !config.k3s.shutdown.is_zero() {
-        let seconds = |time: std::time::Duration| format!("{}s", time.as_secs());
-        let kubelet = json!({
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "kind": "KubeletConfiguration",
-            "shutdownGracePeriod": seconds(config.k3s.shutdown),
-            "shutdownGracePeriodCriticalPods": seconds(config.k3s.shutdown_critical),
-        });
-        let lines = kubelet.as_object().into_iter().flatten().map(|(key, value)| format!("{key}: {value}\n"));
-        let content =
-            format!("{MARK}: a shutdown of the machine waits for pods.\n{}", lines.collect::<String>());
-        files.push(File { path: path::KUBELET_CONFIG.into(), content });
+        files.extend(kubelet(config, kubelets.first().copied())?);
     }
     Ok(files)
+}
+
+/// The kubelet's file; `None` when its owner's says the same, whatever else it says.
+fn kubelet(config: &Config, existing: Option<&Existing>) -> Result<Option<File>, Refused> {
+    let seconds = |time: std::time::Duration| format!("{}s", time.as_secs());
+    let settings = [
+        ("apiVersion", "kubelet.config.k8s.io/v1beta1".to_owned()),
+        ("kind", "KubeletConfiguration".to_owned()),
+        ("shutdownGracePeriod", seconds(config.k3s.shutdown)),
+        ("shutdownGracePeriodCriticalPods", seconds(config.k3s.shutdown_critical)),
+    ];
+    let Some(owners) = existing.filter(|file| !file.is_ours) else {
+        let lines = settings.map(|(key, value)| format!("{key}: {}\n", Value::from(value)));
+        let content = format!("{MARK}: a shutdown of the machine waits for pods.\n{}", lines.concat());
+        return Ok(Some(File { path: path::KUBELET_CONFIG.into(), content }));
+    };
+    let says = |key: &str, value: &str| {
+        let lines = owners.text.lines().filter_map(|line| line.split_once(':'));
+        lines.into_iter().any(|(known, said)| known == key && scalar(said.trim()).as_deref() == Ok(value))
+    };
+    match settings.iter().find(|(key, value)| !says(key, value)) {
+        None => Ok(None),
+        Some((key, value)) => Err(Refused {
+            what: format!("{} is not bramble's, and does not say {key}: {value}", owners.path),
+            next: "write that into it, or shutdown = \"0s\" into [k3s], or move the file away".into(),
+        }),
+    }
 }
 
 /// Values for an error; secrets are not repeated.
@@ -474,7 +565,11 @@ mod tests {
         let settings = settings(config, role, &version, "/etc/rancher/k3s/cluster-token").map_err(say)?;
         let existing: Vec<Existing> = existing
             .iter()
-            .map(|(path, text)| Existing { path: (*path).into(), text: (*text).into() })
+            .map(|(path, text)| Existing {
+                path: (*path).into(),
+                text: (*text).into(),
+                is_ours: text.starts_with(MARK),
+            })
             .collect();
         files(&settings, &existing, config, role, &version).map_err(say)
     }
@@ -552,7 +647,8 @@ mod tests {
         }
         let config = config("init = true", true);
         let settings = settings(&config, &Role::First, &version("v1.35.2+k3s1"), "/t").unwrap();
-        let owners = Existing { path: path::CONFIG.into(), text: "secrets-encryption: true\n".into() };
+        let text = "secrets-encryption: true\n".into();
+        let owners = Existing { path: path::CONFIG.into(), text, is_ours: false };
         let alike = alike(&settings, &[owners]);
         let value = |flag| alike.iter().find(|(known, ..)| *known == flag).unwrap().2.as_str();
         for (flag, wanted) in [
@@ -607,6 +703,81 @@ mod tests {
             let refused = written(&config, &agent(), &[(path::CONFIG, text)]).unwrap_err();
             assert!(refused.contains(path::CONFIG) && refused.contains(says), "{text:?}: {refused}");
         }
+    }
+
+    #[test]
+    fn an_owners_kubelet_file_stays_and_says_what_is_needed_or_is_refused() {
+        let config = config("", false);
+        let with = |text: &str| written(&config, &agent(), &[(path::KUBELET_CONFIG, text)]);
+        let v1_9 = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nshutdownGracePeriod: 30s\n\
+                    shutdownGracePeriodCriticalPods: 10s\n";
+        for owners in [v1_9.to_owned(), format!("{v1_9}evictionHard:\n  memory.available: 5%\n")] {
+            let files = with(&owners).unwrap();
+            assert!(files.iter().all(|file| file.path != path::KUBELET_CONFIG), "{files:?}");
+        }
+        let refused = with("kind: KubeletConfiguration\nmaxPods: 50\n").unwrap_err();
+        assert!(refused.contains("not bramble's") && refused.contains("or move the file away"), "{refused}");
+        assert!(with(&v1_9.replace("10s", "20s")).unwrap_err().contains("CriticalPods: 10s"));
+        let mut off = self::config("", false);
+        off.k3s.shutdown = std::time::Duration::ZERO;
+        assert_eq!(written(&off, &agent(), &[(path::KUBELET_CONFIG, "maxPods: 50\n")]).unwrap().len(), 1);
+        let other = [(path::CONFIG, "kubelet-arg+: [config=/etc/mine]\n")];
+        assert!(written(&config, &agent(), &other).unwrap_err().contains("another file"));
+        assert!(written(&off, &agent(), &other).is_ok());
+    }
+
+    #[test]
+    fn what_does_not_go_with_bramble_is_refused_in_an_owners_file_and_in_the_settings() {
+        let (agents, servers) = (config("", false), config("init = true", true));
+        let joins = Role::Server(Url::parse("https://10.0.0.11:6443").unwrap());
+        for (config, role, text, says) in [
+            (&servers, Role::First, "server: https://10.0.0.12:6443\n", "begins a cluster"),
+            (&servers, Role::First, "disable-helm-controller: true\n", "install Cilium"),
+            (&servers, Role::First, "https-listen-port: 7443\n", "127.0.0.1:6444"),
+            (&servers, Role::First, "disable-agent: true\n", "no node"),
+            (&servers, joins, "cluster-init: true\n", "begins none"),
+            (&agents, agent(), "token: hunter2\n", "instead of the one"),
+            (&agents, agent(), "data-dir: /mnt/k3s\n", "own scripts"),
+            (&agents, agent(), "lb-server-port: 7444\n", "127.0.0.1:6444"),
+            (&agents, agent(), "with-node-id: true\n", "number"),
+        ] {
+            let refused = written(config, &role, &[(path::CONFIG, text)]).unwrap_err();
+            assert!(refused.contains(says) && !refused.contains("hunter2"), "{text:?}: {refused}");
+        }
+        let harmless = "data-dir: /var/lib/rancher/k3s\nwith-node-id: false\nlb-server-port: 6444\n";
+        assert!(written(&agents, &agent(), &[(path::CONFIG, harmless)]).is_ok());
+        for k3s in ["settings = { with-node-id = true }", "settings = { lb-server-port = 7444 }"] {
+            let refused = written(&config(k3s, false), &agent(), &[]).unwrap_err();
+            assert!(refused.contains("out of k3s.settings"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_somebody_changed_since_is_its_owners_and_nothing_old_overrules() {
+        let config = config("labels = [\"a=b\"]", false);
+        let settings = settings(&config, &agent(), &version("v1.35.2+k3s1"), "/t").unwrap();
+        let file = |path: &str, text: String, is_ours| Existing { path: path.into(), text, is_ours };
+        let files =
+            |existing: &[Existing]| files(&settings, existing, &config, &agent(), &version("v1.35.2+k3s1"));
+        let ours = render(&settings, &[]);
+        let has = |files: &[File], path: &str| files.iter().any(|file| file.path == path);
+        // Its owner added a line: all is said, and nothing is written.
+        let edited = file(path::CONFIG, format!("{ours}node-ip: 10.0.0.5\n"), false);
+        let written = files(&[edited]).unwrap();
+        assert!(!has(&written, path::CONFIG) && !has(&written, DROP_IN), "{written:?}");
+        // Its owner changed a value: that is not taken back without a word.
+        let changed = file(path::CONFIG, ours.replace("https://10.0.0.11", "https://10.0.0.12"), false);
+        assert!(files(&[changed]).unwrap_err().what.contains("server is https://10.0.0.12"));
+        let mut gone = settings.clone();
+        gone.retain(|(key, _)| key != "node-label");
+        let lacks = |path| file(path, render(&gone, &[]), false);
+        let written = files(&[lacks(path::CONFIG)]).unwrap();
+        assert!(written[0].path == DROP_IN && written[0].content.ends_with("node-label:\n  - \"a=b\"\n"));
+        assert!(files(&[lacks(DROP_IN)]).unwrap_err().what.contains("does not say node-label"));
+        // The owner's file is gone again: the settings stay where they would overrule others.
+        let left = file(DROP_IN, format!("{MARK}\nserver: \"https://old:6443\"\n"), true);
+        let written = files(&[left]).unwrap();
+        assert_eq!((written[0].path.as_str(), written[0].content.as_str()), (DROP_IN, ours.as_str()));
     }
 
     #[test]

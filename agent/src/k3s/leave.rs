@@ -178,17 +178,10 @@ fn unit(host: &Host) -> Option<&'static str> {
     unit_file(host).or_else(|| UNITS.into_iter().find(runs))
 }
 
-/// The name that the node has in the cluster: what K3s is told, or the machine's own in small letters.
-pub fn node_name(host: &Host, facts: &Facts) -> String {
-    let told = facts.k3s.settings.as_ref().ok().and_then(|settings| settings.value("node-name"));
-    let own = host.text("/proc/sys/kernel/hostname").unwrap_or_default();
-    told.unwrap_or(own.trim()).to_lowercase()
-}
-
 /// Looks, and changes nothing.
 pub async fn survey(host: &Host) -> Survey {
     let facts = Facts::observe(host);
-    let node = node_name(host, &facts);
+    let node = super::node_name(&facts, None).unwrap_or_default();
     let unit = unit(host);
     let is_here =
         unit.is_some() || [path::DATA, path::BINARY].iter().any(|path| host.present(path) == Ok(true));

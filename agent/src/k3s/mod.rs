@@ -5,7 +5,9 @@
 //! those of K3s' own installer, so that its scripts and system-upgrade plans keep working.
 //! Follows k3s-io/k3s, install.sh and pkg/.
 
-use crate::config::k3s::Role;
+use crate::config::k3s::{K3s, Role, Setting};
+use crate::facts::Facts;
+use crate::host::Unreadable;
 
 pub mod api;
 pub mod binary;
@@ -47,6 +49,19 @@ pub mod path {
     pub const CNI: &str = "/etc/cni/net.d";
     /// What Cilium puts there when it is ready.
     pub const CILIUM_CNI: &str = "/etc/cni/net.d/05-cilium.conflist";
+}
+
+/// The name that the node has in the cluster: what K3s is to be told or is told, or the machine's own, in small letters.
+pub fn node_name(facts: &Facts, asked: Option<&K3s>) -> Result<String, Unreadable> {
+    let asked = asked.and_then(|k3s| match k3s.settings.get("node-name")? {
+        Setting::Text(name) => Some(name.as_str()),
+        _ => None,
+    });
+    let told = || facts.k3s.settings.as_ref().ok()?.value("node-name");
+    match asked.or_else(told) {
+        Some(name) => Ok(name.to_lowercase()),
+        None => facts.identity.hostname.clone().map(|name| name.trim().to_lowercase()),
+    }
 }
 
 /// The unit of a role, with its ending.

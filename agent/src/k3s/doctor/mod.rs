@@ -307,7 +307,7 @@ pub async fn gather(
         let stranger = (![0, geteuid().as_raw()].contains(&owner)).then_some(owner);
         Ok(TokenFile { text, others: host.mode(token_file)? & 0o077, stranger })
     });
-    let name = facts.identity.hostname.clone().map(|name| name.to_lowercase());
+    let name = super::node_name(facts, Some(&config.k3s));
     let parsed = token.as_ref().ok().and_then(|file| Token::parse(&file.text).ok());
     let password = about_to_join.then(|| host.text(path::NODE_PASSWORD).ok()).flatten();
     let password = password.map(|text| text.trim().to_owned());

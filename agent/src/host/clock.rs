@@ -55,7 +55,13 @@ impl Host {
             self.bytes(TIMESYNCD)?;
             return Ok(Some(Duration::ZERO));
         }
-        Ok(self.clock_discipline()?.error)
+        match self.clock_discipline() {
+            // Behind ProtectClock= the kernel may not be asked, and systemd-timesyncd's mark tells all the same.
+            Err(Unreadable { why: Why::Denied, .. }) if self.bytes(TIMESYNCD).is_ok() => {
+                Ok(Some(Duration::ZERO))
+            }
+            discipline => Ok(discipline?.error),
+        }
     }
 
     /// How the clock is kept right. Only the running machine can tell.

@@ -168,14 +168,16 @@ impl Speaker {
         findings: &[Finding],
         refused_messages: u64,
     ) -> NodeState {
+        let k3s = healths.iter().find_map(|health| health.k3s.clone());
         NodeState {
             header: self.header(now),
-            phase: phase(findings, &conditions),
+            phase: phase(findings, &conditions, k3s.as_ref().map(|k3s| k3s.phase)),
             restart_needed: restart_needed(findings),
             tier,
             readings: healths.iter().flat_map(|h| h.readings.iter().cloned()).collect(),
             reason: report::root(&conditions).map(|c| format!("{}: {}", c.title, c.evidence)),
             conditions,
+            k3s,
             findings: count(findings),
             refused_messages,
         }
@@ -252,13 +254,17 @@ fn restart_needed(findings: &[Finding]) -> Option<bool> {
     }
 }
 
-/// Where the node stands, by what was judged of it.
-fn phase(findings: &[Finding], conditions: &[Condition]) -> Phase {
+/// Where the node stands, by what was judged of it and how far its join is.
+fn phase(findings: &[Finding], conditions: &[Condition], joined: Option<Phase>) -> Phase {
     let any = |state| findings.iter().any(|finding| finding.state == state);
-    if findings.is_empty() {
+    if let Some(under_way @ (Phase::Joining | Phase::Leaving)) = joined {
+        under_way
+    } else if findings.is_empty() {
         Phase::Unknown
     } else if restart_needed(findings) == Some(true) {
         Phase::RestartNeeded
+    } else if joined == Some(Phase::Failed) {
+        Phase::Failed
     } else if any(FindingState::Unmet) || any(FindingState::Blocked) {
         Phase::Preparing
     } else if conditions.iter().any(|c| c.status == Status::Raised) {
@@ -377,7 +383,18 @@ mod tests {
             (&[("btf", Met), ("clock", Waiting)], &[], Phase::Preparing),
         ] {
             let judged: Vec<_> = findings.iter().map(|(id, state)| finding(id, *state)).collect();
-            assert_eq!(phase(&judged, conditions), expected, "{findings:?}");
+            assert_eq!(phase(&judged, conditions, None), expected, "{findings:?}");
+        }
+        let (well, waits) = ([finding("btf", Met)], [finding("btf", Met), finding("reboot", Waiting)]);
+        for (findings, joined, expected) in [
+            (&well[..], Phase::Joining, Phase::Joining),
+            (&[], Phase::Joining, Phase::Joining),
+            (&waits, Phase::Leaving, Phase::Leaving),
+            (&well, Phase::Failed, Phase::Failed),
+            (&waits, Phase::Failed, Phase::RestartNeeded),
+            (&well, Phase::Ready, Phase::Ready),
+        ] {
+            assert_eq!(phase(findings, &[], Some(joined)), expected, "{findings:?}");
         }
         assert_eq!(restart_needed(&[]), None);
         assert_eq!(restart_needed(&[finding("reboot", Unknown)]), None);

@@ -189,10 +189,44 @@ pub struct NodeState {
     /// The worst of the raised conditions that no other one explains, in one sentence; `null` when none is raised.
     #[serde(default)]
     pub reason: Option<String>,
+    /// K3s on this node; without it when nobody has tried to join by bramble.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k3s: Option<K3s>,
     /// How many findings are in which state.
     pub findings: FindingCounts,
     /// What this agent counted and dropped: payloads from the broker that were not taken, since its start.
     pub refused_messages: u64,
+}
+
+/// How K3s came onto a node, and how it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct K3s {
+    /// `joining`, `ready`, `failed` or `leaving`.
+    pub phase: Phase,
+    /// What a join does or did last: `looking`, `installing`, or what it waits for: `starting`, `kubelet`, `registering`,
+    /// `not-ready`, `not-networked`, `ready`, `failed`.
+    pub step: String,
+    /// `first server`, `server` or `agent`.
+    pub role: String,
+    /// The kubelet's version, or the one that was asked for.
+    pub version: String,
+    /// Why the node is not Ready; `null` when it is, or when nobody knows.
+    pub cause: Option<Cause>,
+    /// When the join said so.
+    pub since: Timestamp,
+}
+
+/// Why something failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Cause {
+    /// Kebab-case.
+    pub id: String,
+    /// For people.
+    pub why: String,
+    /// What a person does next.
+    pub next: String,
 }
 
 /// Where a node stands on its way into the cluster.

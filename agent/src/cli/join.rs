@@ -18,16 +18,18 @@ use crate::converge::apply::{carry_out, heal, place, receipt};
 use crate::converge::diff::diff;
 use crate::converge::live::Live;
 use crate::converge::plan::{Content, Edit, Files, Gate, Owner, Step};
-use crate::converge::receipt::Receipts;
+use crate::converge::receipt::{Receipts, written};
 use crate::facts::Facts;
 use crate::host::http::Url;
 use crate::host::write::{HostMut, NotDone};
 use crate::host::{Host, Unreadable, clock};
 use crate::k3s::binary::{self, Machine, Wanted};
 use crate::k3s::joined::Joined;
-use crate::k3s::wait::{self, Awaited, GivenUp, Limits, Phase, Progress, Ready};
+use crate::k3s::wait::{self, Awaited, Limits, Progress};
 use crate::k3s::{cilium, configuration, doctor, path, unit};
+use crate::require::{self, REQUIREMENTS, State};
 use look::Findings;
+use wire::report::Phase;
 
 /// Take this node into a K3s cluster, and wait until it is Ready.
 ///
@@ -48,6 +50,13 @@ pub struct Join {
     /// Print what was found as JSON
     #[arg(long, requires = "check")]
     json: bool,
+    /// For Cilium's values: what another node's `bramble check --fit --json` printed, in a file named after it; can be given
+    /// more than once
+    #[arg(long, value_name = "FILE")]
+    fit: Vec<std::path::PathBuf>,
+    /// Give up when the node is not Ready after so many seconds; each thing that is waited for has limits of its own, too
+    #[arg(long, value_name = "SECONDS", default_value_t = 2400)]
+    limit: u64,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -97,18 +106,36 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
         Ok(host) => host,
         Err(code) => return Ok(code),
     };
-    let joining = Joining { config, role, token_file, host };
-    let findings = joining.look()?;
-    print(&findings.page(&joining.role, width()), ExitCode::SUCCESS)?;
-    if findings.is_wrong() {
-        eprintln!("bramble join: nothing was started; mend what stands above, then join again");
-        return Ok(ExitCode::from(STOPPED));
+    let fits: Result<Vec<cilium::Node>, String> =
+        args.fit.iter().map(|file| cilium::Node::of_file(host.host(), file)).collect();
+    let fits = match fits {
+        Ok(fits) => fits,
+        Err(why) => {
+            eprintln!("bramble join: {why}");
+            return Ok(ExitCode::from(USAGE));
+        }
+    };
+    let limits = Limits { total: Duration::from_secs(args.limit), ..Limits::default() };
+    let joining = Joining { config, role, token_file, fits, limits, host };
+    // Nothing is started where K3s is up: what it waits for tells more than another look.
+    if !joining.is_up() {
+        if args.yes {
+            joining.keep(Phase::Joining, "looking", None);
+        }
+        let findings = joining.look()?;
+        print(&findings.page(&joining.role, width()), ExitCode::SUCCESS)?;
+        if let Some(cause) = findings.cause() {
+            joining.keep(Phase::Failed, "looking", Some(cause));
+            eprintln!("bramble join: nothing was started; mend what stands above, then join again");
+            return Ok(ExitCode::from(STOPPED));
+        }
     }
     match joining.install(args.yes) {
         Ok(true) => joining.wait(),
         Ok(false) => Ok(ExitCode::from(STOPPED)),
         Err(Stopped::Printing(error)) => Err(error),
         Err(Stopped::NotDone(failed)) => {
+            joining.keep(Phase::Failed, "installing", Some(["install", &failed.to_string(), &failed.next]));
             say("join", &failed);
             Ok(ExitCode::from(STOPPED))
         }
@@ -145,6 +172,8 @@ async fn findings(
     Findings {
         examined: doctor::examine(&evidence, &config.cluster.accept),
         required: doctor::requirements(host, &facts, config),
+        is_clock_late: require::judge(REQUIREMENTS.iter().filter(|one| one.id == "clock"), &facts, config)
+            .any(|clock| matches!(clock.state(), State::Waiting | State::Unknown)),
     }
 }
 
@@ -153,33 +182,45 @@ struct Joining<'a> {
     config: &'a Config,
     role: Role,
     token_file: String,
+    /// What the kernels of other nodes have.
+    fits: Vec<cilium::Node>,
+    limits: Limits,
     host: HostMut,
 }
 
 /// All that is to be done, for a person to approve.
 #[derive(Default)]
 struct Work {
+    /// Whether K3s is set up here already: then its program is its owner's and its system-upgrade plans', and so are the
+    /// values that Cilium began with.
+    is_set_up: bool,
     large: Vec<Wanted>,
     edits: Vec<Edit>,
     live: Vec<Live>,
 }
 
 impl Joining<'_> {
-    /// Looks; where only the clock stands in the way, until it was set or the limit is reached.
+    fn is_up(&self) -> bool {
+        self.host.host().unit(crate::k3s::unit(&self.role)).is_ok_and(|unit| unit.is_active())
+    }
+
+    /// Looks; where only the clock stands in the way, until it was set or the limit is reached. Who begins a cluster makes
+    /// its certificates, which nobody could use before a wrong time has come.
     fn look(&self) -> anyhow::Result<Findings> {
-        let begun = Instant::now();
+        let deadline = Instant::now() + CLOCK;
+        let is_kept = || self.host.host().clock_error().is_ok_and(|error| error.is_some());
         loop {
             let look = findings(self.host.host(), self.config, &self.role, &self.token_file, true);
             let findings = block_on(look)?;
-            let is_kept = self.host.host().clock_error().is_ok_and(|error| error.is_some());
-            if !findings.has("certificate-not-yet-valid") || is_kept || begun.elapsed() > CLOCK {
+            let is_early = findings.has("certificate-not-yet-valid")
+                || self.role == Role::First && findings.is_clock_late;
+            if !is_early || is_kept() || Instant::now() > deadline {
                 return Ok(findings);
             }
-            eprintln!("the clock is behind the server's certificates: waiting for it to be set");
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while self.host.host().clock_error().is_ok_and(|error| error.is_none())
-                && Instant::now() < deadline
-            {
+            eprintln!("the clock has not been set since the machine started: waiting for that");
+            // Where the kernel does not tell, a look at the certificates does.
+            let next = deadline.min(Instant::now() + Duration::from_secs(20));
+            while !is_kept() && Instant::now() < next {
                 std::thread::sleep(Duration::from_secs(1));
             }
         }
@@ -206,11 +247,12 @@ impl Joining<'_> {
                 Some(true) => {}
                 Some(false) => return Ok(false),
                 None => {
-                    let next = "bramble join --yes";
-                    return Err(NotDone::new("asking", "you", "nobody can be asked here", next).into());
+                    eprintln!("bramble join: nobody can be asked here\n  next  bramble join --yes");
+                    return Ok(false);
                 }
             }
         }
+        self.keep(Phase::Joining, "installing", None);
         let mut writer = receipt(&receipts, open.as_deref())?;
         for wanted in &work.large {
             place(&self.host, &mut writer, &wanted.path, &wanted.sha256, wanted.mode, |partial| {
@@ -221,7 +263,9 @@ impl Joining<'_> {
                 })?
             })?;
         }
-        self.is_of(version)?;
+        if !work.is_set_up {
+            self.is_of(version)?;
+        }
         let is_told = work.edits.iter().any(|edit| edit.path.starts_with("/etc/rancher/"));
         let starts = work.live.iter().any(|live| matches!(live, Live::StartUnit { .. }));
         let step = Step {
@@ -259,9 +303,22 @@ impl Joining<'_> {
             let why = format!("this node is set up in the other role already ({other})");
             return Err(NotDone::new("joining", "K3s", why, "sudo bramble leave, then join again"));
         }
-        let mut work = Work::default();
-        let found = block_on(binary::find(host, &self.config.k3s, version, machine))
-            .map_err(|error| NotDone::new("finding", path::BINARY, error.to_string(), "run it again"))??;
+        let name = crate::k3s::unit(&self.role);
+        let unit = host.text_if_present(&format!("/etc/systemd/system/{name}")).map_err(unreadable)?;
+        let mut work = Work {
+            // Its unit is written when the program is there and has said its version.
+            is_set_up: unit.is_some_and(|unit| unit.contains(unit::MARK))
+                && host.present(path::BINARY).map_err(unreadable)?,
+            ..Work::default()
+        };
+        let found = match work.is_set_up {
+            true => Vec::new(),
+            false => {
+                block_on(binary::find(host, &self.config.k3s, version, machine)).map_err(|error| {
+                    NotDone::new("finding", path::BINARY, error.to_string(), "run it again")
+                })??
+            }
+        };
         for wanted in found {
             match host.present(&wanted.path).map_err(unreadable)? {
                 false => work.large.push(wanted),
@@ -276,16 +333,31 @@ impl Joining<'_> {
                 }
             }
         }
-        let settings =
-            configuration::settings(self.config, &self.role, version, &self.token_file).map_err(refused)?;
         let existing = configuration::existing(host).map_err(unreadable)?;
-        let files =
-            configuration::files(&settings, &existing, self.config, &self.role, version).map_err(refused)?;
-        for file in files {
-            work.write(host, &file.path, file.content, 0o644)?;
+        let files = configuration::settings(self.config, &self.role, version, &self.token_file).and_then(
+            |settings| configuration::files(&settings, &existing, self.config, &self.role, version),
+        );
+        match files {
+            Ok(files) => {
+                for file in files {
+                    work.write(host, &file.path, file.content, 0o644)?;
+                }
+            }
+            // A node that is in its cluster stays there as its owner has it.
+            Err(refused) if work.is_set_up => {
+                eprintln!(
+                    "bramble join: K3s' settings stay as they are: {refused}\n  next  {}",
+                    refused.next
+                );
+            }
+            Err(refused) => {
+                return Err(NotDone::new("writing", "K3s' configuration", refused.what, refused.next));
+            }
         }
-        if self.role == Role::First && self.config.cluster.cilium {
-            let rendered = cilium::render(self.config, &[cilium::Node::here(host, self.config)])
+        if self.role == Role::First && self.config.cluster.cilium && !work.is_set_up {
+            let mut nodes = vec![cilium::Node::here(host, self.config)];
+            nodes.extend(self.fits.iter().cloned());
+            let rendered = cilium::render(self.config, &nodes)
                 .map_err(|no| NotDone::new("rendering", "Cilium's values", no.to_string(), no.next()))?;
             for remark in &rendered.remarks {
                 eprintln!("bramble join: {remark}");
@@ -296,6 +368,8 @@ impl Joining<'_> {
             let is_environment = file.path.ends_with(".env");
             match host.text_if_present(&file.path).map_err(unreadable)? {
                 Some(_) if is_environment => {}
+                // Somebody has changed it since.
+                Some(text) if text.contains(unit::MARK) && is_changed(host, &file.path, &text)? => {}
                 Some(text) if !text.contains(unit::MARK) => {
                     let why = "K3s was set up here by somebody else";
                     let next =
@@ -321,7 +395,6 @@ impl Joining<'_> {
                 });
             }
         }
-        let name = crate::k3s::unit(&self.role);
         let now = host.unit(name).map_err(unreadable)?;
         if work.edits.iter().any(|edit| edit.path.starts_with("/etc/systemd/")) {
             work.live.push(Live::ReadUnits);
@@ -346,14 +419,21 @@ impl Joining<'_> {
         Err(NotDone::new("joining by", path::BINARY, why, next))
     }
 
-    /// Tells the agent what it came to. The join itself is as good without.
-    fn keep(&self, ready: &Result<Ready, GivenUp>) {
-        let asked = || self.config.k3s.version.as_ref().map(ToString::to_string).unwrap_or_default();
+    /// Tells the agent how far it is. The join itself is as good without.
+    fn keep(&self, phase: Phase, step: &str, cause: Option<[&str; 3]>) {
+        let asked = self.config.k3s.version.as_ref().map(ToString::to_string).unwrap_or_default();
+        self.keep_as(&asked, phase, step, cause);
+    }
+
+    fn keep_as(&self, version: &str, phase: Phase, step: &str, cause: Option<[&str; 3]>) {
         let joined = Joined {
+            phase,
+            step: step.into(),
             role: self.role.name().into(),
-            version: ready.as_ref().map_or_else(|_| asked(), |ready| ready.version.clone()),
+            version: version.into(),
             cilium: self.config.cluster.cilium,
-            cause: ready.as_ref().err().map(|no| [no.cause.into(), no.why.clone(), no.next.clone()]),
+            cause: cause.map(|cause| cause.map(str::to_owned)),
+            at: clock::now(),
         };
         if let Err(failed) = joined.keep(&self.host) {
             eprintln!("bramble join: the agent is not told: {failed}");
@@ -363,18 +443,25 @@ impl Joining<'_> {
     /// Waits until the node is Ready, and shows what for.
     fn wait(&self) -> anyhow::Result<ExitCode> {
         let name = crate::k3s::unit(&self.role);
-        let node = self.host.host().text("/proc/sys/kernel/hostname").unwrap_or_default();
-        let node = node.trim().to_lowercase();
-        // Of a start that is longer ago the journal still tells.
-        let since = clock::now() - Duration::from_secs(60);
+        let facts = Facts::observe(self.host.host());
+        let node = crate::k3s::node_name(&facts, Some(&self.config.k3s)).unwrap_or_default();
+        // In whole seconds the journal would also tell of the end of the last attempt.
+        let since = clock::now() + Duration::from_secs(1);
         let awaited = Awaited { unit: name, node, cilium: self.config.cluster.cilium, since };
         let mut view = View::default();
-        let ready =
-            block_on(wait::watch(&self.host, &awaited, &Limits::default(), &mut |now| view.show(now)))?;
+        let mut last = "";
+        let mut show = |now: &Progress| {
+            view.show(now);
+            let step = now.phase.name();
+            if std::mem::replace(&mut last, step) != step {
+                self.keep(Phase::Joining, step, None);
+            }
+        };
+        let ready = block_on(wait::watch(&self.host, &awaited, &self.limits, &mut show))?;
         view.clear();
-        self.keep(&ready);
         match ready {
             Ok(ready) => {
+                self.keep_as(&ready.version, Phase::Ready, last, None);
                 let text = format!(
                     "{} is Ready as {}: {}, after {} s\n",
                     awaited.node,
@@ -385,6 +472,7 @@ impl Joining<'_> {
                 print(&text, ExitCode::SUCCESS)
             }
             Err(given_up) => {
+                self.keep(Phase::Failed, last, Some([given_up.cause, &given_up.why, &given_up.next]));
                 eprintln!("bramble join: {}: {given_up}\n  next  {}", given_up.cause, given_up.next);
                 Ok(ExitCode::from(NOT_READY))
             }
@@ -396,8 +484,9 @@ fn unreadable(unreadable: Unreadable) -> NotDone {
     NotDone::new("reading", unreadable.path, unreadable.why.to_string(), "mend that, then join again")
 }
 
-fn refused(refused: configuration::Refused) -> NotDone {
-    NotDone::new("writing", "K3s' configuration", refused.what, refused.next)
+/// Whether a file is other than the join has left it.
+fn is_changed(host: &Host, path: &str, text: &str) -> Result<bool, NotDone> {
+    Ok(written(host, path).map_err(unreadable)?.is_none_or(|ours| ours != text))
 }
 
 impl Work {
@@ -486,7 +575,7 @@ struct View {
 
 impl View {
     fn show(&mut self, now: &Progress) {
-        if matches!(now.phase, Phase::Ready { .. }) {
+        if matches!(now.phase, wait::Phase::Ready { .. }) {
             return;
         }
         let waits = now.phase.waits_for();

@@ -14,6 +14,7 @@ use crate::converge::apply::heal;
 use crate::converge::receipt::{Receipt, Receipts};
 use crate::converge::revert::{Outcome, revert};
 use crate::host::write::{HostMut, NotDone};
+use crate::k3s::joined::{self, Leaving};
 use crate::k3s::leave::{self, Loss, Options, Remains, Step, Survey};
 use crate::k3s::path;
 
@@ -97,6 +98,10 @@ fn leave(args: &Leave, host: &HostMut, report: &mut Report) -> anyhow::Result<En
     let survey = block_on(leave::survey(host.host()))?;
     report.node = survey.node.clone();
     if !survey.is_here && ours.is_empty() {
+        // A join that never came so far is over, too.
+        if let Err(failed) = host.remove(joined::PATH) {
+            return Ok(Ended::Stopped(failed));
+        }
         return Ok(Ended::NotHere);
     }
     if let Some(refusal) = leave::refusal(&survey, &options) {
@@ -110,6 +115,7 @@ fn leave(args: &Leave, host: &HostMut, report: &mut Report) -> anyhow::Result<En
             None => return Ok(Ended::Unasked),
         }
     }
+    let _leaving = Leaving::begin(host);
     match block_on(leave::depart(&survey, &options, &mut |step| report.step(step)))? {
         Ok(remains) => report.remains = remains,
         Err(failed) => return Ok(Ended::Stopped(failed)),

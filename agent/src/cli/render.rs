@@ -85,16 +85,10 @@ fn render_k3s(config: &Config, host: &Host) -> anyhow::Result<ExitCode> {
 fn render_cilium(args: &Cilium, config: &Config, host: &Host) -> anyhow::Result<ExitCode> {
     let mut nodes = vec![Node::here(host, config)];
     for file in &args.fit {
-        let path = std::path::absolute(file)?.to_string_lossy().into_owned();
-        let name = file.file_stem().unwrap_or_default().to_string_lossy();
-        let read = host.text(&path).map_err(|unreadable| unreadable.why.to_string());
-        match read.and_then(|text| Node::read(&name, &text)) {
+        match Node::of_file(host, file) {
             Ok(node) => nodes.push(node),
             Err(why) => {
-                let file = file.display();
-                eprintln!(
-                    "bramble render: --fit {file}: {why}\n  next  on that node: bramble check --fit --json"
-                );
+                eprintln!("bramble render: {why}");
                 return Ok(ExitCode::from(USAGE));
             }
         }

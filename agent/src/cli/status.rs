@@ -105,6 +105,9 @@ fn page(snapshot: &Snapshot) -> String {
         }
         Stamps::None => format!("{dim}probes{dim:#}    none: {}", printable(&state.tier.why)),
     });
+    if let Some(k3s) = &state.k3s {
+        lines.push(format!("{dim}k3s{dim:#}       {}", self::k3s(k3s)));
+    }
     let f = &state.findings;
     lines.push(format!(
         "{dim}check{dim:#}     {} met, {} unmet, {} a person must act, {} waiting, {} could not tell, {} not needed",
@@ -140,6 +143,18 @@ fn page(snapshot: &Snapshot) -> String {
     lines.push(format!("{dim}{:<20}{dim:#} {known}; bramble mesh shows them", "Peers"));
     lines.push(String::new());
     lines.join("\n")
+}
+
+fn k3s(k3s: &wire::report::K3s) -> String {
+    let wire::report::K3s { phase, step, role, version, cause, since } = k3s;
+    let phase = match phase {
+        wire::report::Phase::Joining => format!("joining: {step}"),
+        wire::report::Phase::Leaving => "leaving".to_owned(),
+        wire::report::Phase::Failed => "failed".to_owned(),
+        _ => "ready".to_owned(),
+    };
+    let cause = cause.as_ref().map(|cause| format!("; {}: {}; next: {}", cause.id, cause.why, cause.next));
+    format!("{role} {version}, {phase} since {since:.0}{}", cause.unwrap_or_default())
 }
 
 /// The conditions that a person should read, worst first, and how many others they explain.
@@ -227,6 +242,24 @@ mod tests {
         condition.evidence = "a node with id \u{1b}[2J\n is called so too".to_owned();
         let shown = anstream::adapter::strip_str(&line(&condition)).to_string();
         assert!(!shown.contains(char::is_control) && shown.contains("[2J"), "{shown:?}");
+    }
+
+    #[test]
+    fn how_far_a_join_is_stands_in_one_line() {
+        use wire::report::{Cause, K3s, Phase};
+        let [id, why, next] = ["token-pin", "it is another cluster's", "take the other"].map(str::to_owned);
+        let mut joined = K3s {
+            phase: Phase::Joining,
+            step: "kubelet".to_owned(),
+            role: "agent".to_owned(),
+            version: "v1".to_owned(),
+            cause: None,
+            since: jiff::Timestamp::UNIX_EPOCH,
+        };
+        assert_eq!(k3s(&joined), "agent v1, joining: kubelet since 1970-01-01T00:00:00Z");
+        joined = K3s { phase: Phase::Failed, cause: Some(Cause { id, why, next }), ..joined };
+        let said = k3s(&joined);
+        assert!(said.ends_with("; token-pin: it is another cluster's; next: take the other"), "{said}");
     }
 
     #[test]

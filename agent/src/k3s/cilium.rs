@@ -80,6 +80,20 @@ impl Node {
         Ok(Node { name: name.into(), fits: fits.collect() })
     }
 
+    /// The same from a file named after that node.
+    ///
+    /// # Errors
+    /// The file, why it tells nothing, and the command that writes it.
+    pub fn of_file(host: &Host, file: &std::path::Path) -> Result<Node, String> {
+        let refused = |why: String| {
+            format!("--fit {}: {why}\n  next  on that node: bramble check --fit --json", file.display())
+        };
+        let path = std::path::absolute(file).map_err(|error| refused(error.to_string()))?;
+        let text =
+            host.text(&path.to_string_lossy()).map_err(|unreadable| refused(unreadable.why.to_string()))?;
+        Node::read(&file.file_stem().unwrap_or_default().to_string_lossy(), &text).map_err(refused)
+    }
+
     fn known(&self, key: &str, value: &str) -> Known {
         let unheard = || Known::Unknown("nothing was said of it".into());
         self.fits.get(&(key.to_owned(), value.to_owned())).cloned().unwrap_or_else(unheard)

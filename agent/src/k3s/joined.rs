@@ -1,18 +1,25 @@
 //! What the last join came to, kept where the agent, who may not ask K3s itself, reads it: `/var/lib/bramble/k3s.json`.
 //!
-//! Written by `bramble join`, taken away by `bramble leave`. It holds no secret. One of the few inside types on disk.
+//! Written by `bramble join` at each of its steps and ends, taken away by `bramble leave`. It holds no secret. One of the
+//! few inside types on disk.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use wire::report::Phase;
 
 use crate::host::write::{HostMut, NotDone};
-use crate::host::{Host, Unreadable};
+use crate::host::{Host, Unreadable, clock};
 
 /// Where it lies.
 pub const PATH: &str = "/var/lib/bramble/k3s.json";
 
-/// What became of a join.
+/// How far a join is, or what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {
+    /// Joining, ready, failed or leaving.
+    pub phase: Phase,
+    /// What a join does: "looking", "installing", or the name of what it waits for; see [`super::wait::Phase::name`].
+    pub step: String,
     /// "first server", "server" or "agent".
     pub role: String,
     /// The kubelet's version, or the one that was asked for.
@@ -21,6 +28,8 @@ pub struct Joined {
     pub cilium: bool,
     /// Why it did not become Ready, when it did not: the cause's id, what it means, and what a person does next.
     pub cause: Option<[String; 3]>,
+    /// When this was written.
+    pub at: Timestamp,
 }
 
 impl Joined {
@@ -38,5 +47,31 @@ impl Joined {
         serde_json::from_str(&text)
             .map(Some)
             .map_err(|_| Unreadable::malformed(PATH, "what bramble join writes"))
+    }
+}
+
+/// Says that the node is being taken out of its cluster, as long as this lives; without an earlier word of its own it says
+/// nothing. What the agent is told is no reason to stop.
+#[derive(Debug)]
+pub struct Leaving<'a>(Option<(&'a HostMut, Joined)>);
+
+impl<'a> Leaving<'a> {
+    /// From now on.
+    pub fn begin(host: &'a HostMut) -> Leaving<'a> {
+        let before = Joined::read(host.host()).ok().flatten();
+        if let Some(before) = &before {
+            let _ = Joined { phase: Phase::Leaving, at: clock::now(), ..before.clone() }.keep(host);
+        }
+        Leaving(before.map(|before| (host, before)))
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let Some((host, before)) = &self.0 else { return };
+        // A node that has left is told of no more.
+        if host.host().present(PATH) == Ok(true) {
+            let _ = before.keep(host);
+        }
     }
 }

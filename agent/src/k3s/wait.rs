@@ -5,6 +5,7 @@
 //! and [`judge`] makes a [`Phase`] of it, knowing nothing else. "Up but not networked" is a phase of its own: K3s is right
 //! then, and only Cilium is missing. Nothing is changed here.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ const KUBELET: &str = "http://127.0.0.1:10248/healthz";
 /// What Cilium's operator takes off the node when its agent is ready there.
 const TAINT: &str = "node.cilium.io/agent-not-ready";
 const PERIOD: Duration = Duration::from_secs(1);
+/// So often K3s may end by itself after it was up: on a slow card it loses etcd's elections at first, and finds itself.
+const CRASHES: u32 = 5;
 /// Messages of the journal that are looked at each time.
 const LINES: u32 = 60;
 
@@ -34,11 +37,11 @@ pub struct Awaited {
     pub node: String,
     /// Whether Cilium is to be its network.
     pub cilium: bool,
-    /// When it was started: older messages of the journal tell nothing.
+    /// Since when it is waited: older messages of the journal are of an earlier attempt, and tell nothing.
     pub since: Timestamp,
 }
 
-/// How long each phase may last before it is given up.
+/// How long each phase may last, all its times together, before it is given up.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// [`Phase::Starting`]: a first start unpacks the program, makes certificates, and waits for the servers.
@@ -47,12 +50,14 @@ pub struct Limits {
     pub node: Duration,
     /// [`Phase::NotNetworked`]: images of some hundred megabytes are pulled.
     pub network: Duration,
+    /// All phases together.
+    pub total: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
         let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
-        Limits { starting: minutes(10), node: minutes(5), network: minutes(15) }
+        Limits { starting: minutes(10), node: minutes(5), network: minutes(15), total: minutes(40) }
     }
 }
 
@@ -295,8 +300,10 @@ pub struct Progress {
     pub phase: Phase,
     /// Since the waiting began.
     pub elapsed: Duration,
-    /// Since this phase began.
+    /// In this phase, also before others came in between.
     pub in_phase: Duration,
+    /// How often K3s has ended by itself since it was up.
+    pub crashes: u32,
     /// What the journal tells.
     pub told: Told,
 }
@@ -324,7 +331,7 @@ pub struct GivenUp {
 
 /// Whether it is to be waited further; pure.
 pub fn verdict(progress: &Progress, awaited: &Awaited, limits: &Limits) -> Option<Result<Ready, GivenUp>> {
-    let Progress { phase, elapsed, in_phase, told } = progress;
+    let Progress { phase, elapsed, in_phase, crashes, told } = progress;
     if let Phase::Ready { version } = phase {
         return Some(Ok(Ready { version: version.clone(), elapsed: *elapsed }));
     }
@@ -333,7 +340,9 @@ pub fn verdict(progress: &Progress, awaited: &Awaited, limits: &Limits) -> Optio
     let known = told.known.filter(|known| !is_up || known.cause == "image-pull");
     let has_ended = matches!(phase, Phase::Failed { .. });
     let is_final = known.is_some() && told.is_final;
-    if !is_final && !has_ended && *in_phase < phase.limit(limits) {
+    let crashes = Some(*crashes).filter(|crashes| *crashes >= CRASHES);
+    let is_late = *in_phase >= phase.limit(limits) || *elapsed >= limits.total;
+    if !is_final && !has_ended && !is_late && crashes.is_none() {
         return None;
     }
     Some(Err(match known {
@@ -341,12 +350,15 @@ pub fn verdict(progress: &Progress, awaited: &Awaited, limits: &Limits) -> Optio
             GivenUp { cause: known.cause, why: known.meaning.into(), next: known.next(&awaited.node) }
         }
         None => GivenUp {
-            cause: phase.name(),
-            why: match has_ended {
-                true => format!("{} has ended and is not started again", awaited.unit),
-                false => format!("for {} s it waits for {}", in_phase.as_secs(), phase.waits_for()),
+            cause: if crashes.is_some() { "crashing" } else { phase.name() },
+            why: match crashes {
+                Some(crashes) => {
+                    format!("{} was up, and has ended {crashes} times since by itself", awaited.unit)
+                }
+                None if has_ended => format!("{} has ended and is not started again", awaited.unit),
+                None => format!("for {} s it waits for {}", in_phase.as_secs(), phase.waits_for()),
             },
-            next: phase.look_at(awaited),
+            next: if crashes.is_some() { Phase::Starting.look_at(awaited) } else { phase.look_at(awaited) },
         },
     }))
 }
@@ -361,15 +373,20 @@ pub async fn watch(
     show: &mut dyn FnMut(&Progress),
 ) -> Result<Ready, GivenUp> {
     let begun = Instant::now();
-    let (mut phase_begun, mut last) = (begun, "");
+    // A K3s that comes up and ends again and again would begin each phase anew for ever.
+    let mut spent = BTreeMap::<&str, Duration>::new();
+    let (mut before, mut restarts_when_up) = (begun, None);
     loop {
         let (seen, told) = look(host, awaited).await;
         let phase = judge(&seen, awaited.cilium);
         let now = Instant::now();
-        if phase.name() != last {
-            (phase_begun, last) = (now, phase.name());
+        let in_phase = spent.entry(phase.name()).or_default();
+        *in_phase += now - std::mem::replace(&mut before, now);
+        if seen.unit.is_active() {
+            restarts_when_up.get_or_insert(seen.unit.restarts);
         }
-        let progress = Progress { phase, elapsed: now - begun, in_phase: now - phase_begun, told };
+        let crashes = restarts_when_up.map_or(0, |up| seen.unit.restarts.saturating_sub(up));
+        let progress = Progress { phase, elapsed: now - begun, in_phase: *in_phase, crashes, told };
         show(&progress);
         if let Some(end) = verdict(&progress, awaited, limits) {
             return end;
@@ -523,7 +540,23 @@ mod tests {
 
     fn after(seconds: u64, phase: Phase, told: Told) -> Option<Result<Ready, GivenUp>> {
         let time = Duration::from_secs(seconds);
-        verdict(&Progress { phase, elapsed: time, in_phase: time, told }, &awaited(), &Limits::default())
+        let progress = Progress { phase, elapsed: time, in_phase: time, crashes: 0, told };
+        verdict(&progress, &awaited(), &Limits::default())
+    }
+
+    #[test]
+    fn a_k3s_that_comes_up_and_ends_again_and_again_is_given_up() {
+        let verdict = |crashes, seconds| {
+            let (phase, second) = (Phase::Kubelet { says: "x".into() }, Duration::from_secs(1));
+            let elapsed = second * seconds;
+            let progress = Progress { phase, elapsed, in_phase: second, crashes, told: Told::default() };
+            verdict(&progress, &awaited(), &Limits::default())
+        };
+        assert_eq!(verdict(CRASHES - 1, 60), None);
+        let given_up = verdict(CRASHES, 60).unwrap().unwrap_err();
+        assert_eq!(given_up.cause, "crashing");
+        assert!(given_up.why.contains("ended 5 times") && given_up.next.contains("journalctl"));
+        assert_eq!(verdict(0, 2400).unwrap().unwrap_err().cause, "kubelet", "all has an end");
     }
 
     #[test]

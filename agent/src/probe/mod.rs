@@ -167,6 +167,8 @@ pub struct Health {
     pub statements: Vec<Statement>,
     /// This node's row of the mesh; only the mesh probe fills it.
     pub links: BTreeMap<Name, PeerReport>,
+    /// How K3s came here; only its own probe fills it.
+    pub k3s: Option<wire::report::K3s>,
     /// What is told in words and hardly ever changes: a version, a source.
     pub about: BTreeMap<&'static str, String>,
 }

@@ -14,6 +14,8 @@ pub(super) struct Findings {
     pub(super) examined: Vec<Examined>,
     /// Requirements.
     pub(super) required: Vec<Examined>,
+    /// Whether somebody is about to set the clock and has not yet, or whether that cannot be told.
+    pub(super) is_clock_late: bool,
 }
 
 impl Findings {
@@ -24,6 +26,14 @@ impl Findings {
     /// Whether something stands in K3s' way.
     pub(super) fn is_wrong(&self) -> bool {
         self.all().any(|one| matches!(one.verdict, Verdict::Wrong { .. }))
+    }
+
+    /// The first thing that stands in K3s' way: its id, what it is, and what a person does next.
+    pub(super) fn cause(&self) -> Option<[&str; 3]> {
+        self.all().find_map(|one| match &one.verdict {
+            Verdict::Wrong { what, next } => Some([one.id, what.as_str(), next.as_str()]),
+            _ => None,
+        })
     }
 
     /// Whether an examination of that id found a cause.
@@ -130,7 +140,8 @@ mod tests {
 
     fn findings(verdicts: Vec<Verdict>) -> Findings {
         let one = |verdict| Examined { id: "x", title: "t", why: "w", verdict };
-        Findings { examined: verdicts.into_iter().map(one).collect(), required: vec![] }
+        let examined = verdicts.into_iter().map(one).collect();
+        Findings { examined, required: vec![], is_clock_late: false }
     }
 
     #[test]
@@ -140,7 +151,7 @@ mod tests {
         assert_eq!(findings(vec![Verdict::Good("a".into()), warned]).code(), 0);
         assert_eq!(findings(vec![Verdict::Unknown("a".into())]).code(), 3);
         let both = findings(vec![Verdict::Unknown("a".into()), wrong()]);
-        assert_eq!(both.code(), 2);
+        assert_eq!((both.code(), both.cause()), (2, Some(["x", "a", "b"])));
         let page = both.page(&Role::First, 80);
         assert!(page.contains("next") && page.contains("way: 1; could not tell: 1"), "{page}");
         assert_eq!(both.json(&Role::First)["examinations"][1]["next"], "b");

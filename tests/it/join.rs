@@ -329,8 +329,11 @@ pub(crate) fn the_token_is_nowhere_where_others_look_and_status_tells_of_k3s() -
     join(&mut site)?;
     let status = until(PATIENCE, "the agent tells of K3s", || {
         let status = site.machine.run("bramble status --json")?;
-        Ok(status.out.contains("k3s").then_some(status.out))
+        let told: Value = serde_json::from_str(&status.out).unwrap_or_default();
+        Ok(is_ready_agent(&told["state"]).then_some(status.out))
     })?;
+    let page = site.machine.run("bramble status")?.out;
+    ensure!(page.contains(&format!("agent {VERSION}, ready since")), "{page}");
     ensure!(!status.contains(PASSWORD), "status tells the token");
     let support = site
         .machine
@@ -342,10 +345,74 @@ pub(crate) fn the_token_is_nowhere_where_others_look_and_status_tells_of_k3s() -
     ensure!(found.is_empty(), "the token is told by {found}");
     let reports = until(PATIENCE, "the node reports K3s", || {
         let reports = fs::read_to_string(&said)?;
-        Ok((reports.contains("bramble/") && reports.contains("k3s")).then_some(reports))
+        let payloads = reports.lines().filter_map(|line| line.split_once(' '));
+        let states = payloads.filter_map(|(_, payload)| serde_json::from_str::<Value>(payload).ok());
+        let phases: Vec<Value> = states.clone().map(|state| state["phase"].clone()).collect();
+        Ok((phases.contains(&json!("joining")) && states.clone().any(|state| is_ready_agent(&state)))
+            .then_some(reports))
     })?;
     ensure!(!reports.contains(PASSWORD), "a report tells the token: {reports}");
     drop(broker);
+    Ok(())
+}
+
+/// Whether a node's state says that it is in its cluster, and as what.
+fn is_ready_agent(state: &Value) -> bool {
+    let k3s = &state["k3s"];
+    k3s["phase"] == "ready" && k3s["role"] == "agent" && k3s["version"] == VERSION && k3s["cause"].is_null()
+}
+
+/// What a join that failed has kept for the agent.
+fn kept(site: &mut Site) -> Result<Value> {
+    Ok(serde_json::from_str(&site.machine.run("cat /var/lib/bramble/k3s.json")?.good()?)?)
+}
+
+pub(crate) fn a_join_that_ends_otherwise_has_one_cause_and_one_next_step() -> Result<()> {
+    let mut site = site(&Script { cilium: Some(0), ..Script::default() }, Settings::new(PASSWORD)?)?;
+    configure(&mut site, Role::Agent)?;
+    // The package makes it.
+    site.machine.run("install -d /var/lib/bramble")?.good()?;
+    write_token(&mut site, "K10nonsense")?;
+    let said = site.machine.run("bramble join --yes </dev/null")?;
+    ensure!(said.code == 2 && kept(&mut site)?["cause"][0] == "token", "{said:?} {}", kept(&mut site)?);
+    let token = site.token()?;
+    write_token(&mut site, &token)?;
+    for (trouble, limit, cause) in [
+        (Trouble::Kubelet, 20, "kubelet"),
+        (Trouble::Silence, 20, "starting"),
+        (Trouble::Crash, 600, "disk-full"),
+    ] {
+        let script = Script { trouble: Some(trouble), ..Script::default() };
+        fs::write(site.machine.path(testbed::k3s::program::SCRIPT), serde_json::to_string(&script)?)?;
+        let said = site.machine.run(&format!("bramble join --yes --limit {limit} </dev/null"))?;
+        let told = said.err.matches("\n  next  ").count();
+        ensure!(said.code == 1 && told == 1, "{trouble:?}: {said:?}");
+        ensure!(said.err.contains(&format!("bramble join: {cause}: ")), "{trouble:?}: {}", said.err);
+        let kept = kept(&mut site)?;
+        ensure!(kept["phase"] == "failed" && kept["cause"][0] == cause && kept["role"] == "agent", "{kept}");
+        site.machine.run("bramble leave --yes --no-drain </dev/null")?;
+        site.ask("DELETE", &format!("/api/v1/nodes/{NODE}"), "")?;
+    }
+    Ok(())
+}
+
+/// A Plan has replaced the program, the internet is gone, and Flux and the owner have changed what the join wrote.
+pub(crate) fn a_joined_node_is_left_as_its_owner_and_its_upgrades_have_it() -> Result<()> {
+    let mut site = site(&Script { cilium: Some(500), ..Script::default() }, Settings::new(PASSWORD)?)?;
+    configure(&mut site, Role::FirstServer)?;
+    join(&mut site)?;
+    let change = format!(
+        "set -e; rm -r {RELEASE}; cd /usr/local/bin; cp k3s new; printf '\\n' >>new; mv new k3s; \
+         rm /var/lib/rancher/k3s/server/manifests/bramble-cilium.yaml; \
+         echo 'write-kubeconfig-mode: \"644\"' >>/etc/rancher/k3s/config.yaml; \
+         echo '# mine' >>/etc/systemd/system/k3s.service"
+    );
+    site.machine.run(&change)?.good()?;
+    let before = state::files(&mut site.machine)?;
+    let said = join(&mut site)?;
+    ensure!(said.contains("bed is Ready as first server"), "{said}");
+    let changed = differences(&before, &state::files(&mut site.machine)?);
+    ensure!(changed.is_empty(), "the join put back {changed:#?}");
     Ok(())
 }
 

@@ -255,6 +255,8 @@ const TESTS: &[&[Test]] = &[
         Container a_url_that_is_none_is_refused_with_what_is_wanted,
         Container a_fresh_node_joins_until_it_is_ready_and_leaves_as_it_was,
         Container the_token_is_nowhere_where_others_look_and_status_tells_of_k3s,
+        Container a_join_that_ends_otherwise_has_one_cause_and_one_next_step,
+        Container a_joined_node_is_left_as_its_owner_and_its_upgrades_have_it,
         Container a_join_killed_at_any_step_is_healed_or_undone_by_the_next_command,
         Container a_reboot_in_the_middle_of_a_join_is_healed,
         Container a_first_server_begins_a_cluster_and_another_one_joins_it,

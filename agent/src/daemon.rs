@@ -33,7 +33,7 @@ use crate::{
     guard::Guard,
     home::Home,
     host::{Host, clock, state::State, systemd},
-    identity::{self, Answer, Question},
+    identity::{self, Answer, Question, Settled},
     journal,
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
@@ -73,17 +73,23 @@ const MOST_PEERS: usize = ebpf_records::mesh::MAX_PEERS as usize;
 /// # Errors
 /// The agent's socket cannot be opened, or there is no password for the broker's user. Everything else is a condition.
 pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> anyhow::Result<Asked> {
+    let mut settled = identity::settle(config, host)?;
     loop {
-        if let Some(asked) = live(config, host, service).await? {
-            return Ok(asked);
+        match live(config, host, service, settled).await? {
+            Ok(asked) => return Ok(asked),
+            Err(known) => settled = known,
         }
     }
 }
 
-/// Runs until it is asked for something else, or until it has learned who it is and begins anew as that.
-async fn live(config: &Config, host: &Host, service: &mut Service<'_>) -> anyhow::Result<Option<Asked>> {
+/// Runs until it is asked for something else, or until it has learned who it is, to begin anew as that.
+async fn live(
+    config: &Config,
+    host: &Host,
+    service: &mut Service<'_>,
+    mut settled: Settled,
+) -> anyhow::Result<Result<Asked, Settled>> {
     let listener = companion::listen(&config.agent_socket(), 0o666).map_err(anyhow::Error::msg)?;
-    let mut settled = identity::settle(config, host)?;
     let (bus, mut broker) = match settled.question {
         // It judges as always, and says nothing yet.
         Some(_) => (Bus::muted(), mpsc::channel(1).1),
@@ -109,15 +115,17 @@ async fn live(config: &Config, host: &Host, service: &mut Service<'_>) -> anyhow
     let mut check = tokio::time::interval_at(tokio::time::Instant::now() + CHECK_EVERY, CHECK_EVERY);
     let asked = loop {
         tokio::select! {
-            asked = service.asked() => break Some(asked),
+            asked = service.asked() => break Ok(asked),
             answer = answer_to(&mut settled.question) => match answer {
                 Answer::Waits(why) => agent.keep_silent(&why),
                 Answer::Known { is_copy } => {
                     if is_copy {
                         agent.home.forget();
                     }
-                    settled.question.take().into_iter().for_each(|question| question.keep(is_copy));
-                    break None;
+                    // There was one: it has answered.
+                    if let Some(question) = settled.question.take() {
+                        break Err(question.keep(is_copy));
+                    }
                 }
             },
             Some(sample) = companion.recv() => agent.take_sample(sample),

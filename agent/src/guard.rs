@@ -40,6 +40,8 @@ const RECENT: Duration = Duration::from_secs(10);
 const STARTING: Duration = Duration::from_secs(120);
 /// What holds, in the state directory: a line that says of what, then the id of a requirement a line.
 const HELD: &str = "held";
+/// Between whose it is and the number of reverts, in its first line.
+const AFTER: &str = ", reverts: ";
 /// Where systemd says which units run: a link for each, as old as its last start. All may look, as the journal's readers
 /// alone may not.
 const UNITS: &str = "/run/systemd/units";
@@ -103,8 +105,11 @@ pub struct Guard {
     held: BTreeSet<String>,
     /// Those of them that were met before this start and were not looked at since.
     inherited: BTreeSet<String>,
-    /// How long before this start that was written.
-    away: Duration,
+    /// How many reverts there had been at this start, and whether that is what was kept: a revert may have taken back what
+    /// held, and some of it shows only after a boot. Counted, because no clock tells times before a boot from those after it.
+    reverts: usize,
+    taken_back: bool,
+    noted: bool,
     /// Until when the machine is still starting.
     starting: Option<Instant>,
     /// What is on disk.
@@ -133,9 +138,11 @@ impl Guard {
         let (version, chosen) = (env!("CARGO_PKG_VERSION"), chosen.finish());
         let of = format!("bramble {version} {chosen:016x} on {serial} {}", machine.trim());
         let text = state.read(HELD).unwrap_or_default().unwrap_or_default();
-        let kept: BTreeSet<String> = match text.split_once('\n') {
-            Some((whose, ids)) if whose == of => ids.lines().map(str::to_owned).collect(),
-            _ => BTreeSet::new(),
+        let reverts = receipt::seen(host).map_or(0, |all| all.iter().filter(|r| is_reverted(r)).count());
+        let before = |line: &str| line.strip_prefix(&of)?.strip_prefix(AFTER)?.parse::<usize>().ok();
+        let (then, kept) = match text.split_once('\n').and_then(|(line, ids)| Some((before(line)?, ids))) {
+            Some((then, ids)) => (then, ids.lines().map(str::to_owned).collect()),
+            None => (reverts, BTreeSet::new()),
         };
         let mut settings = Settings::default();
         settings.extend(sysctl::silent(host));
@@ -146,7 +153,9 @@ impl Guard {
             of,
             held: kept.clone(),
             inherited: kept.clone(),
-            away: host.age(&state.directory().join(HELD).to_string_lossy()).unwrap_or_default(),
+            reverts,
+            taken_back: then != reverts,
+            noted: then == reverts,
             starting: uptime(host).and_then(|up| STARTING.checked_sub(up)).map(|rest| now + rest),
             kept,
             state,
@@ -235,7 +244,7 @@ impl Guard {
 
     /// Takes note that something does not hold any more; `is_old` when that happened before this start.
     fn lose(&mut self, host: &Host, finding: &Finding, is_old: bool) {
-        if is_taken_back(host, if is_old { self.away.max(RECENT) } else { RECENT }) {
+        if is_old && self.taken_back || is_taken_back(host, RECENT) {
             tracing::info!(bramble_finding = finding.id, "taken back by bramble: {}", finding.title);
             return;
         }
@@ -255,14 +264,14 @@ impl Guard {
     /// Keeps what holds for the next start; what is lost is missed then too.
     fn keep(&mut self) {
         let ids: BTreeSet<String> = self.held.iter().chain(self.lost.keys()).cloned().collect();
-        if ids == self.kept {
+        if ids == self.kept && self.noted {
             return;
         }
         let text: String = ids.iter().map(|id| format!("{id}\n")).collect();
-        if let Err(why) = self.state.write(HELD, &format!("{}\n{text}", self.of)) {
+        if let Err(why) = self.state.write(HELD, &format!("{}{AFTER}{}\n{text}", self.of, self.reverts)) {
             tracing::warn!("what holds is not kept for the next start: {why}");
         }
-        self.kept = ids;
+        (self.kept, self.noted) = (ids, true);
     }
 
     /// Has root restore what was lost, where something is owed and the budget of restorations per hour has one left.
@@ -333,6 +342,10 @@ impl Loss {
     }
 }
 
+fn is_reverted(receipt: &receipt::Receipt) -> bool {
+    matches!(receipt.state, receipt::State::Reverting | receipt::State::Reverted)
+}
+
 /// Whether a revert or a leave takes something back now, or a revert did within the time before.
 fn is_taken_back(host: &Host, within: Duration) -> bool {
     let pid = host.text(&format!("{RECEIPTS}/lock")).unwrap_or_default();
@@ -341,8 +354,7 @@ fn is_taken_back(host: &Host, within: Duration) -> bool {
         arguments.split(|byte| *byte == 0).any(|argument| [&b"revert"[..], b"leave"].contains(&argument));
     let before = |receipt: &receipt::Receipt| {
         let age = host.age(&format!("{RECEIPTS}/{}/journal", receipt.name));
-        matches!(receipt.state, receipt::State::Reverting | receipt::State::Reverted)
-            && age.is_some_and(|age| age <= within)
+        is_reverted(receipt) && age.is_some_and(|age| age <= within)
     };
     runs || receipt::seen(host).is_ok_and(|receipts| receipts.iter().any(before))
 }
@@ -564,6 +576,33 @@ mod tests {
         guard = open();
         guard.compare(&host, &[finding("a", Unmet)], now);
         assert!(raised(&guard).is_empty());
+    }
+
+    #[test]
+    fn what_a_revert_took_back_before_a_boot_is_no_loss_after_it() {
+        use FindingState::{Met, Unmet};
+        let root = Kept::new("reverts-host");
+        std::fs::create_dir_all(root.0.join("etc")).unwrap();
+        std::fs::write(root.0.join("etc/hostname"), "x\n").unwrap();
+        let (kept, host) = (Kept::new("reverts"), Host::tree(&root.0).unwrap());
+        let now = Instant::now();
+        let open = || Guard { starting: None, ..Guard::open(&host, kept.state(), &Cluster::default(), now) };
+        open().compare(&host, &[finding("a", Met), finding("b", Met)], now);
+        // It was taken back, and what the kernel had from its boot held until the next one.
+        let receipt = root.0.join(RECEIPTS.trim_start_matches('/')).join("20260102T030405Z-1");
+        std::fs::create_dir_all(&receipt).unwrap();
+        let journal = "{\"record\":\"began\",\"v\":1,\"at\":\"2026-01-02T03:04:05Z\",\"bramble\":\"0\"}\n\
+                       {\"record\":\"undone\",\"n\":0}\n";
+        std::fs::write(receipt.join("journal"), journal).unwrap();
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(86_400);
+        std::fs::File::open(receipt.join("journal")).unwrap().set_modified(long_ago).unwrap();
+        let mut guard = open();
+        guard.compare(&host, &[finding("a", Unmet), finding("b", Met)], now);
+        assert!(raised(&guard).is_empty());
+        // The revert excuses that start alone.
+        guard = open();
+        guard.compare(&host, &[finding("b", Unmet)], now);
+        assert_eq!(raised(&guard), ["b"]);
     }
 
     #[test]

@@ -201,8 +201,8 @@ impl Question {
         }
     }
 
-    /// Notes who we are, for the next [`settle`].
-    pub fn keep(self, is_copy: bool) {
+    /// Who we are, which is noted for the next [`settle`]; it holds for this run even if it cannot be noted.
+    pub fn keep(self, is_copy: bool) -> Settled {
         if is_copy {
             tracing::warn!(
                 "somebody speaks under the id {}: this card is a copy, and is {} now",
@@ -210,7 +210,9 @@ impl Question {
                 self.now.id
             );
         }
-        keep(&self.state, &concluded(self.before, self.now, is_copy));
+        let who = concluded(self.before, self.now, is_copy);
+        keep(&self.state, &who);
+        Settled { id: who.id, left: who.left, question: None }
     }
 }
 

@@ -187,7 +187,10 @@ fn is_secret_name(name: &str) -> bool {
 /// Whether the lines after this one are a secret: `secret: |`.
 fn begins_block(line: &str) -> bool {
     let Some((name, sign)) = line.split_once(':') else { return false };
-    let sign = sign.trim();
+    // A comment may follow, and a tag or an anchor stand before.
+    let sign = sign.split(" #").next().unwrap_or_default();
+    let mut words = sign.split_whitespace().skip_while(|word| word.starts_with(['!', '&']));
+    let (Some(sign), None) = (words.next(), words.next()) else { return false };
     let rest = sign.strip_prefix(['|', '>']);
     rest.is_some_and(|rest| rest.chars().all(|c| matches!(c, '+' | '-' | '0'..='9')))
         && is_secret_name(name.trim_matches([' ', '"', '\'', '-']))
@@ -439,6 +442,8 @@ pub(crate) mod planted {
         ("--password\nsehrgeheim1", "sehrgeheim1"),
         ("k3s[1]: /usr/local/bin/k3s server -t kurzertoken1 --tls-san n1", "kurzertoken1"),
         ("  secret: |\n    erste zeile\n\n    zweite zeile\nnext: 1", "zeile"),
+        ("secret: | # from the vault\n    dritte zeile\n", "zeile"),
+        ("data:\n  token: !!binary &t |-\n    vierte zeile\n", "zeile"),
         ("pass=hunter2hunter2", "hunter2hunter2"),
         ("MQTT_PASS=\"hunter3hunter3\"", "hunter3hunter3"),
         ("broker = { host = \"x\", pass = \"hunter4hunter4\" }", "hunter4hunter4"),

@@ -27,8 +27,9 @@ use axum::{
 };
 use futures_util::stream;
 use jiff::{SignedDuration, Timestamp};
+use nix::sys::socket::{setsockopt, sockopt::ReusePort};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Notify, watch},
     time::{MissedTickBehavior, interval},
 };
@@ -53,6 +54,8 @@ const TICK: Duration = Duration::from_millis(250);
 const UPDATE: Duration = Duration::from_millis(200);
 /// An event without content, so that the page can tell a quiet cluster from a lost connection.
 const BEAT: Duration = Duration::from_secs(2);
+/// Connections that may wait to be taken.
+const BACKLOG: u32 = 128;
 /// Pages that may be open at the same time.
 const PAGES: usize = 64;
 /// A reader that takes nothing for this long is dropped, milliseconds.
@@ -148,12 +151,17 @@ impl Door {
     /// # Errors
     /// The address cannot be listened on; says what to do.
     pub fn open(web: &Web) -> anyhow::Result<Self> {
-        let wanted = web.listen;
-        let open = || {
-            let listener = std::net::TcpListener::bind(wanted)?;
+        Self::listening(web.listen, || {
+            let listener = std::net::TcpListener::bind(web.listen)?;
             listener.set_nonblocking(true)?;
-            Ok::<_, std::io::Error>(listener)
-        };
+            Ok(listener)
+        })
+    }
+
+    fn listening(
+        wanted: SocketAddr,
+        open: impl FnOnce() -> std::io::Result<std::net::TcpListener>,
+    ) -> anyhow::Result<Self> {
         let listener = open()
             .with_context(|| format!("listening on {wanted}; set another address as `listen` in [web]"))?;
         if !wanted.ip().is_loopback() {
@@ -164,10 +172,22 @@ impl Door {
 
     /// The door for another configuration: another one when its address is another, which is open then.
     fn next(&self, web: &Web) -> anyhow::Result<Self> {
-        match web.listen == self.wanted {
-            true => Ok(Self { wanted: self.wanted, listener: self.listener.try_clone()? }),
-            false => Self::open(web),
+        let wanted = web.listen;
+        if wanted == self.wanted {
+            return Ok(Self { wanted, listener: self.listener.try_clone()? });
         }
+        if wanted.port() != self.wanted.port() {
+            return Self::open(web);
+        }
+        // 127.0.0.1 and 0.0.0.0 have one port at the same time only if both listeners allow that.
+        Self::listening(wanted, || {
+            setsockopt(&self.listener, ReusePort, &true)?;
+            let socket = if wanted.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?;
+            socket.set_reuseport(true)?;
+            socket.bind(wanted)?;
+            socket.listen(BACKLOG)?.into_std()
+        })
     }
 
     /// A handle of it for a server.

@@ -1063,10 +1063,11 @@ pub(crate) fn an_aggregator_whose_new_address_is_taken_keeps_the_old_one() -> Re
     let folder = Folder::new()?;
     let (old, new, taken) = (free_port()?, free_port()?, TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
     let broker = free_port()?;
-    let configure = |port: u16| {
-        let text = format!("[mqtt]\nport = {broker}\n[web]\nlisten = \"127.0.0.1:{port}\"\n");
+    let listen = |address: &str, port: u16| {
+        let text = format!("[mqtt]\nport = {broker}\n[web]\nlisten = \"{address}:{port}\"\n");
         folder.write("aggregator.toml", &text)
     };
+    let configure = |port: u16| listen("127.0.0.1", port);
     let path = configure(old)?;
     let program = programs()?.join("bramble-aggregator").display().to_string();
     let mut command = bound(&program);
@@ -1091,8 +1092,8 @@ pub(crate) fn an_aggregator_whose_new_address_is_taken_keeps_the_old_one() -> Re
     .with_context(log)?;
     answers(old)?;
     // The same address stays open, another one is open before the old one is left.
-    for port in [old, new] {
-        configure(port)?;
+    for (address, port) in [("127.0.0.1", old), ("127.0.0.1", new), ("0.0.0.0", new), ("127.0.0.1", new)] {
+        listen(address, port)?;
         let before = log().matches("the configuration is taken anew").count();
         reload(&process)?;
         until(PATIENCE, "it is taken", || {

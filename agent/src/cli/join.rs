@@ -125,7 +125,10 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
         let findings = joining.look()?;
         print(&findings.page(&joining.role, width()), ExitCode::SUCCESS)?;
         if let Some(cause) = findings.cause() {
-            joining.keep(Phase::Failed, "looking", Some(cause));
+            // Who only looks around has not failed to join.
+            if args.yes {
+                joining.keep(Phase::Failed, "looking", Some(cause));
+            }
             eprintln!("bramble join: nothing was started; mend what stands above, then join again");
             return Ok(ExitCode::from(STOPPED));
         }
@@ -173,7 +176,12 @@ async fn findings(
         examined: doctor::examine(&evidence, &config.cluster.accept),
         required: doctor::requirements(host, &facts, config),
         is_clock_late: require::judge(REQUIREMENTS.iter().filter(|one| one.id == "clock"), &facts, config)
-            .any(|clock| matches!(clock.state(), State::Waiting | State::Unknown)),
+            .any(|clock| match clock.state() {
+                State::Waiting => true,
+                // Behind ProtectClock= only systemd-timesyncd leaves a mark that can be waited for.
+                State::Unknown => facts.units.uses("systemd-timesyncd").unwrap_or(false),
+                _ => false,
+            }),
     }
 }
 
@@ -201,7 +209,10 @@ struct Work {
 
 impl Joining<'_> {
     fn is_up(&self) -> bool {
-        self.host.host().unit(crate::k3s::unit(&self.role)).is_ok_and(|unit| unit.is_active())
+        self.host.host().unit(crate::k3s::unit(&self.role)).is_ok_and(|unit| {
+            // Also while a boot starts it: a joined node is not examined again because a server is not up yet.
+            unit.is_active() || unit.active == "activating" && unit.restarts == 0
+        })
     }
 
     /// Looks; where only the clock stands in the way, until it was set or the limit is reached. Who begins a cluster makes

@@ -37,6 +37,8 @@ pub const FILE: &str = "look";
 pub const PERIOD: Duration = Duration::from_secs(30);
 /// Longest wait for each phase.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest text of a condition that is read, characters.
+const LONGEST: usize = 200;
 /// A name that every cluster's DNS knows.
 const NAME: &str = "kubernetes.default.svc.cluster.local";
 
@@ -152,7 +154,8 @@ async fn node(client: &Client, place: &Place) -> (Result<Vec<NodeCondition>, Str
 
 fn conditions(node: &Value) -> Vec<NodeCondition> {
     let list = node.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-    let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().chars().take(200).collect();
+    let text =
+        |value: &Value, key: &str| value[key].as_str().unwrap_or_default().chars().take(LONGEST).collect();
     list.take(32)
         .map(|c| NodeCondition {
             kind: text(c, "type"),

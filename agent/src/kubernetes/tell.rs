@@ -28,8 +28,9 @@ pub const CONDITION: &str = "BrambleProblem";
 const HEARTBEAT: Duration = Duration::from_secs(300);
 /// Most Events of one look; what is left comes with the next.
 const MOST_EVENTS: usize = 8;
-/// Longest message of a condition or an Event, characters: the API takes no Event with more than 1,024 bytes.
-const LONGEST: usize = 250;
+/// Longest message of a condition or an Event, characters: the API takes no Event with more than 1,024 bytes, and no more of a
+/// condition is read back, to be compared.
+const LONGEST: usize = super::LONGEST;
 /// Longest answer of the agent that is read, bytes.
 const MOST: u64 = 4 << 20;
 

@@ -207,12 +207,12 @@ pub(crate) fn the_scripts_of_a_join_stop_k3s_and_take_it_away() -> Result<()> {
 pub(crate) fn a_bundle_of_a_node_that_has_joined_tells_how_and_no_secret() -> Result<()> {
     let (mut site, _) = prepared(Role::Agent)?;
     site.machine.run("systemd-run --quiet --wait --unit=bramble-join bramble join --yes")?.good()?;
-    site.machine.run("bramble bundle --output /root/bundle.tar.gz && mkdir /root/it && tar xzf /root/bundle.tar.gz -C /root/it")?.good()?;
-    let told = site.machine.run("cat /root/it/*/journal/bramble-join.log")?.good()?;
+    site.machine.run("bramble bundle --output /var/tmp/bundle.tar.gz && mkdir /var/tmp/it && tar xzf /var/tmp/bundle.tar.gz -C /var/tmp/it")?.good()?;
+    let told = site.machine.run("cat /var/tmp/it/*/journal/bramble-join.log")?.good()?;
     ensure!(told.contains("bed is Ready"), "{told}");
     let secret = site.machine.run("cat /etc/rancher/node/password")?.good()?;
     for word in [PASSWORD, secret.trim()] {
-        let found = site.machine.run(&format!("grep -rlF -- {word} /root/it"))?;
+        let found = site.machine.run(&format!("grep -rlF -- {word} /var/tmp/it"))?;
         ensure!(found.code == 1, "{found:?}");
     }
     Ok(())

@@ -550,7 +550,7 @@ fn what_is_undone_is_named_at_once_and_restored_as_often_as_the_owner_wants(
     ensure!(machine.run(SOUND)?.code != 0, "revert left it");
     until(SOON, "the agent sees that it is taken back", || {
         let log = machine.run("journalctl -b -u bramble -o cat --no-pager")?.out;
-        Ok(log.contains("taken back by bramble revert").then_some(()))
+        Ok(log.contains("taken back by bramble: ").then_some(()))
     })
     .with_context(|| log(machine))?;
     let drift = condition(machine, None)?.context("the agent speaks of drift")?;

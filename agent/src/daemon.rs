@@ -1,6 +1,8 @@
 //! The agent: listens to the companion and the broker, judges, and says what it sees. Composition root; no rights needed.
 //!
-//! One task owns everything. It never waits for the broker: what it has to say goes into the connection's outbox.
+//! One task owns everything. It never waits for the broker: what it has to say goes into the connection's outbox. It sleeps
+//! until something comes, or until the first moment at which something is to be done by the clock; each wake-up costs
+//! more than most of what is done in it.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +34,7 @@ use crate::{
     facts::Facts,
     guard::Guard,
     home::Home,
-    host::{Host, clock, state::State, systemd},
+    host::{Host, clock, state::State, systemd, timer::Timer},
     identity::{self, Answer, Question, Settled},
     journal,
     notify::{self, Asked, Service},
@@ -46,12 +48,11 @@ use crate::{
 /// How often the requirements are judged again: they change when somebody changes the machine, and a pass reads some hundred
 /// files.
 const CHECK_EVERY: Duration = Duration::from_secs(300);
-/// How often the guard is asked whether something happened: a loss is to be noticed within a second.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Wait between two attempts to reach the companion.
+/// Wait between two attempts to reach the companion: at first, and at most.
 const RETRY: Duration = Duration::from_millis(500);
-/// A companion that says nothing for so many periods is as good as gone.
-const SILENT_PERIODS: u32 = 4;
+const LONGEST_RETRY: Duration = Duration::from_secs(4);
+/// A companion that is so many periods late is as good as gone.
+const SILENT_PERIODS: u32 = 3;
 /// Who may read the snapshot at the same time, and for how long.
 const READERS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -109,11 +110,9 @@ async fn live(
     agent.check();
     agent.judge(Pace::Report);
     service.ready(&agent.status());
-    let mut report = tokio::time::interval(config.report.interval);
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut check = tokio::time::interval_at(tokio::time::Instant::now() + CHECK_EVERY, CHECK_EVERY);
+    let mut alarm = Timer::new()?;
     let asked = loop {
+        alarm.set_until(agent.next_at())?;
         tokio::select! {
             asked = service.asked() => break Ok(asked),
             answer = answer_to(&mut settled.question) => match answer {
@@ -130,28 +129,20 @@ async fn live(
             },
             Some(sample) = companion.recv() => agent.take_sample(sample),
             Some(event) = broker.recv() => agent.take_event(event),
-            _ = report.tick() => agent.report(),
-            _ = look.tick() => agent.watch(),
-            _ = check.tick() => {
-                agent.check_and_restore();
-                agent.introduce();
-                // Also when a restart that was asked for has not come.
-                agent.be(ONLINE);
-                agent.forget_peers(Instant::now());
+            fired = alarm.fired() => {
+                fired?;
+                agent.do_what_is_due(Instant::now());
             }
-            () = at(agent.silent_at()) => agent.companion_is_silent(),
-            () = at(agent.want_at) => agent.want(),
-            () = at(agent.announce_at) => agent.announce(),
-            () = at(agent.vouch_at) => agent.vouch(),
-            () = at(agent.move_out_at) => agent.move_out(),
-            () = at(agent.restart.as_ref().map(|(at, _)| *at)) => agent.restart(),
+            () = agent.guard.happened() => agent.watch(),
             () = agent.records.keep() => {}
             Some(asked) = questions.recv() => {
                 // Who asked may have gone.
                 let _ = asked.send(serde_json::to_vec(&agent.snapshot()).expect("a snapshot is JSON"));
             }
         }
-        service.status(&agent.status());
+        if std::mem::take(&mut agent.is_news) {
+            service.status(&agent.status());
+        }
     };
     // A task that is aborted still has its socket until it was run once more, and the next run listens on the same one.
     for task in [talk, answer] {
@@ -181,13 +172,6 @@ pub fn connection(config: &Config, id: &str) -> anyhow::Result<Settings> {
 async fn answer_to(question: &mut Option<Question>) -> Answer {
     match question {
         Some(question) => question.answer().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn at(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant.into()).await,
         None => std::future::pending().await,
     }
 }
@@ -223,11 +207,13 @@ async fn talk(
     mut wanted: tokio::sync::watch::Receiver<Option<Wanted>>,
 ) {
     let shown = socket.display();
+    let mut wait = RETRY;
     loop {
         let why = match Link::connect(&socket).await {
             Err(why) => format!("bramble probe does not answer on {shown}: {why}"),
             Ok(mut link) => {
                 wanted.mark_changed();
+                wait = RETRY;
                 loop {
                     let step = tokio::select! {
                         sample = link.receive::<Sample>() => sample.map(Some),
@@ -254,7 +240,8 @@ async fn talk(
         if samples.send(Err(why)).await.is_err() {
             return;
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_RETRY);
     }
 }
 
@@ -288,11 +275,17 @@ struct Agent<'a> {
     /// Whether the companion was tried to be reached; before, nothing can be told of it.
     tried: bool,
     sample_at: Instant,
+    report_at: Instant,
+    check_at: Instant,
     sources: companion::Sources,
     judges: Vec<(Pace, Box<dyn Judge>)>,
     healths: Vec<Health>,
     history: History,
+    /// What was stated last, and what that is with its dates.
+    statements: Vec<Statement>,
     conditions: Vec<report::Condition>,
+    /// Whether systemd is to be told how things are now.
+    is_news: bool,
     findings: Vec<Finding>,
     records: Records,
     guard: Guard,
@@ -339,10 +332,14 @@ impl<'a> Agent<'a> {
             sample: Err("bramble probe has not been reached yet".to_owned()),
             tried: false,
             sample_at: Instant::now(),
+            report_at: Instant::now(),
+            check_at: Instant::now() + CHECK_EVERY,
             sources: companion::Sources::new(),
             judges: PROBES.iter().map(|p| (p.pace, (p.judge)())).collect(),
             healths: PROBES.iter().map(|_| Health::default()).collect(),
             history: History::default(),
+            statements: Vec::new(),
+            is_news: false,
             conditions: Vec::new(),
             findings: Vec::new(),
             records,
@@ -452,6 +449,7 @@ impl<'a> Agent<'a> {
         if findings != self.findings {
             self.records.judged(&self.speaker, &self.bus, &self.findings, &findings);
             self.findings = findings;
+            self.is_news = true;
             self.publish(
                 NodeTopic::Findings,
                 &self.speaker.findings(clock::now(), self.findings.clone()),
@@ -533,8 +531,13 @@ impl<'a> Agent<'a> {
         statements.extend(self.connection().statements());
         statements.extend(self.guard.statements());
         statements.extend(self.healths.iter().flat_map(|h| h.statements.iter().cloned()));
+        if statements == self.statements {
+            return false;
+        }
+        self.statements.clone_from(&statements);
         let now = clock::now();
         let dated = self.history.date(statements, now);
+        self.is_news = true;
         journal::tell(&self.conditions, &dated.conditions);
         self.conditions = dated.conditions;
         for (event_type, condition) in dated.events {
@@ -674,8 +677,62 @@ impl<'a> Agent<'a> {
 
     /// When the companion's silence begins to mean something.
     fn silent_at(&self) -> Option<Instant> {
-        (self.sample.is_ok() || !self.tried)
-            .then(|| self.sample_at + self.config.probe.period * SILENT_PERIODS)
+        let late = self.config.probe.period * SILENT_PERIODS;
+        match &self.sample {
+            Ok(sample) => Some(self.sample_at + Duration::from_millis(sample.next_ms) + late),
+            Err(_) => (!self.tried).then(|| self.sample_at + late),
+        }
+    }
+
+    /// When something is to be done, whatever comes or does not come before.
+    fn next_at(&self) -> Instant {
+        let sometimes = [
+            self.silent_at(),
+            self.want_at,
+            self.announce_at,
+            self.vouch_at,
+            self.move_out_at,
+            self.restart.as_ref().map(|(at, _)| *at),
+        ];
+        let always = self.report_at.min(self.check_at).min(self.guard.look_at());
+        sometimes.into_iter().flatten().fold(always, Instant::min)
+    }
+
+    fn do_what_is_due(&mut self, now: Instant) {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if is_due(self.silent_at()) {
+            self.companion_is_silent();
+        }
+        if is_due(self.want_at) {
+            self.want();
+        }
+        if is_due(self.announce_at) {
+            self.announce();
+        }
+        if is_due(self.vouch_at) {
+            self.vouch();
+        }
+        if is_due(self.move_out_at) {
+            self.move_out();
+        }
+        if is_due(self.restart.as_ref().map(|(at, _)| *at)) {
+            self.restart();
+        }
+        if self.guard.look_at() <= now {
+            self.watch();
+        }
+        if self.check_at <= now {
+            self.check_at = now + CHECK_EVERY;
+            self.check_and_restore();
+            self.introduce();
+            // Also when a restart that was asked for has not come.
+            self.be(ONLINE);
+            self.forget_peers(now);
+        }
+        if self.report_at <= now {
+            self.report_at = (self.report_at + self.config.report.interval).max(now);
+            self.report();
+        }
     }
 
     fn companion_is_silent(&mut self) {
@@ -707,8 +764,10 @@ impl<'a> Agent<'a> {
             hub: self.aggregator.as_ref().and_then(|aggregator| aggregator.device.clone()),
             page: self.aggregator.as_ref().and_then(|aggregator| aggregator.page.clone()),
         };
-        let device = Device::of_node(&self.info(), state, &around);
-        for (topic, payload) in self.home.announce(&device, Instant::now()) {
+        let info = self.info();
+        let shape = Device::shape_of_node(&info, state, &around);
+        let device = || Device::of_node(&info, state, &around);
+        for (topic, payload) in self.home.announce(shape, device, Instant::now()) {
             self.bus.publish_latest(topic, payload, None);
             self.vouch_at = Some(Instant::now() + HEARD_AFTER);
         }

@@ -42,13 +42,19 @@ impl Home {
         Self { state, place, announced, elsewhere: None, shape: None, leave_out_at: None }
     }
 
-    /// What is to be published: nothing while nothing changed. Only to be asked while the broker is there.
-    pub fn announce(&mut self, device: &Device, now: Instant) -> Vec<Publication> {
-        let shape = device.shape();
+    /// What is to be published: nothing while nothing changed, which the device's shape tells. Only to be asked while the
+    /// broker is there.
+    pub fn announce(
+        &mut self,
+        shape: u64,
+        device: impl FnOnce() -> Device,
+        now: Instant,
+    ) -> Vec<Publication> {
         let due = self.leave_out_at.is_some_and(|at| now >= at);
         if self.shape == Some(shape) && !due {
             return Vec::new();
         }
+        let device = device();
         let elsewhere = self.elsewhere.as_ref().map(Announced::take_back).unwrap_or_default();
         let (publications, announced) = match (&self.announced, self.leave_out_at) {
             // What is gone stays so for its time, whatever else changes meanwhile.
@@ -141,28 +147,32 @@ mod tests {
             owner: Owner::Node(info.header.node.clone()),
         };
         let open = || Home::open(State::new(&directory), place.clone());
-        let device = |state: &NodeState| Device::of_node(&info, state, &Around::default());
+        let announce = |home: &mut Home, state: &NodeState, at| {
+            let around = Around::default();
+            let shape = Device::shape_of_node(&info, state, &around);
+            home.announce(shape, || Device::of_node(&info, state, &around), at)
+        };
         let start = Instant::now();
-        assert!(components(&open().announce(&device(&state), start)).contains_key("reading_drops"));
+        assert!(components(&announce(&mut open(), &state, start)).contains_key("reading_drops"));
 
         // The next version has no such probe, and is killed before anybody has heard that.
         state.readings.remove("drops");
         let gone = serde_json::json!({"p": "sensor"});
         for _ in 0..2 {
-            let said = components(&open().announce(&device(&state), start));
+            let said = components(&announce(&mut open(), &state, start));
             assert_eq!(said["reading_drops"], gone);
         }
         let mut home = open();
-        home.announce(&device(&state), start);
-        assert!(home.announce(&device(&state), start + GONE_FOR / 2).is_empty());
+        announce(&mut home, &state, start);
+        assert!(announce(&mut home, &state, start + GONE_FOR / 2).is_empty());
         state.readings.remove("probe-loss");
-        let said = components(&home.announce(&device(&state), start + GONE_FOR / 2));
+        let said = components(&announce(&mut home, &state, start + GONE_FOR / 2));
         assert_eq!((&said["reading_drops"], &said["reading_probe_loss"]), (&gone, &gone));
         home.begin_anew(start + GONE_FOR);
-        assert_eq!(components(&home.announce(&device(&state), start + GONE_FOR))["reading_drops"], gone);
-        let said = components(&home.announce(&device(&state), start + GONE_FOR * 2));
+        assert_eq!(components(&announce(&mut home, &state, start + GONE_FOR))["reading_drops"], gone);
+        let said = components(&announce(&mut home, &state, start + GONE_FOR * 2));
         assert!(!said.contains_key("reading_drops") && said.contains_key("reading_cpu_temperature"));
-        assert!(home.announce(&device(&state), start + GONE_FOR * 9).is_empty());
+        assert!(announce(&mut home, &state, start + GONE_FOR * 9).is_empty());
 
         assert_eq!(home.topics(), ["homeassistant/device/n1/bramble-home/config"]);
 
@@ -170,7 +180,7 @@ mod tests {
         let attic = Owner::Node(wire::topic::Name::new("attic").unwrap());
         let open = || Home::open(State::new(&directory), Place { owner: attic.clone(), ..place.clone() });
         let old = ("homeassistant/device/n1/bramble-home/config".to_owned(), Vec::new());
-        let takes_back = |home: &mut Home| home.announce(&device(&state), start).contains(&old);
+        let takes_back = |home: &mut Home| announce(home, &state, start).contains(&old);
         let mut home = open();
         assert!(takes_back(&mut home));
         home.begin_anew(start);

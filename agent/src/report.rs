@@ -411,6 +411,7 @@ mod tests {
             tier: tier.clone(),
             address: None,
             period_ms: 1000,
+            next_ms: 1000,
             mesh: Ok(peers.collect()),
             sources: None,
         };

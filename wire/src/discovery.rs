@@ -108,7 +108,7 @@ struct Component {
 }
 
 /// What a node's device depends on beside what the node says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct Around {
     /// Time between two state messages.
     pub interval: Duration,
@@ -383,12 +383,18 @@ impl Device {
         payload.to_string().into_bytes()
     }
 
-    /// A number that changes when something else would be announced.
-    pub fn shape(&self) -> u64 {
+    /// A number that changes when [`Device::of_node`] would make another device: that is much more work, and the numbers
+    /// in a report do not matter to it.
+    pub fn shape_of_node(info: &NodeInfo, state: &NodeState, around: &Around) -> u64 {
         let mut hasher = std::hash::DefaultHasher::new();
-        (self.device.to_string(), &self.availability).hash(&mut hasher);
-        for (key, component) in &self.components {
-            (key, component.platform, component.settings.to_string()).hash(&mut hasher);
+        let NodeInfo { header, id, version, model, serial, revision, .. } = info;
+        (&header.cluster, &header.node, id, version, model, serial, revision).hash(&mut hasher);
+        around.hash(&mut hasher);
+        for (id, Reading { title, unit, kind, rank, value: _ }) in &state.readings {
+            (id, title, unit, kind, rank).hash(&mut hasher);
+        }
+        for condition in state.conditions.iter().filter(|c| c.subject.is_none()) {
+            (&condition.id, &condition.title).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -605,17 +611,92 @@ mod tests {
     }
 
     #[test]
-    fn the_device_changes_with_what_is_announced_and_not_with_the_numbers() {
-        let (info, mut state) = example();
-        let shape = |state: &NodeState| Device::of_node(&info, state, &around()).shape();
-        let before = shape(&state);
-        for reading in state.readings.values_mut() {
+    fn the_shape_changes_with_what_is_announced_and_not_with_the_numbers() {
+        let (info, state) = example();
+        let shape = Device::shape_of_node(&info, &state, &around());
+        let (mut measured, mut later) = (state.clone(), info.clone());
+        for reading in measured.readings.values_mut() {
             reading.value = Some(1.5);
         }
-        state.conditions[0].evidence.push('x');
-        assert_eq!(shape(&state), before);
-        state.readings.pop_first();
-        assert_ne!(shape(&state), before);
+        measured.conditions[0].evidence.push('x');
+        later.header.ts += jiff::SignedDuration::from_secs(1);
+        assert_eq!(Device::shape_of_node(&later, &measured, &around()), shape);
+
+        // Whatever word of what the node says makes another device, makes another shape.
+        let device = Device::of_node(&info, &state, &around());
+        let of = |info: &Value, state: &Value| {
+            let (info, state) = (info.to_string(), state.to_string());
+            let info: NodeInfo = serde_json::from_str(&info).ok()?;
+            let state: NodeState = serde_json::from_str(&state).ok()?;
+            let shape = Device::shape_of_node(&info, &state, &around());
+            Some((Device::of_node(&info, &state, &around()), shape))
+        };
+        let [info, state] = [serde_json::to_value(info).unwrap(), serde_json::to_value(state).unwrap()];
+        let mut others = 0;
+        for other in others_than(&info).into_iter().map(|info| of(&info, &state)) {
+            others += usize::from(other.is_some_and(|other| is_another(other, (&device, shape))));
+        }
+        for other in others_than(&state).into_iter().map(|state| of(&info, &state)) {
+            others += usize::from(other.is_some_and(|other| is_another(other, (&device, shape))));
+        }
+        assert!(others > 20, "only {others} words of them matter");
+        let around = [
+            Around { interval: Duration::from_secs(7), ..around() },
+            Around { verbs: Vec::new(), ..around() },
+            Around { hub: None, ..around() },
+            Around { page: Some("http://other".to_owned()), ..around() },
+        ];
+        let (info, state) = example();
+        for around in around {
+            let other = Device::shape_of_node(&info, &state, &around);
+            assert!(is_another((Device::of_node(&info, &state, &around), other), (&device, shape)));
+        }
+    }
+
+    /// Whether it is another device, which then has another shape.
+    fn is_another(other: (Device, u64), (device, shape): (&Device, u64)) -> bool {
+        let is_another = other.0 != *device;
+        assert!(!is_another || other.1 != shape, "{:?}", other.0);
+        is_another
+    }
+
+    /// `value` with another text, or none, in one place: all that there are.
+    fn others_than(value: &Value) -> Vec<Value> {
+        match value {
+            Value::Object(fields) => {
+                let each = fields.iter().flat_map(|(key, inner)| {
+                    others_than(inner).into_iter().map(move |other| {
+                        let mut fields = fields.clone();
+                        fields.insert(key.clone(), other);
+                        Value::Object(fields)
+                    })
+                });
+                let without = fields.keys().map(|key| {
+                    let mut fields = fields.clone();
+                    fields.remove(key);
+                    Value::Object(fields)
+                });
+                each.chain(without).collect()
+            }
+            Value::Array(items) => {
+                let each = items.iter().enumerate().flat_map(|(at, inner)| {
+                    others_than(inner).into_iter().map(move |other| {
+                        let mut items = items.clone();
+                        items[at] = other;
+                        Value::Array(items)
+                    })
+                });
+                each.collect()
+            }
+            Value::String(text) => {
+                [format!("{text}x"), "total".to_owned(), "hidden".to_owned(), "%".to_owned()]
+                    .into_iter()
+                    .filter(|other| other != text)
+                    .map(Value::String)
+                    .collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     #[test]

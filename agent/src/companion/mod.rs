@@ -3,7 +3,8 @@
 //! The companion listens on a Unix socket in the runtime directory. It accepts root and its own user only, checked by the
 //! peer credentials that the kernel gives, and speaks to one agent at a time: the newest. Both sides send one JSON
 //! object a line, at most [`LONGEST_LINE`] bytes. The agent sends [`Wanted`] once it knows its peers and whenever they change; until
-//! then those of the agent before are probed on. The companion sends a [`Sample`] per period. Neither parses anything from the network for the other.
+//! then those of the agent before are probed on. The companion sends a [`Sample`] per period while there are peers,
+//! and else when it has something new to say, or has said nothing for a while. Neither parses anything from the network for the other.
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr, path::Path};
 
@@ -19,7 +20,6 @@ use wire::{report::Tier, topic::Name};
 
 use crate::probe::mesh::PeerSample;
 
-mod rhythm;
 pub mod serve;
 
 /// A thousand peers fit.
@@ -42,10 +42,12 @@ pub struct Sample {
     pub address: Option<Ipv4Addr>,
     /// Time between two batches of probes, ms.
     pub period_ms: u64,
+    /// Time until the next sample, at most, ms: without peers nothing changes from one period to the next.
+    pub next_ms: u64,
     /// Counts by peer, or why there are none.
     pub mesh: Result<BTreeMap<Name, PeerSample>, String>,
     /// Counts of the other kernel programs by probe id, or why there are none. They change slowly and cost a system call
-    /// a number, so they come with every tenth sample and are absent between.
+    /// a number, so they come every tenth period and are absent between.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<Sources>,
 }

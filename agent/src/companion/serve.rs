@@ -8,15 +8,14 @@ use std::{
 use tokio::net::UnixListener;
 use wire::report::{Stamps, Tier};
 
-use super::{
-    Link, Sample, Wanted, listen,
-    rhythm::{Timer, until_next},
-    trusted,
-};
+use super::{Link, Sample, Wanted, listen, trusted};
 use crate::{
     config::Config,
     datapath::rights::{PROGRAMS, missing},
-    host::Host,
+    host::{
+        Host,
+        timer::{Timer, until_next},
+    },
     notify::{Asked, Service},
     probe::{PROBES, Source, mesh::prober::Prober},
 };
@@ -27,7 +26,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 const UPLINK_EVERY: u32 = 5;
 /// Programs that see nothing are attached again; those that see nothing within this time again are given up.
 const LASTING: Duration = Duration::from_secs(60);
-/// How often the counts of the other programs are read, in samples.
+/// How often the counts of the other programs are read, and something is said in any case, in periods.
 const SOURCES_EVERY: u32 = 10;
 
 /// Runs until it is asked to end, or to begin anew; takes its programs away then.
@@ -49,7 +48,8 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         wanted: None,
         agent: None,
         ticks: 0,
-        told: 0,
+        periods: 0,
+        said: None,
     };
     for (id, source) in &companion.sources {
         if let Err(why) = source {
@@ -58,7 +58,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     }
     companion.say_tier();
     service.ready(&companion.status());
-    let (tick, settle) = (Timer::new()?, Timer::new()?);
+    let (mut tick, mut settle) = (Timer::new()?, Timer::new()?);
     tick.set(until_next(config.probe.period))?;
     loop {
         tokio::select! {
@@ -90,8 +90,10 @@ struct Companion<'a> {
     wanted: Option<Wanted>,
     agent: Option<Link>,
     ticks: u32,
-    /// Samples that this agent was sent.
-    told: u32,
+    /// Periods that this agent was there.
+    periods: u32,
+    /// The last sample that it was sent, without the counts of the other programs.
+    said: Option<Sample>,
 }
 
 /// Something that happened between two ticks.
@@ -149,7 +151,7 @@ impl Companion<'_> {
             Step::Agent(Some(link)) => {
                 self.agent = Some(link);
                 // A new agent knows nothing yet.
-                self.told = 0;
+                (self.periods, self.said) = (0, None);
             }
             Step::Agent(None) => {}
             // Peers are probed on: the mesh must not go blind because the agent restarts.
@@ -269,28 +271,42 @@ impl Companion<'_> {
         if self.agent.is_none() {
             return;
         }
-        let sources = self.told.is_multiple_of(SOURCES_EVERY).then(|| self.read_sources());
-        self.told = self.told.wrapping_add(1);
-        let Some(agent) = &mut self.agent else { return };
-        let sample = Sample {
+        let is_due = self.periods.is_multiple_of(SOURCES_EVERY);
+        self.periods = self.periods.wrapping_add(1);
+        let mut sample = self.sample();
+        if is_due || self.said.as_ref() != Some(&sample) {
+            self.said = Some(sample.clone());
+            sample.sources = is_due.then(|| self.read_sources());
+            let Some(agent) = &mut self.agent else { return };
+            // An agent that does not read must not stop the probing.
+            let sent = tokio::time::timeout(SETTLE, agent.send(&sample)).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                self.agent = None;
+            }
+        }
+        self.follow_programs();
+    }
+
+    /// What is seen now. With peers no two are equal: each says how long its peer is known.
+    fn sample(&mut self) -> Sample {
+        let period = self.config.probe.period;
+        let mesh = match (&mut self.prober, &self.wanted) {
+            (Ok(prober), Some(_)) => Ok(prober.sample()),
+            (Ok(_), None) => Err("no peers are known yet; the broker tells of them".to_owned()),
+            (Err(why), _) => Err(why.clone()),
+        };
+        let is_probing = mesh.as_ref().is_ok_and(|peers| !peers.is_empty());
+        let next = if is_probing { period } else { period * SOURCES_EVERY };
+        Sample {
             tier: match &self.prober {
                 Ok(prober) => prober.tier(),
                 Err(why) => Tier { stamps: Stamps::None, attached: None, why: why.clone() },
             },
             address: self.prober.as_ref().ok().map(|p| p.uplink().address),
-            period_ms: self.config.probe.period.as_millis() as u64,
-            mesh: match (&mut self.prober, &self.wanted) {
-                (Ok(prober), Some(_)) => Ok(prober.sample()),
-                (Ok(_), None) => Err("no peers are known yet; the broker tells of them".to_owned()),
-                (Err(why), _) => Err(why.clone()),
-            },
-            sources,
-        };
-        // An agent that does not read must not stop the probing.
-        let sent = tokio::time::timeout(SETTLE, agent.send(&sample)).await;
-        if !matches!(sent, Ok(Ok(()))) {
-            self.agent = None;
+            period_ms: period.as_millis() as u64,
+            next_ms: next.as_millis() as u64,
+            mesh,
+            sources: None,
         }
-        self.follow_programs();
     }
 }

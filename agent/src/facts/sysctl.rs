@@ -98,13 +98,17 @@ pub fn path(key: &str) -> String {
     format!("/proc/sys/{}", key.replace('.', "/"))
 }
 
-/// Paths of the settings that a change of bramble's may set and that no event tells of: those of the way out with its name;
-/// rtnetlink tells of the reverse path filter of the others.
+/// Last words of the settings of which rtnetlink tells who listens to it, each time that they are written with another value.
+const TOLD: [&str; 3] = ["ip_forward", "forwarding", "rp_filter"];
+
+/// Paths of the settings that a change of bramble's may set and that no event tells of; those of the way out with its name.
 pub fn silent(host: &Host) -> Vec<String> {
     let routes = route::read(host);
     let way_out = routes.v6_default.as_ref().ok().and_then(Option::as_ref).map(|default| &*default.interface);
     let way_out = way_out.or(routes.uplink().ok().flatten());
-    let of_ours = TABLE.iter().filter(|setting| ["set", "own"].contains(&setting.action));
+    let is_told = |name: &str| TOLD.iter().any(|word| name.rsplit('.').next() == Some(word));
+    let of_ours =
+        TABLE.iter().filter(|setting| ["set", "own"].contains(&setting.action) && !is_told(setting.name));
     let named = of_ours.filter_map(|setting| match setting.name.split_once("<uplink>") {
         Some((before, after)) => Some(format!("{}{}{}", path(before), way_out?, after.replace('.', "/"))),
         None => (!setting.is_pattern()).then(|| path(setting.name)),
@@ -171,8 +175,11 @@ mod tests {
             .iter()
             .find_map(|path| path.strip_prefix("/proc/sys/net/ipv6/conf/")?.strip_suffix("/accept_ra"));
         assert!(interface.is_some_and(|name| name.len() > 2 && !name.contains(['<', '/'])), "{paths:?}");
-        for name in ["net.core.bpf_jit_enable", "net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter"] {
+        for name in ["net.core.bpf_jit_enable", "net.ipv6.conf.all.disable_ipv6"] {
             assert!(paths.contains(&path(name)), "{name}");
+        }
+        for name in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.all.rp_filter"] {
+            assert!(!paths.contains(&path(name)), "{name}");
         }
         assert!(paths.iter().all(|path| path.starts_with("/proc/sys/") && !path.contains(['*', '<', '.'])));
     }

@@ -1,6 +1,5 @@
 //! Watches what bramble prepares: configuration directories by inotify(7), rules, routes, Cilium's links and interface
-//! settings by rtnetlink(7). Needs no rights. Costs nothing while nothing happens: both descriptors are only
-//! looked at when [`Watch::seen`] is called.
+//! settings by rtnetlink(7). Needs no rights. Costs nothing while nothing happens.
 #![allow(clippy::disallowed_methods, reason = "the door")]
 
 use std::{
@@ -8,7 +7,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::FileExt,
     },
 };
@@ -23,7 +22,7 @@ use nix::{
     },
 };
 
-use super::netlink::split;
+use super::{netlink::split, ready::Ready};
 
 /// Directories whose files decide how the host behaves. Those that are not there are watched once they are: their makers
 /// are seen above them.
@@ -91,6 +90,9 @@ pub struct Watch {
     /// What is.
     directories: BTreeMap<WatchDescriptorKey, String>,
     netlink: OwnedFd,
+    /// Opened when it is first waited for.
+    ready: Option<[Ready; 2]>,
+    buffer: Vec<u8>,
 }
 
 /// nix orders no watch descriptors; their debug text is their number.
@@ -119,7 +121,14 @@ impl Watch {
         )?;
         let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
         bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        let mut watch = Watch { inotify, watched, directories: BTreeMap::new(), netlink };
+        let mut watch = Watch {
+            inotify,
+            watched,
+            directories: BTreeMap::new(),
+            netlink,
+            ready: None,
+            buffer: vec![0; 32 << 10],
+        };
         watch.extend();
         Ok(watch)
     }
@@ -148,6 +157,26 @@ impl Watch {
         }
     }
 
+    /// Waits until there is something for [`Watch::seen`], which has to be called then. Needs a tokio runtime. Cancel-safe.
+    pub async fn happened(&mut self) {
+        let ready = match &mut self.ready {
+            Some(ready) => ready,
+            none => match Ready::of(self.inotify.as_fd())
+                .and_then(|a| Ok([a, Ready::of(self.netlink.as_fd())?]))
+            {
+                Ok(ready) => none.insert(ready),
+                // No descriptor is left: what happened is seen when somebody looks.
+                Err(_) => return std::future::pending().await,
+            },
+        };
+        let [files, network] = ready;
+        // It ends with the runtime.
+        let _ = tokio::select! {
+            happened = files.happened() => happened,
+            happened = network.happened() => happened,
+        };
+    }
+
     /// What happened since the last call, each thing once.
     pub fn seen(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
@@ -168,11 +197,10 @@ impl Watch {
                 }
             }
         }
-        let mut buffer = vec![0; 32 << 10];
         loop {
-            match recv(self.netlink.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            match recv(self.netlink.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
                 Ok(length) => {
-                    events.extend(split(&buffer[..length]).into_iter().filter_map(|(k, b)| event(k, b)))
+                    events.extend(split(&self.buffer[..length]).into_iter().filter_map(|(k, b)| event(k, b)))
                 }
                 Err(Errno::ENOBUFS) => events.push(Event::TooMuch),
                 Err(_) => break,

@@ -1,37 +1,26 @@
-//! Timers of the companion. A timer of the runtime's wheel wakes the process once or twice before it is due; at one
-//! tick a second that is most of what a tick costs, so these are the kernel's own.
+//! Timers of the daemons. A timer of the runtime's wheel wakes the process once or twice before it is due, and once more
+//! when it is set; at a tick a second that is most of what a tick costs, so these are the kernel's own.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    time::Duration,
+    io,
+    os::fd::AsFd,
+    time::{Duration, Instant},
 };
 
 use nix::sys::{
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
-use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::host::clock;
+use super::{clock, ready::Ready};
 
 /// A timer that is set again and again.
-pub(super) struct Timer {
-    fd: AsyncFd<Descriptor>,
-}
-
-/// What the runtime wants to know of a timer: its number.
-struct Descriptor(TimerFd);
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
+#[derive(Debug)]
+pub struct Timer {
+    timer: TimerFd,
+    ready: Ready,
+    /// For when it is set, where that was said as a moment.
+    until: Option<Instant>,
 }
 
 impl Timer {
@@ -39,35 +28,45 @@ impl Timer {
     ///
     /// # Errors
     /// The kernel refuses a timer: too many open files.
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         // Relative to the clock that is never set: a wall clock that jumps must not stop the ticks.
         let timer =
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
-        #[allow(unsafe_code, reason = "the runtime has no safe way to wait for a timerfd")]
-        // SAFETY: the descriptor is valid, and `Descriptor` owns it and hands it to nobody.
-        let fd = unsafe { AsyncFd::register_with_interest(Descriptor(timer), Interest::READABLE)? };
-        Ok(Self { fd })
+        let ready = Ready::of(timer.as_fd())?;
+        Ok(Self { timer, ready, until: None })
     }
 
     /// Fires once, after `wait`.
     ///
     /// # Errors
     /// None that the kernel documents for a valid timer.
-    pub(super) fn set(&self, wait: Duration) -> std::io::Result<()> {
+    pub fn set(&self, wait: Duration) -> io::Result<()> {
         let wait = TimeSpec::from_duration(wait.max(Duration::from_nanos(1)));
-        Ok(self.fd.get_ref().0.set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())?)
+        Ok(self.timer.set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())?)
+    }
+
+    /// Fires once, at that moment; costs nothing where it is set for it already.
+    ///
+    /// # Errors
+    /// As [`Timer::set`].
+    pub fn set_until(&mut self, moment: Instant) -> io::Result<()> {
+        if self.until != Some(moment) {
+            self.set(moment.saturating_duration_since(Instant::now()))?;
+            self.until = Some(moment);
+        }
+        Ok(())
     }
 
     /// Waits until it fires. Cancel-safe.
     ///
     /// # Errors
     /// The runtime is shutting down.
-    pub(super) async fn fired(&self) -> std::io::Result<()> {
+    pub async fn fired(&mut self) -> io::Result<()> {
         loop {
-            let mut ready = self.fd.readable().await?;
-            if ready.try_io(|fd| Ok(fd.get_ref().0.wait()?)).is_ok() {
-                // One expiry is one readiness: asking again would only be told so.
-                ready.clear_ready();
+            self.ready.happened().await?;
+            // Set anew meanwhile, it has nothing to tell.
+            if self.timer.wait().is_ok() {
+                self.until = None;
                 return Ok(());
             }
         }
@@ -76,7 +75,7 @@ impl Timer {
 
 /// Time until the next multiple of `period` on the wall clock: ticks of all nodes fall on the same moments, so that one
 /// wake-up answers many.
-pub(super) fn until_next(period: Duration) -> Duration {
+pub fn until_next(period: Duration) -> Duration {
     let now = clock::now().as_nanosecond().unsigned_abs();
     let period = period.as_nanos();
     Duration::from_nanos((period - now % period) as u64)
@@ -88,11 +87,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_timer_fires_once_for_each_time_it_is_set() {
-        let timer = Timer::new().unwrap();
+        let mut timer = Timer::new().unwrap();
         for _ in 0..2 {
             timer.set(Duration::from_millis(5)).unwrap();
             timer.fired().await.unwrap();
         }
+        timer.set_until(Instant::now() + Duration::from_millis(5)).unwrap();
+        timer.fired().await.unwrap();
+        // What is over fires at once.
+        timer.set_until(Instant::now() - Duration::from_millis(5)).unwrap();
+        timer.fired().await.unwrap();
         let silent = tokio::time::timeout(Duration::from_millis(50), timer.fired()).await;
         assert!(silent.is_err());
     }

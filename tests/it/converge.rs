@@ -1318,11 +1318,8 @@ pub(crate) fn a_lost_ipv6_route_is_told_where_the_cluster_has_ipv6() -> Result<(
 /// Why legacy iptables cannot be told anything here.
 pub(crate) fn no_legacy_iptables() -> Option<String> {
     let there = |program: &&str| Command::new(program).arg("--version").output().is_ok();
-    ["iptables-legacy", "ip6tables-legacy"]
-        .iter()
-        .all(there)
-        .not()
-        .then(|| "needs iptables-legacy".to_owned())
+    let both = ["iptables-legacy", "ip6tables-legacy"].iter().all(there);
+    (!both).then(|| "needs iptables-legacy".to_owned())
 }
 
 pub(crate) fn rules_of_legacy_iptables_are_seen() -> Result<()> {

@@ -924,6 +924,8 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             "0 at the next boot (/etc/sysctl.d/50-x.conf)",
             State::Unmet,
         ),
+        // A directory there says nothing, whatever its name.
+        ("forwarding", &[("etc/sysctl.d/odd.conf/within", Some(""))], "ip_forward is 0", State::Unmet),
         (
             "forwarding",
             &[("etc/sysctl.d/99-zzzz.conf", Some("net.ipv4.ip_forward=0\n"))],

@@ -61,7 +61,8 @@ pub enum Change {
     },
     /// Sets a kernel setting now and in [`SYSCTL_FILE`].
     Sysctl {
-        /// With dots; may hold patterns such as `net.ipv4.conf.lxc*.rp_filter`.
+        /// With dots, and a slash for a dot in an interface's name (sysctl.d(5)); may hold patterns such as
+        /// `net.ipv4.conf.lxc*.rp_filter`.
         key: Text,
         /// The value.
         value: Text,

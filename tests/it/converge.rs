@@ -1120,8 +1120,8 @@ pub(crate) fn what_a_tree_cannot_do_is_left_to_its_boot_or_to_its_machine() -> R
     tree.revert_all()
 }
 
-/// The running kernel as bramble sees it when forwarding is all that matters: a network namespace, whose settings are its
-/// own, with the directories covered that bramble writes to.
+/// The running kernel as bramble sees it when one requirement is all that matters: a network namespace, whose settings are
+/// its own, with the directories covered that bramble writes to.
 struct Kernel {
     place: Tree,
 }
@@ -1131,7 +1131,7 @@ impl Kernel {
         ["ip_forward", "conf/default/forwarding", "conf/lo/forwarding", "conf/all/accept_redirects"];
 
     /// Runs a test on one that does not forward.
-    fn on(test: fn(&Kernel) -> Result<()>) -> Result<()> {
+    fn on(requirement: &'static str, test: fn(&Kernel) -> Result<()>) -> Result<()> {
         apart(CloneFlags::CLONE_NEWNET, move || {
             let kernel = Kernel { place: Tree::of("debian-12-amd64")? };
             for directory in ["/etc/sysctl.d", "/var/lib"] {
@@ -1143,10 +1143,11 @@ impl Kernel {
                 .context("there are requirements")?
                 .iter()
                 .filter_map(|requirement| requirement["id"].as_str())
-                .filter(|id| *id != "forwarding")
+                .filter(|id| *id != requirement)
                 .map(|id| format!("\"{id}\""))
                 .collect();
-            fs::write(kernel.place.config(), format!("[cluster]\naccept = [{}]\n", others.join(", ")))?;
+            let config = format!("[cluster]\nipv6 = true\naccept = [{}]\n", others.join(", "));
+            fs::write(kernel.place.config(), config)?;
             // A value that setting ip_forward moves along, and that must come back.
             kernel.set("conf/lo/forwarding", "1")?;
             kernel.set("conf/all/accept_redirects", "0")?;
@@ -1180,6 +1181,29 @@ impl Kernel {
         Ok(command)
     }
 
+    /// How it finds the requirement: the state, and what shows it.
+    fn finding(&self, id: &str) -> Result<(String, String)> {
+        let run = self.bramble(&["check", id, "--json"])?;
+        let found: Value = serde_json::from_str(&run.out).with_context(|| format!("{run:#?}"))?;
+        let found = &found["findings"][0];
+        let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+        Ok((text("state"), text("evidence") + &text("detail")))
+    }
+
+    /// Gives it a way out by a link of this name.
+    fn lead_out(&self, link: &str) -> Result<()> {
+        for line in [
+            format!("link add {link} type veth peer name far"),
+            "link set far up".to_owned(),
+            format!("link set {link} up"),
+            format!("address add 192.0.2.1/24 dev {link}"),
+            "route add default via 192.0.2.2".to_owned(),
+        ] {
+            done(Command::new("ip").args(line.split(' ')))?;
+        }
+        Ok(())
+    }
+
     /// Reverts all, and sees that the kernel is as it was and no file is left.
     fn revert_all(&self, before: &[String]) -> Result<()> {
         for _ in 0..5 {
@@ -1197,7 +1221,7 @@ impl Kernel {
 }
 
 pub(crate) fn settings_of_a_running_kernel_are_set_and_put_back() -> Result<()> {
-    Kernel::on(|kernel| {
+    Kernel::on("forwarding", |kernel| {
         let before = kernel.now()?;
         let run = kernel.bramble(&["apply", "--yes"])?;
         ensure!(run.code == Some(0), "{run:#?}");
@@ -1218,7 +1242,7 @@ pub(crate) fn settings_of_a_running_kernel_are_set_and_put_back() -> Result<()> 
 }
 
 pub(crate) fn settings_of_a_running_kernel_come_back_after_a_kill_at_any_step() -> Result<()> {
-    Kernel::on(|kernel| {
+    Kernel::on("forwarding", |kernel| {
         let before = kernel.now()?;
         let whole = |run: &Run| run.signal != Some(9);
         let mut kills = [0, 0];
@@ -1247,6 +1271,92 @@ pub(crate) fn settings_of_a_running_kernel_come_back_after_a_kill_at_any_step() 
             kills[1] = step;
         }
         ensure!(kills[0] > 20 && kills[1] > 10, "killed at {kills:?} steps alone");
+        Ok(())
+    })
+}
+
+pub(crate) fn a_setting_of_a_vlan_is_set_kept_and_put_back() -> Result<()> {
+    Kernel::on("rp-filter", |kernel| {
+        // The dot in its name is what matters: the kernel need not have VLANs for it.
+        kernel.lead_out("eth0.1")?;
+        let before = kernel.now()?;
+        kernel.set("conf/eth0.1/rp_filter", "1")?;
+        let is = |wanted: &str| -> Result<()> {
+            let value = fs::read_to_string("/proc/sys/net/ipv4/conf/eth0.1/rp_filter")?;
+            ensure!(value.trim() == wanted, "rp_filter is {value} and not {wanted}");
+            Ok(())
+        };
+        let run = kernel.bramble(&["apply", "--yes"])?;
+        ensure!(run.code == Some(0), "{run:#?}");
+        is("0")?;
+        kernel.bramble(&["apply", "--yes"])?.says(&["nothing to do"])?;
+        // systemd reads the file as it was meant.
+        let systemd = Path::new("/usr/lib/systemd/systemd-sysctl");
+        if systemd.exists() {
+            kernel.set("conf/eth0.1/rp_filter", "1")?;
+            done(Command::new(systemd).arg("/etc/sysctl.d/99-zz-bramble.conf"))?;
+            is("0")?;
+        }
+        kernel.revert_all(&before)?;
+        is("1")
+    })
+}
+
+pub(crate) fn a_lost_ipv6_route_is_told_where_the_cluster_has_ipv6() -> Result<()> {
+    Kernel::on("routes", |kernel| {
+        kernel.lead_out("eth0")?;
+        done(Command::new("ip").args(["address", "add", "fd00:db8::1/64", "dev", "eth0", "nodad"]))?;
+        let (state, evidence) = kernel.finding("routes")?;
+        ensure!(state == "met" && evidence.contains("fd00:db8::/64 by eth0"), "{state}: {evidence}");
+        done(Command::new("ip").args(["-6", "route", "del", "fd00:db8::/64", "dev", "eth0"]))?;
+        let (state, evidence) = kernel.finding("routes")?;
+        ensure!(state == "blocked" && evidence.contains("fd00:db8::1/64"), "{state}: {evidence}");
+        Ok(())
+    })
+}
+
+/// Why legacy iptables cannot be told anything here.
+pub(crate) fn no_legacy_iptables() -> Option<String> {
+    let there = |program: &&str| Command::new(program).arg("--version").output().is_ok();
+    let both = ["iptables-legacy", "ip6tables-legacy"].iter().all(there);
+    (!both).then(|| "needs iptables-legacy".to_owned())
+}
+
+pub(crate) fn rules_of_legacy_iptables_are_seen() -> Result<()> {
+    Kernel::on("firewall", |kernel| {
+        kernel.lead_out("eth0")?;
+        let legacy = |line: &str| {
+            let (program, arguments) = line.split_once(' ').context("a program and its arguments")?;
+            done(Command::new(program).args(arguments.split(' ')))
+        };
+        ensure!(kernel.finding("firewall")?.0 == "met", "{:?}", kernel.finding("firewall")?);
+        legacy("ip6tables-legacy -P FORWARD DROP")?;
+        let (state, evidence) = kernel.finding("firewall")?;
+        ensure!(
+            state == "blocked" && evidence.contains("FORWARD of ip6tables-legacy"),
+            "{state}: {evidence}"
+        );
+        legacy("ip6tables-legacy -P FORWARD ACCEPT")?;
+        legacy("iptables-legacy -P FORWARD DROP")?;
+        ensure!(kernel.finding("firewall")?.0 == "blocked", "{:?}", kernel.finding("firewall")?);
+        // The Cilium agent lets its pods pass.
+        legacy("iptables-legacy -N CILIUM_FORWARD")?;
+        ensure!(kernel.finding("firewall")?.0 == "met", "{:?}", kernel.finding("firewall")?);
+        legacy("iptables-legacy -P INPUT DROP")?;
+        let (state, evidence) = kernel.finding("firewall")?;
+        ensure!(
+            state == "unknown" && evidence.contains("iptables-legacy -t filter -S INPUT"),
+            "{state}: {evidence}"
+        );
+
+        let (state, evidence) = kernel.finding("iptables-backends")?;
+        ensure!(state == "met" && evidence == "in legacy iptables", "{state}: {evidence}");
+        done(Command::new("nft").arg("add table ip filter; add chain ip filter DOCKER"))?;
+        let (state, evidence) = kernel.finding("iptables-backends")?;
+        ensure!(
+            evidence.contains("nf_tables for instance DOCKER, legacy iptables CILIUM_FORWARD"),
+            "{state}: {evidence}"
+        );
         Ok(())
     })
 }

@@ -54,6 +54,8 @@ enum Needs {
     Browser,
     /// Root, a kernel that mounts FAT, and a lot of time.
     Fat,
+    /// Root, and the older program of iptables.
+    LegacyIptables,
     /// systemd's judge of units; none need run.
     Units,
     /// Root and a booted Debian 13.
@@ -78,6 +80,7 @@ impl Needs {
             Self::Root => rootless(),
             Self::RootAndTime => rootless().or_else(hasty),
             Self::Fat => rootless().or_else(hasty).or_else(converge::no_fat),
+            Self::LegacyIptables => rootless().or_else(converge::no_legacy_iptables),
             Self::Units => package::no_judge(),
             Self::Packages => rootless().or_else(hasty).or_else(package::missing),
             Self::Container => machine::lacks("debian13"),
@@ -224,6 +227,9 @@ const TESTS: &[&[Test]] = &[
         Root what_a_tree_cannot_do_is_left_to_its_boot_or_to_its_machine,
         Root settings_of_a_running_kernel_are_set_and_put_back,
         Root settings_of_a_running_kernel_come_back_after_a_kill_at_any_step,
+        Root a_setting_of_a_vlan_is_set_kept_and_put_back,
+        Root a_lost_ipv6_route_is_told_where_the_cluster_has_ipv6,
+        LegacyIptables rules_of_legacy_iptables_are_seen,
     ],
     tests![
         hostile,

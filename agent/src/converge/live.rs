@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::facts::sysctl::path;
 use crate::host::systemd::Unit;
 use crate::host::write::{HostMut, NotDone};
 
@@ -15,7 +16,7 @@ use crate::host::write::{HostMut, NotDone};
 pub enum Live {
     /// Sets a kernel setting.
     Sysctl {
-        /// With dots; one part may end with `*` and stands for each name that begins so.
+        /// With dots, as [`path`] reads it; one part may end with `*` and stands for each name that begins so.
         key: String,
         /// The value.
         value: String,
@@ -250,11 +251,6 @@ fn undo_settings(host: &HostMut, key: &str, ours: &str, before: &Before) -> Resu
         moved = true;
     }
     Ok(undone)
-}
-
-/// Where a setting lies.
-fn path(key: &str) -> String {
-    format!("/proc/sys/{}", key.replace('.', "/"))
 }
 
 /// The settings that a key stands for and the kernel has.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Fact;
-use crate::host::Host;
+use crate::host::{Host, Unreadable, Why};
 
 /// Paths and texts of the `.conf` files in `name` below each directory, each name once from the first directory
 /// that has it, in the order of their names.
@@ -60,10 +60,11 @@ pub(super) fn with_ending(
     paths
         .into_values()
         // A link to /dev/null hides the files of that name and says nothing itself; a link to a file that is
-        // gone says as little.
+        // gone says as little, and so does a directory.
         .filter(|path| host.link(path).as_deref() != Some("/dev/null"))
         .filter_map(|path| match host.text_if_present(&path) {
             Ok(text) => text.map(|text| Ok((path, text))),
+            Err(Unreadable { why: Why::NotAFile, .. }) => None,
             Err(unreadable) => Some(Err(unreadable)),
         })
         .collect()

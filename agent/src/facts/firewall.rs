@@ -23,6 +23,8 @@ pub struct Firewalls {
     pub iptables: Fact<Rules>,
     /// Chains of the running packet filter that drop what no rule speaks of. Only root sees them.
     pub live: Fact<Filter>,
+    /// Whether legacy iptables is loaded, or built in. Everybody sees that.
+    pub legacy: Fact<bool>,
 }
 
 /// ufw, switched on.
@@ -117,6 +119,9 @@ pub(super) fn read(host: &Host) -> Firewalls {
         nftables: host.text("/etc/nftables.conf").map(|text| nftables(&text)),
         iptables: host.text("/etc/iptables/rules.v4").map(|text| iptables(&text)),
         live: host.filter(),
+        legacy: ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
+            .into_iter()
+            .try_fold(false, |found, path| Ok(found || host.present(path)?)),
     }
 }
 

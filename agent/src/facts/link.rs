@@ -1,7 +1,11 @@
-//! Network interfaces: `/sys/class/net`.
+//! Network interfaces: `/sys/class/net`, and what their adapters are told.
+
+use std::time::Duration;
 
 use super::Fact;
 use super::route::Routes;
+use crate::host::clock;
+use crate::host::ethtool::Eee;
 use crate::host::{Host, Unreadable, Why};
 
 /// What is known of the interfaces.
@@ -13,6 +17,23 @@ pub struct Links {
     pub wireless_uplink: Fact<Option<bool>>,
     /// How the interface of the default route is linked; `None` when there is none or its driver does not tell.
     pub wire: Fact<Option<Wire>>,
+    /// Whether the interface of the default route saves energy; `None` when there is none or it cannot.
+    pub saving: Fact<Option<Saving>>,
+}
+
+/// A link that may sleep between packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saving {
+    /// Its interface.
+    pub interface: String,
+    /// The module that drives it.
+    pub driver: Option<String>,
+    /// Whether it does.
+    pub eee: Eee,
+    /// How often it went down since the boot.
+    pub losses: u64,
+    /// How long ago the boot was.
+    pub uptime: Duration,
 }
 
 /// A link by cable.
@@ -43,6 +64,7 @@ pub(super) fn read(host: &Host, routes: &Routes) -> Links {
         names: host.list(DIRECTORY),
         wireless_uplink: wireless_uplink(host, routes),
         wire: wire(host, routes),
+        saving: saving(host, routes),
     }
 }
 
@@ -64,7 +86,24 @@ fn wire(host: &Host, routes: &Routes) -> Fact<Option<Wire>> {
     let number = |text: Option<String>| text.and_then(|text| text.parse::<i64>().ok());
     let speed = number(read("speed")?).filter(|speed| *speed > 0);
     let (Some(speed), Some(duplex)) = (speed, read("duplex")?) else { return Ok(None) };
-    let driver = host.link(&format!("{DIRECTORY}/{uplink}/device/driver"));
-    let driver = driver.and_then(|path| Some(path.rsplit('/').next()?.to_owned()));
-    Ok(Some(Wire { driver, speed, duplex, mtu: number(read("mtu")?).unwrap_or_default() }))
+    let mtu = number(read("mtu")?).unwrap_or_default();
+    Ok(Some(Wire { driver: driver(host, uplink), speed, duplex, mtu }))
+}
+
+fn driver(host: &Host, interface: &str) -> Option<String> {
+    let path = host.link(&format!("{DIRECTORY}/{interface}/device/driver"))?;
+    Some(path.rsplit('/').next()?.to_owned())
+}
+
+fn saving(host: &Host, routes: &Routes) -> Fact<Option<Saving>> {
+    let Some(uplink) = routes.uplink()? else { return Ok(None) };
+    let Some(eee) = host.eee(uplink)? else { return Ok(None) };
+    let losses = host.number(&format!("{DIRECTORY}/{uplink}/carrier_down_count"))?;
+    Ok(Some(Saving {
+        interface: uplink.to_owned(),
+        driver: driver(host, uplink),
+        eee,
+        losses: losses.and_then(|count| count.try_into().ok()).unwrap_or_default(),
+        uptime: clock::uptime(),
+    }))
 }

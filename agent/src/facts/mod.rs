@@ -5,7 +5,7 @@
 
 use crate::host::{Host, Unreadable};
 
-mod address;
+pub mod address;
 pub mod address_space;
 pub mod apparmor;
 pub mod board;
@@ -100,6 +100,8 @@ pub struct Facts {
     pub rules: rule::Rules,
     /// The host's own IPv4 networks: interface, own address, length of the prefix.
     pub networks: Fact<Vec<(String, std::net::Ipv4Addr, u32)>>,
+    /// The host's own IPv6 addresses.
+    pub addresses6: Fact<Vec<address::Address6>>,
     /// The host's own IPv4 addresses.
     pub addresses: Fact<Vec<std::net::Ipv4Addr>>,
     /// Network interfaces.
@@ -168,6 +170,7 @@ impl Facts {
             clock_error: host.clock_error(),
             rules: rule::read(host),
             networks: host.networks(),
+            addresses6: address::read6(host),
             addresses: address::read(host),
             links: link::read(host, &routes),
             accept_ra: sysctl::read_accept_ra(host, &routes),

@@ -72,6 +72,11 @@ impl Setting {
     }
 }
 
+/// What an interface does about router advertisements.
+pub const ACCEPT_RA: &str = "net.ipv6.conf.<uplink>.accept_ra";
+/// Whether an interface drops what comes by another way than the answer would go.
+pub const RP_FILTER: &str = "net.ipv4.conf.<uplink>.rp_filter";
+
 /// Values by name.
 #[derive(Debug)]
 pub struct Sysctls {
@@ -94,8 +99,32 @@ impl Sysctls {
 }
 
 /// Where a setting lies below `/proc/sys`.
+///
+/// In a key dots stand between its parts, and a slash for a dot in one, as sysctl.d(5) has it:
+/// `net.ipv4.conf.eth0/1.rp_filter` is the VLAN `eth0.1`'s.
 pub fn path(key: &str) -> String {
-    format!("/proc/sys/{}", key.replace('.', "/"))
+    format!("/proc/sys/{}", turned(key))
+}
+
+/// The key of an interface's setting: of `net.ipv4.conf.<uplink>.rp_filter`, with the name in place of what stands for it.
+pub fn of_interface(template: &str, interface: &str) -> String {
+    match (template.find('<'), template.find('>')) {
+        (Some(start), Some(end)) => {
+            format!("{}{}{}", &template[..start], turned(interface), &template[end + 1..])
+        }
+        _ => template.to_owned(),
+    }
+}
+
+/// Dots and slashes in each other's place: from a key to its path below `/proc/sys`, and back.
+pub(super) fn turned(key: &str) -> String {
+    key.chars()
+        .map(|letter| match letter {
+            '.' => '/',
+            '/' => '.',
+            letter => letter,
+        })
+        .collect()
 }
 
 /// Last words of the settings of which rtnetlink tells who listens to it, each time that they are written with another value.
@@ -104,14 +133,14 @@ const TOLD: [&str; 3] = ["ip_forward", "forwarding", "rp_filter"];
 /// Paths of the settings that a change of bramble's may set and that no event tells of; those of the way out with its name.
 pub fn silent(host: &Host) -> Vec<String> {
     let routes = route::read(host);
-    let way_out = routes.v6_default.as_ref().ok().and_then(Option::as_ref).map(|default| &*default.interface);
+    let way_out = routes.default6().ok().flatten().map(|default| &*default.interface);
     let way_out = way_out.or(routes.uplink().ok().flatten());
     let is_told = |name: &str| TOLD.iter().any(|word| name.rsplit('.').next() == Some(word));
     let of_ours =
         TABLE.iter().filter(|setting| ["set", "own"].contains(&setting.action) && !is_told(setting.name));
-    let named = of_ours.filter_map(|setting| match setting.name.split_once("<uplink>") {
-        Some((before, after)) => Some(format!("{}{}{}", path(before), way_out?, after.replace('.', "/"))),
-        None => (!setting.is_pattern()).then(|| path(setting.name)),
+    let named = of_ours.filter_map(|setting| match setting.name.contains("<uplink>") {
+        true => Some(path(&of_interface(setting.name, way_out?))),
+        false => (!setting.is_pattern()).then(|| path(setting.name)),
     });
     named.collect()
 }
@@ -127,12 +156,12 @@ pub(super) fn read(host: &Host) -> Sysctls {
 
 /// What the IPv6 way out does about router advertisements: the interface and the value of `accept_ra`.
 pub(super) fn read_accept_ra(host: &Host, routes: &Routes) -> Fact<Option<(String, String)>> {
-    let interface = match routes.v6_default.as_ref()? {
+    let interface = match routes.default6()? {
         Some(default) => Some(default.interface.as_str()),
         None => routes.uplink()?,
     };
     let Some(interface) = interface else { return Ok(None) };
-    let value = host.text_if_present(&format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"))?;
+    let value = host.text_if_present(&path(&of_interface(ACCEPT_RA, interface)))?;
     Ok(value.map(|value| (interface.to_string(), value.trim().to_string())))
 }
 
@@ -165,6 +194,18 @@ mod tests {
         assert_eq!(watches.holds("many").unwrap_err().path, "/proc/sys/fs/inotify/max_user_watches");
         let congestion = of("net.ipv4.tcp_congestion_control");
         assert_eq!((congestion.holds("bbr"), congestion.holds("reno")), (Ok(true), Ok(false)));
+    }
+
+    #[test]
+    fn a_dot_in_an_interface_s_name_is_none_between_the_parts_of_a_key() {
+        let key = of_interface(RP_FILTER, "eth0.1");
+        assert_eq!(key, "net.ipv4.conf.eth0/1.rp_filter");
+        assert_eq!(path(&key), "/proc/sys/net/ipv4/conf/eth0.1/rp_filter");
+        assert_eq!(path(&of_interface(ACCEPT_RA, "end0")), "/proc/sys/net/ipv6/conf/end0/accept_ra");
+        assert_eq!(of_interface("net.ipv4.ip_forward", "eth0"), "net.ipv4.ip_forward");
+        for name in [ACCEPT_RA, RP_FILTER] {
+            assert!(TABLE.iter().any(|setting| setting.name == name), "{name}");
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! whatever their directory; an exact key beats a pattern. See sysctl.d(5). udev applies the same files to
 //! each new interface, which is why they matter beside the values of now.
 
-use super::Fact;
 use super::drop_in::{self, glob};
+use super::{Fact, sysctl};
 use crate::host::Host;
 
 /// All settings in the order in which they count.
@@ -18,7 +18,7 @@ pub struct SysctlFiles {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Setting {
-    /// With dots, as sysctl(8) prints it; `*` and `?` stand for parts of an interface's name.
+    /// With dots, as sysctl(8) prints it, and a slash for a dot in an interface's name; `*` and `?` stand for parts of an interface's name.
     key: String,
     /// `None` takes the keys that match out of all patterns.
     value: Option<String>,
@@ -95,18 +95,10 @@ fn setting(path: &str, line: &str) -> Option<Setting> {
         None => (line.strip_prefix('-')?, None),
     };
     let key = match key.find(['.', '/']).map(|at| key.as_bytes()[at]) {
-        Some(b'/') => key.chars().map(swap_separator).collect(),
+        Some(b'/') => sysctl::turned(key),
         _ => key.to_string(),
     };
     Some(Setting { key, value, path: path.to_string() })
-}
-
-fn swap_separator(c: char) -> char {
-    match c {
-        '/' => '.',
-        '.' => '/',
-        c => c,
-    }
 }
 
 #[cfg(test)]

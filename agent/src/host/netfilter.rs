@@ -1,17 +1,17 @@
-//! Which chains the packet filter has: asked of nf_tables by netlink (linux/netfilter/nf_tables.h), read-only.
-//!
-//! Only root is answered. Rules of the legacy back end cannot be listed without running its tool; where that back end
-//! holds tables, the answer is that it could not be told.
+//! Which chains the packet filter has: asked of nf_tables by netlink (linux/netfilter/nf_tables.h), and of the legacy back
+//! end table by table, read-only. Only root is answered.
 
 use std::collections::BTreeSet;
 use std::io;
 
 use nix::sys::socket::SockProtocol;
 
+use super::legacy::Table;
 use super::netlink::{Netlink, message};
+use super::scratch::Family;
 use super::{Host, Unreadable, Why};
 
-/// Names of chains.
+/// Names of chains, of both back ends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chains(BTreeSet<String>);
 
@@ -25,10 +25,16 @@ impl Chains {
 /// A chain that packets are led into by the kernel itself and that drops what no rule speaks of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dropping {
-    /// As nft names it: "ip filter FORWARD".
+    /// As nft names it: "ip filter FORWARD"; "FORWARD of iptables-legacy".
     pub name: String,
     /// "input" or "forward".
     pub way: &'static str,
+    /// The command that changes it: "iptables", "ip6tables-legacy".
+    pub tool: &'static str,
+    /// The command that shows it.
+    pub shown_by: String,
+    /// Whether the Cilium agent's rules, which let pods' packets pass, stand before its end.
+    pub lets_pods_pass: bool,
 }
 
 /// What the packet filter does with what no rule speaks of.
@@ -36,11 +42,15 @@ pub struct Dropping {
 pub struct Filter {
     /// The chains that drop it.
     pub dropping: Vec<Dropping>,
-    /// Whether the Cilium agent's rules, which let pods' packets pass, are in it.
-    pub has_cilium: bool,
+    /// Chains that somebody made by iptables' program for nf_tables, for instance one.
+    pub by_nft: Option<String>,
+    /// Chains that somebody made by iptables' older program, for instance one.
+    pub by_legacy: Option<String>,
 }
 
 const QUERY: &str = "chains of the packet filter";
+/// The chain to which the Cilium agent leads what passes through.
+const CILIUM: &str = "CILIUM_FORWARD";
 /// `NFNL_SUBSYS_NFTABLES`, with `NFT_MSG_GETCHAIN` and `NFT_MSG_NEWCHAIN`.
 const GET_CHAIN: u16 = (10 << 8) | 4;
 const NEW_CHAIN: u16 = (10 << 8) | 3;
@@ -65,31 +75,28 @@ impl Host {
     /// All chains of all families. Asking loads nf_tables, so it is asked only where that is loaded.
     ///
     /// # Errors
-    /// On a captured tree, without the right, or when the legacy back end holds tables.
+    /// On a captured tree, or without the right.
     pub fn chains(&self) -> Result<Chains, Unreadable> {
-        let failed = |why| Unreadable { path: QUERY.into(), why };
-        if !self.is_live() {
-            return Err(failed(Why::NotLive));
-        }
-        for path in ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"] {
-            if self.text_if_present(path)?.is_some_and(|tables| !tables.trim().is_empty()) {
-                let why = "the legacy back end holds tables; see iptables-legacy-save";
-                return Err(Unreadable { path: path.into(), why: Why::Failed(why.into()) });
-            }
-        }
         let chains = self.nf_tables(GET_CHAIN, NEW_CHAIN)?;
-        Ok(Chains(chains.iter().filter_map(|body| attribute(body, NAME)).collect()))
+        let mut names: BTreeSet<String> = chains.iter().filter_map(|body| attribute(body, NAME)).collect();
+        names.extend(self.legacy_tables()?.into_iter().flat_map(|table| table.chains));
+        Ok(Chains(names))
     }
 
-    /// What nf_tables does with packets, on their way in and through, that no rule speaks of.
+    /// What is done with packets, on their way in and through, that no rule speaks of.
     ///
     /// # Errors
     /// On a captured tree, or without the right.
     pub fn filter(&self) -> Result<Filter, Unreadable> {
         let chains = self.nf_tables(GET_CHAIN, NEW_CHAIN)?;
+        let tables = self.legacy_tables()?;
+        let has_cilium = chains.iter().any(|body| attribute(body, NAME).as_deref() == Some(CILIUM));
+        let by_nft = chains.iter().filter_map(|body| dropping(body, has_cilium));
+        let by_legacy = tables.iter().flat_map(legacy_dropping);
         Ok(Filter {
-            dropping: chains.iter().filter_map(|body| dropping(body)).collect(),
-            has_cilium: chains.iter().any(|body| attribute(body, NAME).as_deref() == Some("CILIUM_FORWARD")),
+            dropping: by_nft.chain(by_legacy).collect(),
+            by_nft: chains.iter().find_map(|body| own_chain(body)),
+            by_legacy: tables.iter().find_map(|table| table.chains.first().cloned()),
         })
     }
 
@@ -143,7 +150,32 @@ fn family(body: &[u8]) -> &'static str {
     }
 }
 
-fn dropping(body: &[u8]) -> Option<Dropping> {
+fn legacy_dropping(table: &Table) -> impl Iterator<Item = Dropping> + use<> {
+    let tool = match table.family {
+        Family::V4 => "iptables-legacy",
+        Family::V6 => "ip6tables-legacy",
+    };
+    let has_cilium = table.name == "filter" && table.chains.iter().any(|name| name == CILIUM);
+    let (table, drops) = (table.name.clone(), [table.drops_input, table.drops_forward]);
+    let ways = [("INPUT", "input", false), ("FORWARD", "forward", has_cilium)].into_iter().zip(drops);
+    ways.filter(|(_, drops)| *drops).map(move |((chain, way, lets_pods_pass), _)| Dropping {
+        name: format!("{chain} of {tool}"),
+        way,
+        tool,
+        shown_by: format!("{tool} -t {table} -S {chain}"),
+        lets_pods_pass,
+    })
+}
+
+/// The name of a chain that somebody made, in a table of iptables'.
+fn own_chain(body: &[u8]) -> Option<String> {
+    let of_iptables = ["ip", "ip6"].contains(&family(body))
+        && ["filter", "nat", "mangle", "raw"].contains(&attribute(body, TABLE)?.as_str());
+    let has_hook = find(body.get(4..)?, HOOK).is_some();
+    attribute(body, NAME).filter(|_| of_iptables && !has_hook)
+}
+
+fn dropping(body: &[u8], has_cilium: bool) -> Option<Dropping> {
     let attributes = body.get(4..)?;
     let number = |value: &[u8]| Some(u32::from_be_bytes(*value.first_chunk()?));
     let way = match number(find(find(attributes, HOOK)?, HOOK_NUMBER)?)? {
@@ -153,7 +185,14 @@ fn dropping(body: &[u8]) -> Option<Dropping> {
     };
     let named = || Some(format!("{} {} {}", family(body), attribute(body, TABLE)?, attribute(body, NAME)?));
     let of_ip = ["ip", "ip6", "inet"].contains(&family(body));
-    (of_ip && number(find(attributes, POLICY)?)? == DROP).then(named)?.map(|name| Dropping { name, way })
+    let name = (of_ip && number(find(attributes, POLICY)?)? == DROP).then(named)??;
+    Some(Dropping {
+        way,
+        tool: if family(body) == "ip6" { "ip6tables" } else { "iptables" },
+        shown_by: format!("nft list chain {name}"),
+        lets_pods_pass: has_cilium && name.ends_with("filter FORWARD"),
+        name,
+    })
 }
 
 /// A text among the attributes of a message, which follow the four bytes of struct nfgenmsg.
@@ -185,14 +224,35 @@ mod tests {
             let number = |kind, value: u32| packed(kind, &value.to_be_bytes());
             let hook = packed(HOOK | NESTED, &[number(HOOK_NUMBER, hook), number(2, 0)].concat());
             let names = [text(TABLE, "filter"), text(NAME, "FORWARD")].concat();
-            dropping(&[vec![2, 0, 0, 0], names, hook, number(POLICY, policy)].concat())
+            let body = [vec![2, 0, 0, 0], names, hook, number(POLICY, policy)].concat();
+            assert_eq!(own_chain(&body), None);
+            dropping(&body, true).map(|one| (one.name, one.way, one.lets_pods_pass))
         };
         let name = "ip filter FORWARD".to_owned();
-        assert_eq!(chain(2, DROP), Some(Dropping { name: name.clone(), way: "forward" }));
-        assert_eq!(chain(1, DROP), Some(Dropping { name, way: "input" }));
+        assert_eq!(chain(2, DROP), Some((name.clone(), "forward", true)));
+        assert_eq!(chain(1, DROP).map(|(_, way, _)| way), Some("input"));
         assert_eq!((chain(2, 1), chain(3, DROP)), (None, None));
         let own = [vec![2, 0, 0, 0], text(TABLE, "filter"), text(NAME, "DOCKER")].concat();
-        assert_eq!(dropping(&own), None, "a chain that only rules lead to");
+        assert_eq!(dropping(&own, false), None, "a chain that only rules lead to");
+        assert_eq!(own_chain(&own).as_deref(), Some("DOCKER"));
+        let by_nft = [vec![2, 0, 0, 0], text(TABLE, "mine"), text(NAME, "DOCKER")].concat();
+        assert_eq!(own_chain(&by_nft), None, "a table that no iptables knows");
+    }
+
+    #[test]
+    fn a_legacy_policy_that_drops_names_its_own_program() {
+        let table = Table {
+            family: Family::V6,
+            name: "filter".to_owned(),
+            chains: vec![CILIUM.to_owned()],
+            drops_input: true,
+            drops_forward: true,
+        };
+        let [input, forward] = &legacy_dropping(&table).collect::<Vec<_>>()[..] else { panic!() };
+        assert_eq!((input.way, input.lets_pods_pass), ("input", false));
+        assert_eq!((forward.way, forward.lets_pods_pass), ("forward", true));
+        assert_eq!(forward.name, "FORWARD of ip6tables-legacy");
+        assert_eq!(input.shown_by, "ip6tables-legacy -t filter -S INPUT");
     }
 
     #[test]

@@ -5,16 +5,14 @@
 //! out; who must not cause that asks only for what needs none. It runs no program.
 
 use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::socket::SockProtocol;
 
-use super::bpf_offer;
 use super::netlink::{CREATE, NESTED, Netlink, REQUEST, attribute, message, text};
 use super::{Host, Unreadable, failed};
+use super::{bpf_offer, legacy};
 
 /// Something that is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +142,7 @@ impl Trial {
             Trial::Link(link) => Netlink::open(SockProtocol::NetlinkRoute)?.request(&[link.request()]),
             Trial::Queue(queue) => Netlink::open(SockProtocol::NetlinkRoute)?.request(&[queue.request()]),
             Trial::Tcx => bpf_offer::attach_tcx(LOOPBACK),
-            Trial::Legacy(family, table) => look_at_table(*family, table),
+            Trial::Legacy(family, table) => legacy::look(*family, table),
             Trial::Nft(family) => Netlink::open(SockProtocol::NetlinkNetFilter)?.request(&nat_chain(*family)),
             Trial::IpSet => Netlink::open(SockProtocol::NetlinkNetFilter)?.request(&[set()]),
         }
@@ -247,39 +245,6 @@ fn set() -> Vec<u8> {
             &attribute(7 | NESTED, &[]),
         ],
     )
-}
-
-/// Asks legacy iptables for a table's size, as its program does first.
-fn look_at_table(family: Family, table: &str) -> io::Result<()> {
-    let (domain, level) = match family {
-        Family::V4 => (AddressFamily::Inet, libc::IPPROTO_IP),
-        Family::V6 => (AddressFamily::Inet6, libc::IPPROTO_IPV6),
-    };
-    let socket = socket(domain, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
-    table_info(&socket, level, table)
-}
-
-#[allow(unsafe_code, reason = "no crate wraps IPT_SO_GET_INFO")]
-fn table_info(socket: &OwnedFd, level: i32, table: &str) -> io::Result<()> {
-    /// `IPT_SO_GET_INFO`, and of IPv6 the same number.
-    const GET_INFO: i32 = 64;
-    /// `struct ipt_getinfo`: the table's name, and 13 numbers that are the kernel's to write.
-    #[repr(C)]
-    struct Info {
-        name: [u8; 32],
-        numbers: [u32; 13],
-    }
-    let mut info = Info { name: [0; 32], numbers: [0; 13] };
-    info.name[..table.len()].copy_from_slice(table.as_bytes());
-    let mut length = mem::size_of::<Info>() as libc::socklen_t;
-    // SAFETY: the pointers are to a live, writable `Info` and its length; the kernel writes no further than that.
-    let answer = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), level, GET_INFO, (&raw mut info).cast(), &raw mut length)
-    };
-    if answer < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::{Area, Finding, Requirement};
 use crate::change::{Change, SYSCTL_FILE};
 use crate::config::cluster::Profile;
+use crate::facts::sysctl::{ACCEPT_RA, of_interface};
 
 pub(super) const REQUIREMENT: Requirement = Requirement {
     id: "accept-ra",
@@ -23,7 +24,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             return Finding::not_needed("the way out has no IPv6");
         };
         // The setting of "all" or "default" does not reach an interface that is there.
-        let key = format!("net.ipv6.conf.{interface}.accept_ra");
+        let key = of_interface(ACCEPT_RA, interface);
         let said = facts.sysctl_files.as_ref()?.said(&key);
         match (value.as_str(), said) {
             ("0", _) => {

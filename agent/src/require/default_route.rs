@@ -16,7 +16,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         if let Some(interface) = facts.routes.uplink()? {
             return Finding::met(format!("by {interface}"));
         }
-        if let Some(default) = facts.routes.v6_default.as_ref()? {
+        if let Some(default) = facts.routes.default6()? {
             return Finding::met(format!("by {}, IPv6 alone", default.interface));
         }
         Finding::blocked("no default route", "connect the network, or set a gateway; then check: ip route")

@@ -135,6 +135,34 @@ pub(super) const PASSWORD: Requirement = Requirement {
 /// What K3s' check-config.sh refuses, and what checks rules wrongly.
 const BAD_IPTABLES: [[u32; 3]; 6] = [[1, 8, 0], [1, 8, 1], [1, 8, 2], [1, 8, 3], [1, 8, 4], [1, 8, 10]];
 
+pub(super) const BACKENDS: Requirement = Requirement {
+    id: "iptables-backends",
+    area: Area::K3s,
+    profiles: &[Profile::K3s],
+    title: "iptables keeps its rules in one place",
+    why: "a packet must pass the rules of nf_tables and those of legacy iptables, and each program shows its own alone: \
+          what is seen explains nothing, and what Cilium, Istio and K3s pick depends on what they find",
+    source: "iptables-nft(8); k3s-io/k3s contrib/util/check-config.sh; linux uapi netfilter_ipv4/ip_tables.h",
+    fix: "a person lets who uses iptables-legacy use iptables-nft, and reboots, which takes the legacy rules away",
+    catalogue: &[],
+    judge: |facts, _| {
+        if facts.firewalls.legacy == Ok(false) {
+            return Finding::met("legacy iptables is not loaded");
+        }
+        let filter = facts.firewalls.live.as_ref()?;
+        match (&filter.by_nft, &filter.by_legacy) {
+            (Some(nft), Some(legacy)) => Finding::blocked(
+                format!("both hold chains: nf_tables for instance {nft}, legacy iptables {legacy}"),
+                "sudo iptables-legacy-save shows whose they are; sudo update-alternatives --set iptables \
+                 /usr/sbin/iptables-nft, then reboot",
+            ),
+            (Some(_), None) => Finding::met("in nf_tables"),
+            (None, Some(_)) => Finding::met("in legacy iptables"),
+            (None, None) => Finding::met("there are none"),
+        }
+    },
+};
+
 pub(super) const IPTABLES: Requirement = Requirement {
     id: "iptables-version",
     area: Area::K3s,

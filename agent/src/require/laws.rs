@@ -477,6 +477,8 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
     const RAN: Edit = ("var/lib/rancher/k3s/agent/client-ca.crt", Some(""));
     const BY_CABLE: Edit =
         ("proc/net/route", Some("Iface\neth0\t00000000\t01B2A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"));
+    const BY_VLAN: Edit =
+        ("proc/net/route", Some("Iface\neth0.1\t00000000\t01B2A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"));
     const DPKG: &str = "var/lib/dpkg/status";
     const DEBIAN_KERNEL: Edit = ("proc/sys/kernel/osrelease", Some("6.12.107+deb13-arm64\n"));
     let cases: &[(&str, &[Edit], &str, State)] = &[
@@ -922,6 +924,8 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
             "0 at the next boot (/etc/sysctl.d/50-x.conf)",
             State::Unmet,
         ),
+        // A directory there says nothing, whatever its name.
+        ("forwarding", &[("etc/sysctl.d/odd.conf/within", Some(""))], "ip_forward is 0", State::Unmet),
         (
             "forwarding",
             &[("etc/sysctl.d/99-zzzz.conf", Some("net.ipv4.ip_forward=0\n"))],
@@ -1322,6 +1326,32 @@ fn one_edit_of_a_host_changes_the_finding_it_should() {
         ("rp-filter", &[("proc/sys/net/ipv4/conf/default/rp_filter", Some("2\n"))], "new lxc*", State::Unmet),
         ("rp-filter", &[("proc/sys/net/ipv4/conf/wlan0/rp_filter", Some("1\n"))], "strict", State::Unmet),
         ("rp-filter", &[("proc/sys/net/ipv4/conf/wlan0/rp_filter", Some("2\n"))], "off", State::Met),
+        (
+            "rp-filter",
+            &[BY_VLAN, ("proc/sys/net/ipv4/conf/eth0.1/rp_filter", Some("1\n"))],
+            "net.ipv4.conf.eth0/1.rp_filter is 1 (strict)",
+            State::Unmet,
+        ),
+        (
+            "rp-filter",
+            &[
+                BY_VLAN,
+                ("proc/sys/net/ipv4/conf/eth0.1/rp_filter", Some("0\n")),
+                ("etc/sysctl.d/60-hard.conf", Some("net/ipv4/conf/eth0.1/rp_filter=1\n")),
+            ],
+            "eth0.1, the way out, get rp_filter 1 at the next boot",
+            State::Unmet,
+        ),
+        (
+            "accept-ra",
+            &[
+                BY_VLAN,
+                ("proc/sys/net/ipv6/conf/all/forwarding", Some("1\n")),
+                ("proc/sys/net/ipv6/conf/eth0.1/accept_ra", Some("1\n")),
+            ],
+            "net.ipv6.conf.eth0/1.accept_ra is 1",
+            State::Unmet,
+        ),
         (
             "rp-filter",
             &[("etc/sysctl.d/60-x.conf", Some("net.ipv4.conf.*.rp_filter=1\n"))],

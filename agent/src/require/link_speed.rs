@@ -2,6 +2,7 @@
 
 use super::{Area, Finding, Requirement};
 use crate::config::cluster::Profile;
+use crate::facts::{Fact, Facts};
 
 /// Mb/s below which something is wrong with cable, port or driver: every board and every switch of a home can do more.
 const TOO_SLOW: i64 = 100;
@@ -17,10 +18,8 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
     fix: "a person takes another cable or another port of the switch, then unplugs it and plugs it in again",
     catalogue: &["NIC-004"],
     judge: |facts, _| {
-        match facts.links.wireless_uplink.as_ref()? {
-            Some(false) => {}
-            Some(true) => return Finding::not_needed("the default route leaves by Wi-Fi"),
-            None => return Finding::not_needed("there is no default route: see default-route"),
+        if let Some(why) = no_cable(facts)? {
+            return Finding::not_needed(why);
         }
         let Some(wire) = facts.links.wire.as_ref()? else {
             return Finding::not_needed("its driver tells no speed");
@@ -36,3 +35,12 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         )
     },
 };
+
+/// Why the way out is by no cable; `None` where it is.
+pub(super) fn no_cable(facts: &Facts) -> Fact<Option<&'static str>> {
+    Ok(match facts.links.wireless_uplink.as_ref()? {
+        Some(false) => None,
+        Some(true) => Some("the default route leaves by Wi-Fi"),
+        None => Some("there is no default route: see default-route"),
+    })
+}

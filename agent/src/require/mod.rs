@@ -29,6 +29,7 @@ mod clock_wait;
 mod default_route;
 mod dhcpcd;
 mod disk_space;
+mod energy_saving;
 mod features;
 mod hostname;
 mod ip_rules;
@@ -107,6 +108,7 @@ pub const REQUIREMENTS: &[Requirement] = &[
     storage::PACKAGES,
     default_route::REQUIREMENT,
     link_speed::REQUIREMENT,
+    energy_saving::REQUIREMENT,
     routes::REQUIREMENT,
     ip_rules::REQUIREMENT,
     address_ranges::REQUIREMENT,
@@ -142,6 +144,7 @@ pub const REQUIREMENTS: &[Requirement] = &[
     k3s::NODE_ADDRESS,
     k3s::PASSWORD,
     k3s::IPTABLES,
+    k3s::BACKENDS,
     resolver::REQUIREMENT,
     leftover::FLANNEL,
     leftover::KUBE_PROXY,

@@ -128,22 +128,19 @@ pub(super) const FIREWALL: Requirement = Requirement {
             _ if by_files || !wrong.is_empty() => evidence += ", by their files",
             Err(why) => evidence += &format!(", by their files ({why})"),
             Ok(filter) => {
-                for Dropping { name, way } in &filter.dropping {
-                    // There the agent's own rules let pods pass.
-                    let is_ciliums = filter.has_cilium && name.ends_with("filter FORWARD");
+                for Dropping { name, way, tool, shown_by, lets_pods_pass } in &filter.dropping {
                     match *way {
-                        "forward" if is_ciliums => {}
+                        "forward" if *lets_pods_pass => {}
                         "forward" => {
                             wrong.push(format!("{name} drops what pods send through the node"));
-                            next.push(
+                            next.push(format!(
                                 "let it accept: with Docker \"ip-forward-no-drop\": true in /etc/docker/daemon.json and \
-                                 sudo iptables -P FORWARD ACCEPT"
-                                    .to_string(),
-                            );
+                                 sudo {tool} -P FORWARD ACCEPT"
+                            ));
                         }
                         _ => {
                             let why = Why::Failed(format!(
-                                "it drops what no rule allows; whether the ports are: sudo nft list chain {name}"
+                                "it drops what no rule allows; whether the ports are: sudo {shown_by}"
                             ));
                             return Err(Unreadable { path: format!("the chain {name}"), why });
                         }

@@ -7,6 +7,7 @@ use super::{Area, Finding, Requirement, Verdict};
 use crate::change::{Change, SYSCTL_FILE};
 use crate::config::cluster::Profile;
 use crate::facts::firewall::Ufw;
+use crate::facts::sysctl::{RP_FILTER, of_interface};
 use crate::facts::{Fact, Facts};
 
 /// Interfaces that share one setting.
@@ -62,7 +63,7 @@ fn judge(facts: &Facts, groups: &[Group<'_>], whole: Fact<()>) -> Verdict {
     let ufw = ufw(facts)?;
     let (mut wrong, mut changes) = (Vec::new(), Vec::new());
     for Group { pattern, who, stand_in, drops } in groups {
-        let key = |interface: &str| format!("net.ipv4.conf.{interface}.rp_filter");
+        let key = |interface: &str| of_interface(RP_FILTER, interface);
         let is_bad = |value: &str| value.parse().is_ok_and(drops);
         let said = files.said(&key(stand_in));
         if let Some(said) = said.filter(|said| is_bad(said.value) && said.beats(SYSCTL_FILE)) {

@@ -100,6 +100,7 @@ const NEEDS: &[Need] = &[
     need(Purpose::Browser, "chromium", "shows the page", Source::Debian),
     need(Purpose::Browser, "chromium-driver", "looks at the page", Source::Debian),
     need(Purpose::Filter, "nftables", "drops packets on purpose", Source::Debian),
+    need(Purpose::Filter, "iptables", "keeps rules in the legacy back end", Source::Debian),
     need(
         Purpose::Bench,
         "prometheus-node-exporter",

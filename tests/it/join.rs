@@ -18,7 +18,7 @@ use bramble::k3s::doctor::EXAMINATIONS;
 use serde_json::{Value, json};
 use testbed::{
     k3s::{
-        Authority, Client, Cluster, Pair, Server, Settings,
+        Authority, Client, Cluster, Manner, Pair, Server, Settings,
         program::{Script, Trouble, VERSION},
         site::{self, RELEASE, Site},
     },
@@ -384,6 +384,16 @@ pub(crate) fn a_join_that_ends_otherwise_has_one_cause_and_one_next_step() -> Re
     write_token(&mut site, "K10nonsense")?;
     let said = site.machine.run("bramble join --yes </dev/null")?;
     ensure!(said.code == 2 && kept(&mut site)?["cause"][0] == "token", "{said:?} {}", kept(&mut site)?);
+    // While it looks again nobody is told that it is over.
+    site.stand_in().context("it is the stand-in")?.set_manner(Manner::Silent);
+    site.machine.run("systemd-run --quiet --unit=again bramble join --yes")?.good()?;
+    let phase = |site: &mut Site, phase: &str| {
+        until(PATIENCE, phase, || Ok(Some(kept(site)?).filter(|kept| kept["phase"] == phase)))
+    };
+    let looking = phase(&mut site, "joining")?;
+    ensure!(looking["step"] == "looking" && looking["cause"][0] == "token", "{looking}");
+    phase(&mut site, "failed")?;
+    site.stand_in().context("it is the stand-in")?.set_manner(Manner::Tls);
     let token = site.token()?;
     write_token(&mut site, &token)?;
     for (trouble, limit, cause) in [
@@ -593,6 +603,10 @@ pub(crate) fn an_installed_node_joins_by_itself_over_a_reboot_and_leaves_as_it_w
     for command in ["kubectl delete node --ignore-not-found bed", "sudo rm /etc/bramble/join"] {
         ensure!(left.out.contains(command), "{command:?} is not in {}", left.out);
     }
+    // What a leave takes back is no loss, and the guard is silent about it.
+    let lost = format!("journalctl -b -o cat --no-pager MESSAGE_ID={}", bramble::journal::LOST);
+    let lost = site.machine.run(&lost)?.out;
+    ensure!(lost.is_empty(), "the guard misses what was left: {lost}");
     let state = property(&mut site.machine, "bramble-join", "ActiveState")?;
     ensure!(["inactive", "failed"].contains(&state.as_str()), "it joins again: {}", joining(&mut site)?);
     site.machine.run("rm /etc/bramble/join")?.good()?;

@@ -125,7 +125,11 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
     // Nothing is started where K3s is up: what it waits for tells more than another look.
     if !joining.is_up() {
         if args.yes {
-            joining.keep(Phase::Joining, "looking", None);
+            // Until the end of the look what stood in the way last time still does: who tries again and again in vain is
+            // not well in between.
+            let last = Joined::read(joining.host.host()).ok().flatten().and_then(|last| last.cause);
+            let last = last.as_ref().map(|cause| cause.each_ref().map(String::as_str));
+            joining.keep(Phase::Joining, "looking", last);
         }
         let findings = joining.look()?;
         print(&findings.page(&joining.role, width()), ExitCode::SUCCESS)?;

@@ -26,7 +26,8 @@ pub struct Joined {
     pub version: String,
     /// Whether Cilium is to be the network.
     pub cilium: bool,
-    /// Why it did not become Ready, when it did not: the cause's id, what it means, and what a person does next.
+    /// Why it did not become Ready, when it did not, or did not the last time, when it looks again: the cause's id, what it
+    /// means, and what a person does next.
     pub cause: Option<[String; 3]>,
     /// When this was written.
     pub at: Timestamp,

@@ -251,7 +251,7 @@ impl Joining<'_> {
     fn look(&self) -> anyhow::Result<Findings> {
         until_set(
             CLOCK,
-            || Ok(block_on(findings(self.host.host(), self.config, &self.role, &self.token_file, true))?),
+            || block_on(findings(self.host.host(), self.config, &self.role, &self.token_file, true)),
             |findings| {
                 findings.has("certificate-not-yet-valid")
                     || self.role == Role::First && findings.is_clock_late

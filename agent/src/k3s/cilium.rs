@@ -552,6 +552,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test looks at the checkout")]
     fn each_chart_has_every_key_that_is_ever_set() {
         for ((major, minor), text) in TREES {
             let tree = Tree::parse(text);

@@ -10,13 +10,15 @@ use std::{
     time::Duration,
 };
 
+use crate::installed::property;
+use crate::package::packages;
 use crate::state::{self, differences, is_as_before};
 use anyhow::{Context, Result, ensure};
 use bramble::k3s::doctor::EXAMINATIONS;
 use serde_json::{Value, json};
 use testbed::{
     k3s::{
-        Authority, Client, Cluster, Pair, Server, Settings,
+        Authority, Client, Cluster, Manner, Pair, Server, Settings,
         program::{Script, Trouble, VERSION},
         site::{self, RELEASE, Site},
     },
@@ -269,7 +271,12 @@ pub(crate) fn configure(site: &mut Site, role: Role) -> Result<()> {
 
 /// Joins unattended; what it printed.
 pub(crate) fn join(site: &mut Site) -> Result<String> {
-    let said = site.machine.run("bramble join --yes </dev/null")?;
+    join_with(site, "")
+}
+
+/// The same with more arguments.
+fn join_with(site: &mut Site, more: &str) -> Result<String> {
+    let said = site.machine.run(&format!("bramble join --yes {more} </dev/null"))?;
     if said.code != 0 {
         let journal = journal(site)?;
         anyhow::bail!("bramble join ended with {}: {}{}\n{journal}", said.code, said.out, said.err);
@@ -318,14 +325,16 @@ const SECRETS: &str = "for p in /proc/[0-9]*; do \
                        journalctl --no-pager -o export | grep -c WORD | grep -v '^0$'; \
                        find / -xdev -type f -perm /077 -not -path '/proc/*' -not -path '/sys/*' -exec grep -l WORD {} + 2>/dev/null; true";
 
+/// Runs the agent as the package does it, as far as it needs that here.
+const AGENT: &str = "useradd --system --no-create-home bramble; install -d -o bramble /var/lib/bramble; \
+                     systemd-run --quiet --unit=bramble --property=RuntimeDirectory=bramble bramble run";
+
 pub(crate) fn the_token_is_nowhere_where_others_look_and_status_tells_of_k3s() -> Result<()> {
     let mut site = site(&Script { cilium: Some(500), ..Script::default() }, Settings::new(PASSWORD)?)?;
     let said = site.lan().path("/run/bed/said");
     let broker = listen(site.lan(), site::SERVER, &said)?;
     configure(&mut site, Role::Agent)?;
-    let service = "useradd --system --no-create-home bramble; install -d -o bramble /var/lib/bramble; \
-                   systemd-run --quiet --unit=bramble --property=RuntimeDirectory=bramble bramble run";
-    site.machine.run(service)?.good()?;
+    site.machine.run(AGENT)?.good()?;
     join(&mut site)?;
     let status = until(PATIENCE, "the agent tells of K3s", || {
         let status = site.machine.run("bramble status --json")?;
@@ -375,6 +384,16 @@ pub(crate) fn a_join_that_ends_otherwise_has_one_cause_and_one_next_step() -> Re
     write_token(&mut site, "K10nonsense")?;
     let said = site.machine.run("bramble join --yes </dev/null")?;
     ensure!(said.code == 2 && kept(&mut site)?["cause"][0] == "token", "{said:?} {}", kept(&mut site)?);
+    // While it looks again nobody is told that it is over.
+    site.stand_in().context("it is the stand-in")?.set_manner(Manner::Silent);
+    site.machine.run("systemd-run --quiet --unit=again bramble join --yes")?.good()?;
+    let phase = |site: &mut Site, phase: &str| {
+        until(PATIENCE, phase, || Ok(Some(kept(site)?).filter(|kept| kept["phase"] == phase)))
+    };
+    let looking = phase(&mut site, "joining")?;
+    ensure!(looking["step"] == "looking" && looking["cause"][0] == "token", "{looking}");
+    phase(&mut site, "failed")?;
+    site.stand_in().context("it is the stand-in")?.set_manner(Manner::Tls);
     let token = site.token()?;
     write_token(&mut site, &token)?;
     for (trouble, limit, cause) in [
@@ -393,6 +412,56 @@ pub(crate) fn a_join_that_ends_otherwise_has_one_cause_and_one_next_step() -> Re
         site.machine.run("bramble leave --yes --no-drain </dev/null")?;
         site.ask("DELETE", &format!("/api/v1/nodes/{NODE}"), "")?;
     }
+    Ok(())
+}
+
+/// What a join said is past once K3s was well: the agent keeps that, and does not tell the old cause with the next trouble.
+pub(crate) fn the_cause_of_a_join_is_past_once_k3s_was_well() -> Result<()> {
+    let mut site = site(&Script { cilium: Some(0), ..Script::default() }, Settings::new(PASSWORD)?)?;
+    configure(&mut site, Role::Agent)?;
+    site.machine.run(AGENT)?.good()?;
+    let play = |site: &mut Site, trouble, start: &str| -> Result<()> {
+        let script = Script { cilium: Some(0), trouble, ..Script::default() };
+        fs::write(site.machine.path(testbed::k3s::program::SCRIPT), serde_json::to_string(&script)?)?;
+        site.machine.run(start).map(drop)
+    };
+    let told = |site: &mut Site, wanted: fn(&str) -> bool| {
+        until(PATIENCE, "the agent tells of K3s", || {
+            let said = site.machine.run("bramble status --json")?.out;
+            let said: Value = serde_json::from_str(&said).unwrap_or_default();
+            let all = said["state"]["conditions"].as_array().cloned().unwrap_or_default();
+            let one = all.into_iter().find(|one| one["id"] == "k3s-node").unwrap_or_default();
+            Ok(Some(one.to_string()).filter(|one| wanted(one)))
+        })
+    };
+    play(&mut site, Some(Trouble::Kubelet), "bramble join --yes --limit 5 </dev/null")?;
+    told(&mut site, |one| one.contains("kubelet: for ") && one.contains("; next: "))?;
+    play(&mut site, None, "systemctl restart k3s-agent")?;
+    told(&mut site, |one| one.contains("the kubelet is well"))?;
+    play(&mut site, Some(Trouble::Kubelet), "systemctl restart k3s-agent; systemctl restart bramble")?;
+    told(&mut site, |one| one.contains("agent v1.35.2+k3s1, kubelet: ") && !one.contains("next: "))?;
+    Ok(())
+}
+
+/// K3s reads its token once, when it is started, and asks by that for ever.
+pub(crate) fn a_token_that_was_corrected_reaches_a_k3s_that_still_asks_by_the_old_one() -> Result<()> {
+    let mut site = site(&Script { cilium: Some(500), ..Script::default() }, Settings::new(PASSWORD)?)?;
+    configure(&mut site, Role::Agent)?;
+    join(&mut site)?;
+    let token = site.token()?;
+    write_token(&mut site, &token.replace(PASSWORD, "older"))?;
+    site.machine.run("systemctl restart --no-block k3s-agent")?.good()?;
+    let said = site.machine.run("bramble join --yes --limit 60 </dev/null")?;
+    ensure!(said.code == 1 && said.err.contains("bramble join: token-refused: "), "{said:?}");
+    let starts = |site: &mut Site| property(&mut site.machine, "k3s-agent", "NRestarts");
+    ensure!(starts(&mut site)? == "0", "it was to go on asking");
+    // Where the new one is no better, that is said before anything is started anew.
+    write_token(&mut site, &token.replace(PASSWORD, "oldest"))?;
+    let said = site.machine.run("bramble join --yes --limit 60 </dev/null")?;
+    ensure!(said.code == 2 && said.out.contains("token-accepted"), "{said:?}");
+    write_token(&mut site, &token)?;
+    let said = join(&mut site)?;
+    ensure!(said.contains("it is started anew") && said.contains("bed is Ready as agent"), "{said}");
     Ok(())
 }
 
@@ -474,11 +543,92 @@ pub(crate) fn a_reboot_in_the_middle_of_a_join_is_healed() -> Result<()> {
     Ok(())
 }
 
+/// How the unit is that joins unattended, and what it has said since the boot.
+fn joining(site: &mut Site) -> Result<String> {
+    let look = "systemctl show --property=ActiveState,SubState,Result,ConditionResult bramble-join; \
+                journalctl -b -u bramble-join -o cat --no-pager";
+    Ok(site.machine.run(look)?.out)
+}
+
+/// All that an owner does, from the package to the day on which the node leaves: nobody types `bramble join`.
+pub(crate) fn an_installed_node_joins_by_itself_over_a_reboot_and_leaves_as_it_was() -> Result<()> {
+    let [package, _] = packages()?;
+    let package = Gift { from: package, to: "/srv/bramble.deb".to_owned() };
+    let script = Script { cilium: Some(500), delay: 4000, ..Script::default() };
+    let stand_in = site::program(&crate::programs()?)?;
+    let mut site =
+        Site::start(&store()?, "debian13", &stand_in, &[package], &script, Settings::new(PASSWORD)?)?;
+    site.machine.run(OWNERS)?.good()?;
+    site.machine.run("dpkg --install /srv/bramble.deb </dev/null")?.good()?;
+    configure(&mut site, Role::Agent)?;
+    let (images, sums) = match cfg!(target_arch = "aarch64") {
+        true => ("k3s-airgap-images-arm64.tar.gz", "sha256sum-arm64.txt"),
+        false => ("k3s-airgap-images-amd64.tar.gz", "sha256sum-amd64.txt"),
+    };
+    let air_gap = format!("cd {RELEASE}; echo images >{images}; sha256sum {images} >>{sums}");
+    site.machine.run(&air_gap)?.good()?;
+    // What every boot writes below /run is there before as well.
+    site.machine.reboot()?;
+    ensure!(joining(&mut site)?.contains("ConditionResult=no"), "it joins unasked: {}", joining(&mut site)?);
+    let before = state::whole(&mut site.machine)?;
+
+    site.machine.run("touch /etc/bramble/join && systemctl start --no-block bramble-join")?.good()?;
+    let begun = until(PATIENCE, "K3s is being started", || {
+        let state = site.machine.run("systemctl is-active k3s-agent")?.out;
+        Ok((state.trim() == "activating").then_some(()))
+    });
+    begun.with_context(|| joining(&mut site).unwrap_or_default())?;
+    ensure!(site.node(NODE)?.is_none(), "it was quicker than the reboot");
+    site.machine.reboot()?;
+    let said = until(PATIENCE, "it has joined by itself", || {
+        let said = joining(&mut site)?;
+        Ok(said.contains("bed is Ready as agent").then_some(said))
+    });
+    let said = said.with_context(|| joining(&mut site).unwrap_or_default())?;
+    ensure!(said.contains("Result=success") && site.is_ready(NODE)?, "{said}");
+    let found = site.machine.run(&format!("cat {}/{images}", bramble::k3s::path::IMAGES))?.good()?;
+    ensure!(found == "images", "the images are not where K3s looks for them: {found}");
+    until(PATIENCE, "the agent tells of K3s", || {
+        let told = site.machine.run("bramble status --json")?.out;
+        let told: Value = serde_json::from_str(&told).unwrap_or_default();
+        Ok(is_ready_agent(&told["state"]).then_some(()))
+    })?;
+    let page = site.machine.run("bramble status")?.out;
+    ensure!(page.contains(&format!("agent {VERSION}, ready since")), "{page}");
+
+    // While it leaves a join is begun once more: it does not come in between, and is not begun anew.
+    site.machine.run("systemctl start --no-block bramble-join")?.good()?;
+    let left = site.machine.run("bramble leave --yes </dev/null")?;
+    ensure!(left.code == 2, "bramble leave ended with {}: {}{}", left.code, left.out, left.err);
+    for command in ["kubectl delete node --ignore-not-found bed", "sudo rm /etc/bramble/join"] {
+        ensure!(left.out.contains(command), "{command:?} is not in {}", left.out);
+    }
+    // What a leave takes back is no loss, and the guard is silent about it.
+    let lost = format!("journalctl -b -o cat --no-pager MESSAGE_ID={}", bramble::journal::LOST);
+    let lost = site.machine.run(&lost)?.out;
+    ensure!(lost.is_empty(), "the guard misses what was left: {lost}");
+    let state = property(&mut site.machine, "bramble-join", "ActiveState")?;
+    ensure!(["inactive", "failed"].contains(&state.as_str()), "it joins again: {}", joining(&mut site)?);
+    site.machine.run("rm /etc/bramble/join")?.good()?;
+    is_as_before(&mut site.machine, &before)
+}
+
 pub(crate) fn a_first_server_begins_a_cluster_and_another_one_joins_it() -> Result<()> {
     let mut site = site(&Script { cilium: Some(500), ..Script::default() }, Settings::new(PASSWORD)?)?;
     configure(&mut site, Role::FirstServer)?;
-    let said = join(&mut site)?;
+    let refused =
+        site.machine.run("echo '{}' >/srv/pi9.json; bramble join --yes --fit /srv/pi9.json </dev/null")?;
+    ensure!(refused.code == 64 && refused.err.contains("bramble check --fit --json"), "{refused:?}");
+    // On another node Envoy does not come up: the cluster begins without it.
+    let verdicts = json!({ "v": 1, "features": [
+        { "setting": "envoy.enabled", "value": "true", "fit": "works_not", "why": "39 address bits" },
+    ] });
+    fs::write(site.machine.path("/srv/pi9.json"), verdicts.to_string())?;
+    let said = join_with(&mut site, "--fit /srv/pi9.json")?;
     ensure!(said.contains("bed is Ready as first server"), "{said}");
+    ensure!(said.contains("does not work on pi9 (39 address bits)"), "{said}");
+    let values = site.machine.run(&format!("cat {}", bramble::k3s::cilium::MANIFEST))?.good()?;
+    ensure!(values.contains("    envoy:\n      enabled: false\n"), "{values}");
     let manifests = site.machine.run("cat /var/lib/rancher/k3s/server/manifests/*")?.good()?;
     ensure!(manifests.contains("kind: HelmChart") && manifests.contains("bootstrap: true"), "{manifests}");
     ensure!(

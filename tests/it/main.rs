@@ -60,6 +60,8 @@ enum Needs {
     Units,
     /// Root and a booted Debian 13.
     Container,
+    /// Root, a booted Debian 13, and the Debian packages for it.
+    Installed,
     /// Root, a booted Debian 13, and the program of K3s itself.
     RealK3s,
     /// The same, and control groups in which it can be a node.
@@ -84,6 +86,9 @@ impl Needs {
             Self::Units => package::no_judge(),
             Self::Packages => rootless().or_else(hasty).or_else(package::missing),
             Self::Container => machine::lacks("debian13"),
+            Self::Installed => {
+                machine::lacks("debian13").or_else(|| package::packages().err().map(|why| why.to_string()))
+            }
             Self::RealK3s => machine::lacks("debian13").or_else(join::no_real_k3s),
             Self::RealNode => machine::lacks("debian13").or_else(join::no_real_node),
             Self::HomeAssistant => rootless().or_else(home::no_home_assistant),
@@ -262,9 +267,12 @@ const TESTS: &[&[Test]] = &[
         Container a_fresh_node_joins_until_it_is_ready_and_leaves_as_it_was,
         Container the_token_is_nowhere_where_others_look_and_status_tells_of_k3s,
         Container a_join_that_ends_otherwise_has_one_cause_and_one_next_step,
+        Container the_cause_of_a_join_is_past_once_k3s_was_well,
+        Container a_token_that_was_corrected_reaches_a_k3s_that_still_asks_by_the_old_one,
         Container a_joined_node_is_left_as_its_owner_and_its_upgrades_have_it,
         Container a_join_killed_at_any_step_is_healed_or_undone_by_the_next_command,
         Container a_reboot_in_the_middle_of_a_join_is_healed,
+        Installed an_installed_node_joins_by_itself_over_a_reboot_and_leaves_as_it_was,
         Container a_first_server_begins_a_cluster_and_another_one_joins_it,
         Container a_server_waits_while_another_one_joins,
         Container the_stand_in_speaks_as_k3s_does,

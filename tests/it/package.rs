@@ -52,7 +52,7 @@ pub(crate) fn packages_for(arch: &str) -> Result<[PathBuf; 2]> {
 }
 
 /// Those for this machine.
-fn packages() -> Result<[PathBuf; 2]> {
+pub(crate) fn packages() -> Result<[PathBuf; 2]> {
     packages_for(if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" })
 }
 

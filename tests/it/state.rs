@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 use testbed::machine::Machine;
 
-/// Files with owner, mode, link and sum; without receipts, and without what a running system writes by itself.
+/// Files with owner, mode, link and sum; without receipts, and without what a running system and our own daemons write by
+/// themselves.
 const FILES: &str = "cd /; find etc usr/local opt var/lib var/log/pods var/log/containers run srv -xdev \
                      \\( -path 'var/lib/bramble*' -o -path var/lib/systemd -o -path run/systemd -o -path run/udev \
-                     -o -path run/log -o -path run/credentials \\) -prune -o -printf '%M %U:%G %p %l\\n' 2>/dev/null | sort; \
+                     -o -path run/log -o -path run/credentials -o -path run/bramble \\) -prune -o -printf '%M %U:%G %p %l\\n' 2>/dev/null | sort; \
                      find etc usr/local -type f -exec sha256sum {} + | sort -k 2";
 /// Links, addresses, rules, routes, the packet filter, mounts, namespaces, units, and processes that outlive a unit.
 const REST: &str = "ip -brief link | awk '{ print $1 }'; ip -o address | grep -v fe80: | awk '{ print $2, $4 }'; ip rule; ip -6 rule; \

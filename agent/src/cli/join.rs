@@ -21,6 +21,7 @@ use crate::converge::plan::{Content, Edit, Files, Gate, Owner, Step};
 use crate::converge::receipt::{Receipts, written};
 use crate::facts::Facts;
 use crate::host::http::Url;
+use crate::host::systemd::Unit;
 use crate::host::write::{HostMut, NotDone};
 use crate::host::{Host, Unreadable, clock};
 use crate::k3s::binary::{self, Machine, Wanted};
@@ -75,7 +76,11 @@ const NOT_READY: u8 = 1;
 /// Nothing was started.
 const STOPPED: u8 = 2;
 /// A Pi without a clock of its own gets the time within seconds of the network; who has none gets no answer for ever.
-const CLOCK: Duration = Duration::from_secs(180);
+const CLOCK: Patience =
+    Patience { whole: Duration::from_secs(180), tick: Duration::from_secs(1), look: Duration::from_secs(20) };
+
+/// A K3s that is asked to end does so at once, unless its kubelet hangs on a disk.
+const STOP: Duration = Duration::from_secs(120);
 
 /// Runs the verb.
 ///
@@ -120,7 +125,11 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
     // Nothing is started where K3s is up: what it waits for tells more than another look.
     if !joining.is_up() {
         if args.yes {
-            joining.keep(Phase::Joining, "looking", None);
+            // Until the end of the look what stood in the way last time still does: who tries again and again in vain is
+            // not well in between.
+            let last = Joined::read(joining.host.host()).ok().flatten().and_then(|last| last.cause);
+            let last = last.as_ref().map(|cause| cause.each_ref().map(String::as_str));
+            joining.keep(Phase::Joining, "looking", last);
         }
         let findings = joining.look()?;
         print(&findings.page(&joining.role, width()), ExitCode::SUCCESS)?;
@@ -211,30 +220,44 @@ impl Joining<'_> {
     fn is_up(&self) -> bool {
         self.host.host().unit(crate::k3s::unit(&self.role)).is_ok_and(|unit| {
             // Also while a boot starts it: a joined node is not examined again because a server is not up yet.
-            unit.is_active() || unit.active == "activating" && unit.restarts == 0
+            unit.is_active() || unit.active == "activating" && unit.restarts == 0 && !self.is_stale(&unit)
         })
+    }
+
+    /// Whether K3s, which has not come up yet, was started before its token or its settings were written: it reads them
+    /// once, and asks by what it read for ever.
+    fn is_stale(&self, unit: &Unit) -> bool {
+        let Some(started) = unit.started.filter(|_| unit.active == "activating") else { return false };
+        let files = [self.token_file.as_str(), path::CONFIG, configuration::DROP_IN, path::KUBELET_CONFIG];
+        let is_newer = |age| clock::now() - age > started;
+        files.iter().filter_map(|file| self.host.host().age(file)).any(is_newer)
+    }
+
+    /// Starts it anew where that is so. Pods that it began before go on.
+    fn renew(&self) -> Result<(), NotDone> {
+        let name = crate::k3s::unit(&self.role);
+        let unit = self.host.host().unit(name).map_err(unreadable)?;
+        if !self.is_stale(&unit) {
+            return Ok(());
+        }
+        eprintln!("K3s was started before its token or its settings were written: it is started anew");
+        self.host.stop_unit(name)?;
+        self.host.settled(name, STOP, Unit::is_down)?;
+        self.host.start_unit(name)
     }
 
     /// Looks; where only the clock stands in the way, until it was set or the limit is reached. Who begins a cluster makes
     /// its certificates, which nobody could use before a wrong time has come.
     fn look(&self) -> anyhow::Result<Findings> {
-        let deadline = Instant::now() + CLOCK;
-        let is_kept = || self.host.host().clock_error().is_ok_and(|error| error.is_some());
-        loop {
-            let look = findings(self.host.host(), self.config, &self.role, &self.token_file, true);
-            let findings = block_on(look)?;
-            let is_early = findings.has("certificate-not-yet-valid")
-                || self.role == Role::First && findings.is_clock_late;
-            if !is_early || is_kept() || Instant::now() > deadline {
-                return Ok(findings);
-            }
-            eprintln!("the clock has not been set since the machine started: waiting for that");
-            // Where the kernel does not tell, a look at the certificates does.
-            let next = deadline.min(Instant::now() + Duration::from_secs(20));
-            while !is_kept() && Instant::now() < next {
-                std::thread::sleep(Duration::from_secs(1));
-            }
-        }
+        until_set(
+            CLOCK,
+            || block_on(findings(self.host.host(), self.config, &self.role, &self.token_file, true)),
+            |findings| {
+                findings.has("certificate-not-yet-valid")
+                    || self.role == Role::First && findings.is_clock_late
+            },
+            || self.host.host().clock_error().is_ok_and(|error| error.is_some()),
+        )
     }
 
     /// Puts everything in its place and asks for the start; false when its owner does not want it.
@@ -250,6 +273,7 @@ impl Joining<'_> {
             if let Some(open) = &open {
                 receipt(&receipts, Some(open))?.end(clock::now())?;
             }
+            self.renew()?;
             return Ok(true);
         }
         print(&work.page(), ExitCode::SUCCESS)?;
@@ -289,6 +313,7 @@ impl Joining<'_> {
         carry_out(&self.host, &mut writer, &step)?;
         let name = writer.name.clone();
         writer.end(clock::now())?;
+        self.renew()?;
         let mut done = format!("receipt {name}; to take the node out again: sudo bramble leave\n");
         if is_told && !starts {
             // It carries pods, so its owner chooses the moment.
@@ -491,6 +516,36 @@ impl Joining<'_> {
     }
 }
 
+/// How long to wait for the clock, how often to look whether it is set, and how often at what it is needed for.
+#[derive(Clone, Copy)]
+struct Patience {
+    whole: Duration,
+    tick: Duration,
+    look: Duration,
+}
+
+/// Looks again and again as long as what is found is too early by the clock and nobody has set it.
+fn until_set<T>(
+    patience: Patience,
+    mut look: impl FnMut() -> anyhow::Result<T>,
+    is_early: impl Fn(&T) -> bool,
+    is_kept: impl Fn() -> bool,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + patience.whole;
+    loop {
+        let found = look()?;
+        if !is_early(&found) || is_kept() || Instant::now() > deadline {
+            return Ok(found);
+        }
+        eprintln!("the clock has not been set since the machine started: waiting for that");
+        // Where the kernel does not tell, a look at the certificates does.
+        let next = deadline.min(Instant::now() + patience.look);
+        while !is_kept() && Instant::now() < next {
+            std::thread::sleep(patience.tick);
+        }
+    }
+}
+
 fn unreadable(unreadable: Unreadable) -> NotDone {
     NotDone::new("reading", unreadable.path, unreadable.why.to_string(), "mend that, then join again")
 }
@@ -613,4 +668,50 @@ fn line_over(line: &str) {
     let line: String = line.chars().take(columns.saturating_sub(1)).collect();
     // A terminal that is gone is nobody's loss.
     let _ = write!(io::stderr(), "\r\x1b[2K{line}").and_then(|()| io::stderr().flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Waits in milliseconds; how often it looked, what it found last, and whether the limit was reached.
+    fn waited(early: usize, kept_after: Option<usize>) -> (usize, bool, bool) {
+        let milliseconds = Duration::from_millis;
+        let patience = Patience { whole: milliseconds(300), tick: milliseconds(1), look: milliseconds(60) };
+        let (looks, asked, begun) = (Cell::new(0), Cell::new(0), Instant::now());
+        let look = || {
+            looks.set(looks.get() + 1);
+            Ok(looks.get() <= early)
+        };
+        let is_kept = || {
+            asked.set(asked.get() + 1);
+            kept_after.is_some_and(|after| asked.get() > after)
+        };
+        let is_early = until_set(patience, look, |early| *early, is_kept).unwrap();
+        (looks.get(), is_early, begun.elapsed() >= patience.whole)
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_not_waited_for() {
+        assert_eq!(waited(0, None), (1, false, false), "nothing is too early");
+        assert_eq!(waited(9, Some(0)), (1, true, false), "the server's certificates are of the future");
+    }
+
+    #[test]
+    fn once_the_clock_is_set_it_is_looked_again_at_once() {
+        assert_eq!(waited(1, Some(3)), (2, false, false));
+    }
+
+    #[test]
+    fn where_the_kernel_does_not_tell_a_look_does() {
+        assert_eq!(waited(2, None), (3, false, false));
+    }
+
+    #[test]
+    fn a_clock_that_nobody_sets_ends_at_the_limit_with_what_was_found() {
+        let (looks, is_early, is_late) = waited(usize::MAX, None);
+        assert!(is_early && is_late && (3..9).contains(&looks), "{looks} looks");
+    }
 }

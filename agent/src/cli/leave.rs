@@ -99,7 +99,7 @@ fn leave(args: &Leave, host: &HostMut, report: &mut Report) -> anyhow::Result<En
     report.node = survey.node.clone();
     if !survey.is_here && ours.is_empty() {
         // A join that never came so far is over, too.
-        if let Err(failed) = host.remove(joined::PATH) {
+        if let Err(failed) = leave::end_join(host).and_then(|()| host.remove(joined::PATH)) {
             return Ok(Ended::Stopped(failed));
         }
         return Ok(Ended::NotHere);
@@ -115,9 +115,12 @@ fn leave(args: &Leave, host: &HostMut, report: &mut Report) -> anyhow::Result<En
             None => return Ok(Ended::Unasked),
         }
     }
+    if let Err(failed) = leave::end_join(host) {
+        return Ok(Ended::Stopped(failed));
+    }
     let _leaving = Leaving::begin(host);
     match block_on(leave::depart(&survey, &options, &mut |step| report.step(step)))? {
-        Ok(remains) => report.remains = remains,
+        Ok(remains) => report.remains = remains.into_iter().chain(leave::switch(host.host())).collect(),
         Err(failed) => return Ok(Ended::Stopped(failed)),
     }
     match here(host, &receipts, &ours, &options, report) {

@@ -294,8 +294,14 @@ pub fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// What was written, for an error: short and printable.
+/// What was written, for an error: short and printable, and without what nobody may see: a token in the wrong place, a
+/// URL's user and password.
 fn shown(text: &str) -> String {
+    let text = match text.split_once("://").zip(text.rsplit_once('@')) {
+        _ if text.contains("K10") && text.contains("::") => "...".to_owned(),
+        Some(((scheme, _), (_, place))) => format!("{scheme}://...@{place}"),
+        None => text.to_owned(),
+    };
     text.chars().take(80).collect::<String>().escape_debug().to_string()
 }
 
@@ -446,9 +452,20 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_token_written_where_its_file_belongs_is_not_repeated() {
-        let (_, value, _) = check("token_file = \"K10abc::server:hunter2\"").unwrap_err();
-        assert!(!value.contains("hunter2"));
+    fn a_secret_in_the_wrong_place_is_not_repeated() {
+        for text in [
+            "token_file = \"K10abc::server:hunter2\"",
+            "server = \"K10abc::server:hunter2\"",
+            "source = \"K10abc::server:hunter2\"",
+            "sha256 = \"K10abc::server:hunter2\"",
+            "server = \"https://pi:hunter2@pi-1:6443\"",
+            "source = \"https://pi:hunter@2hunter2@mirror.lan/k3s\"",
+        ] {
+            let (_, value, why) = check(text).unwrap_err();
+            assert!(!value.contains("hunter") && !why.contains("hunter"), "{value}: {why}");
+        }
+        let (_, value, _) = check("server = \"https://pi:hunter2@pi-1:6443\"").unwrap_err();
+        assert_eq!(value, "https://...@pi-1:6443", "it is to be found again");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Unit {
     pub result: String,
     /// How often systemd has started it again by itself since it was started last.
     pub restarts: u32,
+    /// When its main process was started last, by the wall clock.
+    pub started: Option<jiff::Timestamp>,
 }
 
 impl Unit {
@@ -94,7 +96,9 @@ impl Host {
             return Err(Unreadable { path: unit.into(), why: Why::NotLive });
         }
         let asked = match on_the_bus(async |bus| read(bus, unit).await) {
-            Err(error) if is_no_bus(&error) => systemctl(&["show", "--", unit]).map(|text| shown(&text)),
+            Err(error) if is_no_bus(&error) => {
+                systemctl(&["show", "--timestamp=unix", "--", unit]).map(|text| shown(&text))
+            }
             asked => asked.map_err(|error| words(&error)),
         };
         asked.map_err(|why| Unreadable { path: unit.into(), why: Why::Failed(why) })
@@ -230,6 +234,12 @@ async fn read(bus: &Connection, unit: &str) -> zbus::Result<Unit> {
         enabled: text("UnitFileState"),
         result: text("Result"),
         restarts: all.get("NRestarts").and_then(|value| u32::try_from(value).ok()).unwrap_or(0),
+        started: all
+            .get("ExecMainStartTimestamp")
+            .and_then(|value| u64::try_from(value).ok())
+            .and_then(|microseconds| i64::try_from(microseconds).ok())
+            .filter(|microseconds| *microseconds > 0)
+            .and_then(|microseconds| jiff::Timestamp::from_microsecond(microseconds).ok()),
     })
 }
 
@@ -305,6 +315,9 @@ fn shown(text: &str) -> Unit {
         enabled: value("UnitFileState"),
         result: value("Result"),
         restarts: value("NRestarts").parse().unwrap_or(0),
+        started: value("ExecMainStartTimestamp")
+            .strip_prefix('@')
+            .and_then(|seconds| jiff::Timestamp::from_second(seconds.parse().ok()?).ok()),
     }
 }
 
@@ -314,9 +327,11 @@ mod tests {
 
     #[test]
     fn what_systemctl_shows_is_read_as_the_bus_is() {
-        let text =
-            "Type=notify\nResult=exit-code\nNRestarts=7\nActiveState=activating\nUnitFileState=enabled\n";
+        let text = "Type=notify\nResult=exit-code\nNRestarts=7\nExecMainStartTimestamp=@1767225600\nActiveState=activating\n\
+             UnitFileState=enabled\n";
         let unit = shown(text);
+        assert_eq!(unit.started, Some("2026-01-01T00:00:00Z".parse().unwrap()));
+        assert_eq!(shown("ExecMainStartTimestamp=\n").started, None, "it never ran");
         assert_eq!(
             (unit.active.as_str(), unit.result.as_str(), unit.restarts),
             ("activating", "exit-code", 7)

@@ -55,6 +55,8 @@ const MACHINES: [(&str, Machine); 2] = [
 const LARGEST: [u64; 2] = [512 << 20, 4 << 30];
 /// Each may lead to another, and a circle ends here.
 const REDIRECTS: usize = 5;
+/// How long a file of some hundred bytes may take.
+const SMALL: Duration = Duration::from_secs(60);
 /// How often a connection that was cut off is begun anew while pieces still come.
 const RETRIES: usize = 8;
 
@@ -98,7 +100,7 @@ pub async fn find(
                 }
                 None => {
                     let url = at(&machine.hashes());
-                    let text = fetch_small(&url).await?;
+                    let text = fetch_small(&url, SMALL).await?;
                     hash_of(&text, machine.program)
                         .ok_or_else(|| no_hash(&url.to_string(), machine.program))?
                 }
@@ -369,7 +371,7 @@ async fn follow(url: &Url, from: Option<u64>) -> Result<crate::host::http::Answe
     Err(Trouble::Other(format!("the server sends on and on, at last to {url}")))
 }
 
-async fn fetch_small(url: &Url) -> Result<String, NotDone> {
+async fn fetch_small(url: &Url, limit: Duration) -> Result<String, NotDone> {
     let read = async {
         let mut answer = follow(url, None).await?;
         let mut text = Vec::new();
@@ -381,7 +383,9 @@ async fn fetch_small(url: &Url) -> Result<String, NotDone> {
         }
         Ok(String::from_utf8_lossy(&text).into_owned())
     };
-    read.await.map_err(|trouble| {
+    // Pieces may come in time for ever.
+    let late = |_| Err(Trouble::TimeOut { what: "the whole answer", after: limit });
+    tokio::time::timeout(limit, read).await.unwrap_or_else(late).map_err(|trouble| {
         let next = "look at k3s.source and k3s.version, or write k3s.sha256 and take the program from a file";
         NotDone::new("reading", url.to_string(), trouble.to_string(), next)
     })
@@ -535,6 +539,14 @@ mod tests {
                     }
                     "/loop" => stream
                         .write_all(b"HTTP/1.1 302 Found\r\nlocation: /loop\r\ncontent-length: 0\r\n\r\n"),
+                    "/drip" => {
+                        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n";
+                        let drop = |stream: &mut std::net::TcpStream| {
+                            std::thread::sleep(Duration::from_millis(20));
+                            stream.write_all(b".")
+                        };
+                        stream.write_all(head).and_then(|()| (0..1000).try_for_each(|_| drop(&mut stream)))
+                    }
                     "/huge" => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5368709120\r\n\r\nabc"),
                     _ => stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"),
                 };
@@ -583,6 +595,12 @@ mod tests {
             let wanted = program(From::Url(url.at(path)), sha256(b"x"), arm64());
             let refused = fetched(&host, &wanted).unwrap_err();
             assert!(refused.contains(says), "{path}: {refused}");
+        }
+        for (path, says) in
+            [("/loop", "sends on and on"), ("/no", "404"), ("/drip", "the whole answer took longer than")]
+        {
+            let refused = block_on(fetch_small(&url.at(path), Duration::from_secs(2))).unwrap_err();
+            assert!(refused.to_string().contains(says), "{path}: {refused}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The base are those of release 1.9 of the Kubernetes Pi Cluster project, with the API at 127.0.0.1:6444, which every
 //! node of K3s has, instead of a virtual address outside of the cluster. What depends on the kernel follows from the
 //! verdicts of `fit`. Helm takes keys that a chart does not have without a word, so every key is looked up in the tree of
-//! the chart's own values (`agent/data/cilium_values`). Pure.
+//! the chart's own values (`agent/data/cilium_values`, which `cargo xtask chart` writes). Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,7 +26,10 @@ pub const REPOSITORY: &str = "https://helm.cilium.io/";
 pub const RELEASE: (&str, &str) = ("cilium", "kube-system");
 
 /// The trees of keys, by the chart's minor version.
-const TREES: &[((u32, u32), &str)] = &[((1, 17), include_str!("../../data/cilium_values/1.17"))];
+const TREES: &[((u32, u32), &str)] = &[
+    ((1, 16), include_str!("../../data/cilium_values/1.16")),
+    ((1, 17), include_str!("../../data/cilium_values/1.17")),
+];
 
 /// What is known of one node's kernel.
 #[derive(Debug, Clone)]
@@ -156,7 +159,7 @@ impl Refused {
     pub fn next(&self) -> String {
         match self {
             Refused::Chart { .. } => {
-                "write one of these, such as \"1.17.9\", as version into [cilium]".into()
+                "write a release of one of these, such as \"1.17.18\", as version into [cilium]".into()
             }
             Refused::WorksNot { .. } => {
                 "sudo bramble check --fit on that node; change [cluster] to what works".into()
@@ -549,6 +552,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test looks at the checkout")]
     fn each_chart_has_every_key_that_is_ever_set() {
         for ((major, minor), text) in TREES {
             let tree = Tree::parse(text);
@@ -557,6 +561,36 @@ mod tests {
                 let config = Config { cluster, ..config(&format!("{major}.{minor}.0"), "") };
                 let rendered = render(&config, &[all(Known::Works)]).unwrap();
                 assert_eq!(tree.unknown(&rendered.values), [], "{major}.{minor}");
+            }
+        }
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/cilium_values");
+        assert_eq!(std::fs::read_dir(folder).unwrap().count(), TREES.len(), "a tree is not used");
+        let known: Vec<String> = TREES.iter().map(|((a, b), _)| format!("{a}.{b}")).collect();
+        let shipped = include_str!("../../../packaging/bramble.toml");
+        assert!(shipped.contains(&format!("of {} the keys are known", known.join(" and "))), "{known:?}");
+    }
+
+    #[test]
+    fn what_came_and_went_between_two_charts_is_looked_up_in_the_one_asked_for() {
+        // Charts since 1.17 have them in the replacement of kube-proxy, and take the key without a word.
+        for (version, wanted) in [("1.16.2", &json!(true)), ("1.17.9", &Value::Null)] {
+            let mut config = config(version, "");
+            config.cluster.l2_announcements = true;
+            let rendered = render(&config, &[]).unwrap();
+            assert_eq!(at(&rendered.values, "externalIPs.enabled"), wanted, "{version}");
+            assert!(rendered.manifest().contains(&format!("  version: \"{version}\"\n")));
+        }
+        for (key, old, new) in [
+            ("[externalIPs]\nenabled = true", true, false),
+            ("[bgp.announce]\npodCIDR = true", true, false),
+            ("[encryption.wireguard]\nuserspaceFallback = true", true, false),
+            ("[bpf.distributedLRU]\nenabled = true", false, true),
+            ("[commonLabels]\n\"a.b/c\" = \"d\"", false, true),
+            ("[tls.secretSync]\nenabled = true", false, true),
+        ] {
+            for (version, is_known) in [("1.16.2", old), ("1.17.9", new)] {
+                let refused = render(&config(version, key), &[]).err().map(|refused| refused.to_string());
+                assert_eq!(refused.is_none(), is_known, "{version} {key}: {refused:?}");
             }
         }
     }
@@ -599,15 +633,18 @@ mod tests {
             ("[hubble.relais]\nenabled = true", "hubble.relais", "hubble.relay"),
             ("[envoy]\nenable = true", "envoy.enable", "envoy.enabled"),
         ] {
-            let refused = render(&config("1.17.9", values), &[]).unwrap_err();
-            let keys = vec![(key.to_owned(), Some(nearest.to_owned()))];
-            assert_eq!(refused, Refused::Unknown { chart: "1.17.9".into(), keys });
-            assert!(refused.to_string().contains(&format!("{key} (is it {nearest}?)")));
+            for ((major, minor), _) in TREES {
+                let chart = format!("{major}.{minor}.3");
+                let refused = render(&config(&chart, values), &[]).unwrap_err();
+                let keys = vec![(key.to_owned(), Some(nearest.to_owned()))];
+                assert_eq!(refused, Refused::Unknown { chart, keys });
+                assert!(refused.to_string().contains(&format!("{key} (is it {nearest}?)")));
+            }
         }
         let nonsense = render(&config("1.17.9", "xyzzy = 1"), &[]).unwrap_err();
         assert_eq!(nonsense.to_string(), "Cilium's chart 1.17.9 does not have xyzzy");
         let old = render(&config("1.4.0", ""), &[]).unwrap_err();
-        assert!(old.to_string().contains("1.17") && !old.next().is_empty(), "{old}");
+        assert!(old.to_string().ends_with("only those of 1.16, 1.17") && !old.next().is_empty(), "{old}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::host::{Host, Unreadable};
 /// How a file begins that bramble wrote.
 const MARK: &str = "# Written by bramble join";
 /// Where bramble's settings stand when `config.yaml` is the owner's.
-const DROP_IN: &str = "/etc/rancher/k3s/config.yaml.d/50-bramble.yaml";
+pub const DROP_IN: &str = "/etc/rancher/k3s/config.yaml.d/50-bramble.yaml";
 
 /// Keys in their order, each with its values; a switch has the value "true" or "false".
 pub type Settings = Vec<(String, Values)>;
@@ -634,8 +634,21 @@ mod tests {
         assert!(role.contains("setting of servers"), "{role}");
         let old = refused("settings = { etcd-s3-retention = 5 }", true, "v1.30.2+k3s2");
         assert!(old.contains("since v1.31"), "{old}");
-        let unknown = refused("", false, "v1.29.0+k3s1");
-        assert!(unknown.contains("v1.30 to v1.35"), "{unknown}");
+        for unknown in ["v1.29.15+k3s1", "v1.36.0+k3s1", "v2.30.0+k3s1", "v0.35.0+k3s1"] {
+            let refused = refused("", false, unknown);
+            assert_eq!(
+                refused,
+                format!("the settings of K3s {unknown} are not known, only those of v1.30 to v1.35")
+            );
+        }
+        // A patch is judged by its minor version, as the shipped configuration says.
+        let shipped = include_str!("../../../packaging/bramble.toml");
+        let ((a, b), (c, d)) = (KNOWN.start(), KNOWN.end());
+        assert!(shipped.contains(&format!("# Which K3s, of v{a}.{b} to v{c}.{d};")));
+        for patch in ["v1.31.0+k3s1", "v1.31.14+k3s9", "v1.35.99+k3s1"] {
+            let config = config("settings = { etcd-s3-retention = 5 }", true);
+            settings(&config, &Role::First, &version(patch), "/t").unwrap();
+        }
         let conflict = refused("settings = { flannel-backend = \"vxlan\" }", true, "v1.35.2+k3s1");
         assert!(conflict.contains("vxlan") && conflict.contains("none"), "{conflict}");
     }

@@ -26,7 +26,8 @@ pub struct Joined {
     pub version: String,
     /// Whether Cilium is to be the network.
     pub cilium: bool,
-    /// Why it did not become Ready, when it did not: the cause's id, what it means, and what a person does next.
+    /// Why it did not become Ready, when it did not, or did not the last time, when it looks again: the cause's id, what it
+    /// means, and what a person does next.
     pub cause: Option<[String; 3]>,
     /// When this was written.
     pub at: Timestamp,
@@ -73,5 +74,44 @@ impl Drop for Leaving<'_> {
         if host.host().present(PATH) == Ok(true) {
             let _ = before.keep(host);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test builds a tree")]
+    fn leaving_is_said_while_it_lasts_and_a_node_that_has_left_is_told_of_no_more() {
+        let dir = std::env::temp_dir().join(format!("bramble-leaving-{}", std::process::id()));
+        for below in ["etc", "usr/local", "var/lib/bramble"] {
+            std::fs::create_dir_all(dir.join(below)).unwrap();
+        }
+        let host = HostMut::tree(&dir).unwrap();
+        let phase = || Joined::read(host.host()).unwrap().map(|joined| joined.phase);
+        // Of a K3s that bramble has not joined nothing was said, and nothing is.
+        drop(Leaving::begin(&host));
+        assert_eq!(phase(), None);
+        let ready = Joined {
+            phase: Phase::Ready,
+            step: "ready".into(),
+            role: "agent".into(),
+            version: "v1.35.2+k3s1".into(),
+            cilium: true,
+            cause: None,
+            at: Timestamp::UNIX_EPOCH,
+        };
+        ready.keep(&host).unwrap();
+        let leaving = Leaving::begin(&host);
+        assert_eq!(phase(), Some(Phase::Leaving));
+        // It was stopped on the way: the node is in its cluster as before.
+        drop(leaving);
+        assert_eq!(Joined::read(host.host()), Ok(Some(ready)));
+        let leaving = Leaving::begin(&host);
+        host.remove(PATH).unwrap();
+        drop(leaving);
+        assert_eq!(phase(), None);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -167,6 +167,24 @@ pub struct Remains {
     pub command: String,
 }
 
+/// The unit that joins by itself, and its owner's switch for it.
+const JOINING: (&str, &str) = ("bramble-join.service", "/etc/bramble/join");
+
+/// Ends a join that still runs or is begun anew later: it would take the node back into its cluster.
+pub fn end_join(host: &HostMut) -> Result<(), NotDone> {
+    host.stop_unit(JOINING.0)?;
+    host.settled(JOINING.0, Duration::from_secs(30), Unit::is_down).map(drop)
+}
+
+/// What its owner has to switch off, so that this node does not join again.
+pub fn switch(host: &Host) -> Option<Remains> {
+    (host.present(JOINING.1) == Ok(true)).then(|| Remains {
+        what: format!("{} lets it join again at its next boot", JOINING.1),
+        place: "this node".into(),
+        command: format!("sudo rm {}", JOINING.1),
+    })
+}
+
 /// The unit that has a file here.
 pub fn unit_file(host: &Host) -> Option<&'static str> {
     UNITS.into_iter().find(|unit| host.present(&format!("/etc/systemd/system/{unit}")) == Ok(true))

@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod chart;
 mod ci;
 mod cross;
 mod deb;
@@ -35,6 +36,7 @@ enum Verb {
     Repo(repo::Arguments),
     Demo(demo::Arguments),
     Docs(docs::Arguments),
+    Chart(chart::Arguments),
     Test(test::Arguments),
     #[command(subcommand)]
     Machine(machine::Verb),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Verb::Repo(arguments) => repo::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Docs(arguments) => docs::run(&arguments),
+        Verb::Chart(arguments) => chart::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Machine(verb) => machine::run(&verb),
         Verb::Ci(arguments) => ci::run(&arguments),

@@ -1224,6 +1224,36 @@ mod tests {
     }
 
     #[test]
+    fn of_the_kernel_only_what_is_wanted_counts_and_it_warns_alone() {
+        let of = |fits: [(bool, Fit); 3]| {
+            let features = fit::SETTINGS.iter().zip(fits);
+            let features = features.map(|(setting, (wanted, fit))| Feature { setting, wanted, fit });
+            kernel_fit(&features.collect::<Vec<_>>()).verdict
+        };
+        let works = || (true, Fit::Works { evidence: "tried".into() });
+        let works_not = |wanted| (wanted, Fit::WorksNot { why: "39 bits".into() });
+        let unknown = |wanted| (wanted, Fit::Unknown(Unreadable::malformed("/x", "y")));
+        let name = |at: usize| format!("{}: {}", fit::SETTINGS[at].key, fit::SETTINGS[at].value);
+        let Verdict::Good(_) = of([works(), works_not(false), unknown(false)]) else {
+            panic!("all wanted work")
+        };
+        let Verdict::Warned { what, next } = of([works_not(true), works(), works_not(true)]) else {
+            panic!("two do not work")
+        };
+        assert_eq!(what, [name(0), name(2)].join(", "));
+        assert!(next.starts_with("sudo bramble check --fit"), "{next}");
+        let Verdict::Unknown(what) = of([works(), unknown(true), works()]) else {
+            panic!("one is not known")
+        };
+        assert!(what.starts_with(&name(1)), "{what}");
+        // What will not work is said also where more could not be told.
+        let Verdict::Warned { what, .. } = of([unknown(true), works_not(true), works()]) else {
+            panic!("one")
+        };
+        assert_eq!(what, name(1));
+    }
+
+    #[test]
     fn a_slow_disk_is_told_with_its_figures() {
         let with = |milliseconds| {
             let p99 = Duration::from_millis(milliseconds);

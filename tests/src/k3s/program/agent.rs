@@ -120,7 +120,9 @@ impl Session<'_> {
                  entry, try enabling a unique node name with the --with-node-id flag"
             );
         }
-        ensure!(answer.status == 200, "https://{}{path}: {}", self.supervisor, answer.status);
+        // K3s says the status with its words.
+        let words = if answer.status == 401 { " Unauthorized" } else { "" };
+        ensure!(answer.status == 200, "https://{}{path}: {}{words}", self.supervisor, answer.status);
         Ok(answer.body)
     }
 

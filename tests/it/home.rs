@@ -637,8 +637,8 @@ const BODY: &[(&str, &str, &str)] = &[
 
 /// What is measured by a part of the board, and where the kernel shows that part.
 const PARTS: &[(&str, &str)] = &[
-    ("temperature", "hwmon"),
-    ("fan-", "hwmon"),
+    ("-temperature", "hwmon"),
+    ("fan", "hwmon"),
     ("core-voltage", "hwmon"),
     ("supply-voltage", "hwmon"),
     ("rail-", "hwmon"),
@@ -646,11 +646,11 @@ const PARTS: &[(&str, &str)] = &[
     ("rtc-battery", "rtc0"),
     ("cpu-clock", "cpufreq"),
     ("life-used", "life_time"),
-    ("signal", "wireless"),
+    ("-signal", "wireless"),
     ("disk-read", "diskstats"),
     ("disk-written", "diskstats"),
     ("network-", "statistics"),
-    ("pressure", "pressure"),
+    ("-pressure", "pressure"),
     ("sync-", "(no tree has it)"),
     ("disk-flush", "(no tree has it)"),
     ("api-", "(no tree has it)"),
@@ -759,7 +759,8 @@ pub(crate) fn every_probe_on_every_tree_makes_entities_that_home_assistant_takes
                 match body {
                     "none" => {
                         for (id, _) in &state.readings {
-                            let part = PARTS.iter().find(|(part, _)| id.contains(part));
+                            let part =
+                                PARTS.iter().find(|(part, _)| id.starts_with(part) || id.ends_with(part));
                             let shown = part.is_none_or(|(_, shown)| has(&copy, shown));
                             ensure!(shown, "{name} has a reading {id} of a part that it has not");
                         }

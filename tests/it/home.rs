@@ -758,7 +758,7 @@ pub(crate) fn every_probe_on_every_tree_makes_entities_that_home_assistant_takes
                 }
                 match body {
                     "none" => {
-                        for (id, _) in &state.readings {
+                        for id in state.readings.keys() {
                             let part =
                                 PARTS.iter().find(|(part, _)| id.starts_with(part) || id.ends_with(part));
                             let shown = part.is_none_or(|(_, shown)| has(&copy, shown));

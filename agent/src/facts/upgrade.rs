@@ -19,16 +19,22 @@ const LISTS: &str = "/var/lib/apt/lists";
 /// More than any field that matters; what is longer is skipped.
 const BUFFER: usize = 64 << 10;
 
-/// The number of pending upgrades; `None` where it cannot be told without apt. Reads some 50 to 100 MiB.
-pub(crate) fn count(host: &Host) -> Fact<Option<usize>> {
+/// Whether the number can be told without apt.
+pub(crate) fn is_told(host: &Host) -> Fact<bool> {
     let lists = host.list_if_present(LISTS)?;
-    let plain: Vec<&String> = lists.iter().filter(|name| name.ends_with("_Packages")).collect();
     let is_compressed = lists.iter().any(|name| name.contains("_Packages."));
-    if plain.is_empty() || is_compressed || is_steered(host)? {
-        return Ok(None);
-    }
+    Ok(lists.iter().any(|name| is_plain(name)) && !is_compressed && !is_steered(host)?)
+}
+
+fn is_plain(list: &str) -> bool {
+    list.ends_with("_Packages")
+}
+
+/// The number of pending upgrades, where it can be told. Reads some 50 to 100 MiB.
+pub(crate) fn count(host: &Host) -> Fact<usize> {
+    let lists = host.list_if_present(LISTS)?;
     let mut installed = installed(host.reader(STATUS)?);
-    for name in plain {
+    for name in lists.iter().filter(|name| is_plain(name)) {
         let offer = match offer(host, name, &lists)? {
             Offer::Never => continue,
             offer => offer,
@@ -45,7 +51,7 @@ pub(crate) fn count(host: &Host) -> Fact<Option<usize>> {
             }
         });
     }
-    Ok(Some(installed.values().filter(|package| package.is_pending()).count()))
+    Ok(installed.values().filter(|package| package.is_pending()).count())
 }
 
 /// Whether somebody steers apt by pins or by a release of his choice.
@@ -307,7 +313,8 @@ mod tests {
         }
 
         fn count(&self) -> Option<usize> {
-            count(&Host::tree(&self.0).unwrap()).unwrap()
+            let host = Host::tree(&self.0).unwrap();
+            is_told(&host).unwrap().then(|| count(&host).unwrap())
         }
     }
 

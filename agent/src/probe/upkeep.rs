@@ -39,7 +39,7 @@ struct Upkeep {
     /// When the last count began, since boot; what came of it; and where that will arrive.
     begun: Option<Duration>,
     count: Option<usize>,
-    running: Option<Receiver<Fact<Option<usize>>>>,
+    running: Option<Receiver<Fact<usize>>>,
 }
 
 impl Judge for Upkeep {
@@ -57,14 +57,15 @@ impl Judge for Upkeep {
         });
         let notice = seen.host.text_if_present("/var/lib/update-notifier/updates-available");
         let pending = match notice.ok().flatten() {
-            Some(notice) => upgrades(&notice),
-            None => {
+            Some(notice) => upgrades(&notice).map(Some),
+            None if upgrade::is_told(seen.host) == Ok(true) => {
                 self.count(seen);
-                self.count.map(|count| count as f64)
+                Some(self.count.map(|count| count as f64))
             }
+            None => None,
         };
         if let Some(pending) = pending {
-            health.reading("pending-upgrades", "Pending upgrades", Some(pending), Unit::Count, Kind::Gauge);
+            health.reading("pending-upgrades", "Pending upgrades", pending, Unit::Count, Kind::Gauge);
         }
         health.rank(Rank::Diagnostic, |_| true);
         health
@@ -78,7 +79,7 @@ impl Upkeep {
             match running.try_recv() {
                 Err(TryRecvError::Empty) => return,
                 // What cannot be read is not told, and tried again in its time.
-                counted => self.count = counted.ok().and_then(Result::ok).flatten(),
+                counted => self.count = counted.ok().and_then(Result::ok),
             }
             self.running = None;
             keep(seen.run, self.begun.unwrap_or_default(), self.count);
@@ -202,7 +203,7 @@ mod tests {
         let mut judge = Upkeep::default();
         // One pass, and what was begun in it has ended before the next.
         let pass = |scene: &mut Scene, judge: &mut Upkeep| {
-            let value = scene.look(|seen| judge.judge(seen)).value("pending-upgrades").map(Option::unwrap);
+            let value = scene.look(|seen| judge.judge(seen)).value("pending-upgrades");
             let begun = judge.running.take();
             let has_begun = begun.is_some();
             if let Some(counted) = begun {
@@ -213,26 +214,24 @@ mod tests {
             scene.wait(300);
             (has_begun, value)
         };
-        assert_eq!(pass(&mut scene, &mut judge), (false, None), "at the start it is left");
-        assert_eq!(pass(&mut scene, &mut judge), (true, None));
+        assert_eq!(pass(&mut scene, &mut judge), (false, Some(None)), "at the start it is left");
+        assert_eq!(pass(&mut scene, &mut judge), (true, Some(None)));
         for _ in 0..11 {
-            assert_eq!(pass(&mut scene, &mut judge), (false, Some(1.0)), "within an hour");
+            assert_eq!(pass(&mut scene, &mut judge), (false, Some(Some(1.0))), "within an hour");
         }
         // The files are younger than an hour: the tree was made a moment ago.
         scene.write("/var/lib/dpkg/status", status("2"));
         assert!(pass(&mut scene, &mut judge).0);
-        assert_eq!(pass(&mut scene, &mut judge), (false, Some(0.0)));
+        assert_eq!(pass(&mut scene, &mut judge), (false, Some(Some(0.0))));
         // Another agent on the same machine goes on with it.
         let mut next = Upkeep::default();
-        assert_eq!(pass(&mut scene, &mut next), (false, Some(0.0)));
+        assert_eq!(pass(&mut scene, &mut next), (false, Some(Some(0.0))));
         // After a boot the number is of another time.
         scene.uptime = Duration::from_secs(60);
         let mut booted = Upkeep::default();
-        assert_eq!(pass(&mut scene, &mut booted), (false, None));
-        // Where it cannot be told any more there is no number.
+        assert_eq!(pass(&mut scene, &mut booted), (false, Some(None)));
+        // Where it cannot be told there is no such reading, and nothing is counted.
         scene.write("/etc/apt/preferences", "Pin-Priority: 1\n");
-        assert!(pass(&mut scene, &mut booted).0);
-        assert_eq!(pass(&mut scene, &mut booted), (false, None));
         assert_eq!(pass(&mut scene, &mut booted), (false, None));
     }
 }

@@ -128,10 +128,14 @@ pub struct Other<'a> {
 }
 
 /// Whether this node may be restarted now: all others are there, and those that stay keep the servers' majority.
+/// `all_told` = the broker had the time to tell of the others.
 ///
 /// # Errors
 /// What would be lost, or cannot be told.
-pub fn may_restart(server: bool, others: &[Other<'_>]) -> Result<(), String> {
+pub fn may_restart(server: bool, all_told: bool, others: &[Other<'_>]) -> Result<(), String> {
+    if !all_told {
+        return Err("the broker has not told yet who else is there; ask again in a moment".to_owned());
+    }
     if let Some(gone) = others.iter().find(|other| other.online == Some(false)) {
         return Err(format!("{} is down: two nodes less are too many; see to it first", gone.name));
     }
@@ -240,7 +244,8 @@ mod tests {
             (false, vec![other(0, up, true), other(1, down, false)], Some("n2 is down")),
             (true, vec![other(0, unseen, false)], Some("whether n1 is there")),
         ] {
-            match (may_restart(server, &others), why) {
+            assert!(may_restart(server, false, &others).unwrap_err().contains("not told yet"));
+            match (may_restart(server, true, &others), why) {
                 (Ok(()), None) => {}
                 (Err(said), Some(why)) => assert!(said.contains(why), "{said}"),
                 (got, why) => panic!("{server} {others:?}: {got:?}, wanted {why:?}"),

@@ -977,7 +977,8 @@ impl<'a> Agent<'a> {
             online: peer.online,
             server: peer.role.as_deref() == Some("server"),
         });
-        command::may_restart(server, &others.collect::<Vec<_>>())
+        let all_told = self.connected.is_some_and(|at| at.elapsed() >= GATHERED);
+        command::may_restart(server, all_told, &others.collect::<Vec<_>>())
     }
 
     /// Says first that this node goes: who is asked at the same moment hears it, and of two the first by name goes.

@@ -1,9 +1,15 @@
 //! What Home Assistant was told of this node. Kept on disk, so that what an earlier run announced, under another name or
 //! with other probes, is taken back by the next.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use wire::discovery::{Announced, Device, Place, Publication};
+use wire::{
+    discovery::{Announced, Device, Place, Publication},
+    topic::{Key, Platform},
+};
 
 use crate::host::state::State;
 
@@ -11,6 +17,9 @@ use crate::host::state::State;
 const FILE: &str = "announced.json";
 /// How long a component stands as gone before it is left out: Home Assistant must have heard it, and may be restarting.
 const GONE_FOR: Duration = Duration::from_secs(60);
+/// How long something that is measured may be missing until it is gone: Home Assistant forgets what its owner made of an entity that
+/// goes, and after each start some sources are a while in coming.
+const MISSING_FOR: Duration = Duration::from_secs(300);
 
 /// The announcement.
 #[derive(Debug)]
@@ -22,6 +31,8 @@ pub struct Home {
     elsewhere: Option<Announced>,
     shape: Option<u64>,
     leave_out_at: Option<Instant>,
+    /// What is announced and not there at the moment, and since when.
+    missing: BTreeMap<Key, Instant>,
 }
 
 impl Home {
@@ -39,7 +50,8 @@ impl Home {
             announced.components.append(&mut announced.gone);
             announced
         });
-        Self { state, place, announced, elsewhere: None, shape: None, leave_out_at: None }
+        let missing = BTreeMap::new();
+        Self { state, place, announced, elsewhere: None, shape: None, leave_out_at: None, missing }
     }
 
     /// What is to be published: nothing while nothing changed, which the device's shape tells. Only to be asked while the
@@ -51,12 +63,15 @@ impl Home {
         now: Instant,
     ) -> Vec<Publication> {
         let due = self.leave_out_at.is_some_and(|at| now >= at);
-        if self.shape == Some(shape) && !due {
+        let is_over = |since: &Instant| now.duration_since(*since) >= MISSING_FOR;
+        if self.shape == Some(shape) && !due && !self.missing.values().any(is_over) {
             return Vec::new();
         }
         let device = device();
         let elsewhere = self.elsewhere.as_ref().map(Announced::take_back).unwrap_or_default();
-        let (publications, announced) = match (&self.announced, self.leave_out_at) {
+        let mut known = self.announced.clone();
+        let waiting = self.wait_for(known.as_mut(), &device, now);
+        let (publications, mut announced) = match (&known, self.leave_out_at) {
             // What is gone stays so for its time, whatever else changes meanwhile.
             (Some(before), Some(_)) if !due => {
                 let mut before = before.clone();
@@ -65,6 +80,7 @@ impl Home {
             }
             (before, _) => device.announce(&self.place, before.as_ref()),
         };
+        announced.components.extend(waiting);
         self.shape = Some(shape);
         self.leave_out_at = (!announced.gone.is_empty()).then(|| now + GONE_FOR);
         if self.announced.as_ref() != Some(&announced) {
@@ -75,6 +91,27 @@ impl Home {
             }
         }
         [elsewhere, publications].concat()
+    }
+
+    /// Takes what is missing, and not for long enough to be gone, out of what was announced: left out of the next announcement, it
+    /// lives on.
+    fn wait_for(
+        &mut self,
+        known: Option<&mut Announced>,
+        device: &Device,
+        now: Instant,
+    ) -> BTreeMap<Key, Platform> {
+        let Some(known) = known.filter(|known| known.place == self.place) else {
+            self.missing.clear();
+            return BTreeMap::new();
+        };
+        let is_missing = |key: &Key| key.is_measured() && !device.has(key);
+        self.missing.retain(|key, _| known.components.contains_key(key) && is_missing(key));
+        for key in known.components.keys().filter(|key| is_missing(key)) {
+            self.missing.entry(key.clone()).or_insert(now);
+        }
+        self.missing.retain(|_, since| now.duration_since(*since) < MISSING_FOR);
+        known.components.extract_if(.., |key, _| self.missing.contains_key(key)).collect()
     }
 
     /// The broker has everything that was to be published: nothing is left elsewhere.
@@ -158,21 +195,31 @@ mod tests {
         // The next version has no such probe, and is killed before anybody has heard that.
         state.readings.remove("drops");
         let gone = serde_json::json!({"p": "sensor"});
+        let later = start + MISSING_FOR;
         for _ in 0..2 {
-            let said = components(&announce(&mut open(), &state, start));
+            let mut home = open();
+            let said = components(&announce(&mut home, &state, start));
+            assert!(!said.contains_key("reading_drops"), "it may still come");
+            assert!(announce(&mut home, &state, start + MISSING_FOR / 2).is_empty());
+            let said = components(&announce(&mut home, &state, later));
             assert_eq!(said["reading_drops"], gone);
         }
         let mut home = open();
         announce(&mut home, &state, start);
-        assert!(announce(&mut home, &state, start + GONE_FOR / 2).is_empty());
+        announce(&mut home, &state, later);
+        assert!(announce(&mut home, &state, later + GONE_FOR / 2).is_empty());
         state.readings.remove("probe-loss");
-        let said = components(&announce(&mut home, &state, start + GONE_FOR / 2));
-        assert_eq!((&said["reading_drops"], &said["reading_probe_loss"]), (&gone, &gone));
-        home.begin_anew(start + GONE_FOR);
-        assert_eq!(components(&announce(&mut home, &state, start + GONE_FOR))["reading_drops"], gone);
-        let said = components(&announce(&mut home, &state, start + GONE_FOR * 2));
+        let said = components(&announce(&mut home, &state, later + GONE_FOR / 2));
+        assert!(said["reading_drops"] == gone && !said.contains_key("reading_probe_loss"));
+        home.begin_anew(later + GONE_FOR);
+        assert_eq!(components(&announce(&mut home, &state, later + GONE_FOR))["reading_drops"], gone);
+        let said = components(&announce(&mut home, &state, later + GONE_FOR * 2));
         assert!(!said.contains_key("reading_drops") && said.contains_key("reading_cpu_temperature"));
-        assert!(announce(&mut home, &state, start + GONE_FOR * 9).is_empty());
+        let said = components(&announce(&mut home, &state, later + GONE_FOR + MISSING_FOR));
+        assert_eq!(said["reading_probe_loss"], gone);
+        let later = later + GONE_FOR * 2 + MISSING_FOR;
+        announce(&mut home, &state, later);
+        assert!(announce(&mut home, &state, later + GONE_FOR * 9).is_empty());
 
         assert_eq!(home.topics(), ["homeassistant/device/n1/bramble-home/config"]);
 
@@ -194,5 +241,55 @@ mod tests {
         home.forget();
         assert!(open().topics().is_empty());
         std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn what_is_a_while_in_coming_stays_and_what_nobody_may_ask_for_goes_at_once() {
+        use wire::topic::Verb;
+        let directory = std::env::temp_dir().join(format!("bramble-home-waits-{}", std::process::id()));
+        let (info, state) = node();
+        for mode in [Mode::Device, Mode::Component] {
+            let place = Place {
+                mode,
+                prefix: Prefix::default(),
+                cluster: info.header.cluster.clone(),
+                owner: Owner::Node(info.header.node.clone()),
+            };
+            let whole = Around { verbs: vec![Verb::Check], ..Around::default() };
+            let mut late = state.clone();
+            late.readings.remove("drops");
+            let start = Instant::now();
+            let open = || Home::open(State::new(&directory), place.clone());
+            open().announce(&Device::of_node(&info, &state, &whole), start);
+            // Each start is without it for a moment.
+            let (mut home, mut said) = (open(), Vec::new());
+            for (state, around, after) in [
+                (&late, &whole, 0),
+                (&state, &whole, 10),
+                (&late, &whole, 20),
+                (&state, &whole, 30),
+                (&late, &whole, 40),
+                (&late, &Around::default(), 50),
+            ] {
+                let device = Device::of_node(&info, state, around);
+                said.push(home.announce(&device, start + Duration::from_secs(after)));
+            }
+            let ends = |publications: &Vec<Publication>, key: &str| {
+                publications.iter().any(|(topic, payload)| {
+                    let whole: serde_json::Value = serde_json::from_slice(payload).unwrap_or_default();
+                    let part = &whole["components"][key];
+                    (payload.is_empty() && topic.contains(key))
+                        || part.as_object().is_some_and(|p| p.len() == 1)
+                })
+            };
+            assert!(!said.iter().any(|all| ends(all, "reading_drops")), "{mode:?}");
+            let button: Vec<bool> = said.iter().map(|all| ends(all, "button_check")).collect();
+            assert_eq!(button, [false, false, false, false, false, true], "{mode:?}");
+            // Its time is counted from when it went last.
+            let device = Device::of_node(&info, &late, &Around::default());
+            let mut at = |after: Duration| ends(&home.announce(&device, start + after), "reading_drops");
+            assert!(!at(MISSING_FOR + Duration::from_secs(39)) && at(MISSING_FOR + Duration::from_secs(40)));
+            std::fs::remove_dir_all(&directory).unwrap();
+        }
     }
 }

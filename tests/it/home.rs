@@ -13,12 +13,12 @@ use serde_json::Value;
 use testbed::{
     broker::Listener,
     home_assistant::{self, HomeAssistant},
-    lab::Node,
+    lab::{Binaries, Lab, Node, Settings},
     mesh::{Ear, settle},
     watch::until,
 };
 
-use crate::{SETTLING, bed, logged, root};
+use crate::{SETTLING, bed, logged, programs, root};
 
 /// Longer than the last wills of the bed's nodes wait.
 const AFTER_THE_WILLS: Duration = Duration::from_secs(4);
@@ -62,7 +62,11 @@ fn forget(node: &Node) -> Result<Child> {
 }
 
 pub(crate) fn a_hundred_rounds_of_coming_and_being_forgotten_leave_nothing() -> Result<()> {
-    let mut lab = bed()?;
+    let mut lab = Lab::network(&Binaries::within(&programs()?)?, 3, 0)?;
+    for node in lab.nodes() {
+        node.configure(lab.broker(), Settings { tls: true, ..Settings::default() })?;
+    }
+    lab.start_programs()?;
     let names: Vec<String> = lab.nodes().iter().map(|node| node.name().to_owned()).collect();
     for round in 0..100_usize.div_ceil(names.len()) {
         let listener = lab.broker().listen("#")?;
@@ -387,10 +391,6 @@ pub(crate) fn requests_are_answered_and_only_what_the_owner_listed_is_done() -> 
     let lab = bed()?;
     let listener = lab.broker().listen("#")?;
     wait_until_whole(&listener, "n1")?;
-    let now = || -> Result<String> {
-        let date = std::process::Command::new("date").args(["-u", "+%FT%TZ"]).output()?;
-        Ok(String::from_utf8(date.stdout)?.trim().to_owned())
-    };
     logged(&lab, || {
         for (number, (verb, payload, status, error)) in [
             ("check", "{\"transaction\":\"T\"}".to_owned(), "ok", ""),
@@ -429,6 +429,147 @@ pub(crate) fn requests_are_answered_and_only_what_the_owner_listed_is_done() -> 
     })
 }
 
+fn now() -> Result<String> {
+    let date = std::process::Command::new("date").args(["-u", "+%FT%TZ"]).output()?;
+    Ok(String::from_utf8(date.stdout)?.trim().to_owned())
+}
+
+/// Adds lines to a node's configuration and starts its agent with them.
+fn reconfigure(lab: &mut Lab, node: &str, more: &str) -> Result<()> {
+    let path = config(lab.node(node)?);
+    fs::write(&path, fs::read_to_string(&path)? + more)?;
+    lab.node_mut(node)?.start_agent()
+}
+
+/// Asks, and returns the answer.
+fn ask(lab: &Lab, listener: &Listener, node: &str, verb: &str, transaction: &str) -> Result<Value> {
+    let asked = Instant::now();
+    let payload = format!("{{\"transaction\":\"{transaction}\",\"ts\":\"{}\"}}", now()?);
+    let properties = ["message-expiry-interval 30", "response-topic elsewhere", "correlation-data x"];
+    let topic = |kind: &str| format!("bramble/demo/node/{node}/{kind}/{verb}");
+    lab.broker().publish_with(&topic("request"), payload.as_bytes(), false, &properties)?;
+    let heard = until(SETTLING, &format!("{verb} is answered"), || {
+        Ok(listener.newest(&topic("response")).filter(|heard| heard.at > asked))
+    })?;
+    ensure!(heard.expiry.is_some_and(|left| (1..=30).contains(&left)), "an answer expires: {heard:?}");
+    ensure!(listener.newest("elsewhere").is_none(), "a node speaks on its own topics alone");
+    let answer: Value = serde_json::from_slice(&heard.payload)?;
+    ensure!(answer["transaction"] == transaction, "{answer}");
+    Ok(answer)
+}
+
+pub(crate) fn a_restart_that_others_need_this_node_for_is_refused_and_counts_as_asked() -> Result<()> {
+    let mut lab = bed()?;
+    let listener = lab.broker().listen("#")?;
+    let allow = "\n[commands]\nallow = [\"reboot\"]\n";
+    let server = "\n[cluster]\nrole = \"server\"\n";
+    reconfigure(&mut lab, "n1", &format!("{allow}{server}"))?;
+    reconfigure(&mut lab, "n2", &format!("{allow}{server}"))?;
+    reconfigure(&mut lab, "n3", allow)?;
+    ["n1", "n2", "n3"].iter().try_for_each(|node| wait_until_whole(&listener, node))?;
+    let refused = |lab: &Lab, node: &str, transaction: &str, why: &str| -> Result<()> {
+        // It was not heard of others yet, or was heard of them as they were before.
+        until(SETTLING, &format!("{node} refuses because: {why}"), || {
+            let fresh = format!("{transaction}-{}", listener.below("bramble/").len());
+            let answer = ask(lab, &listener, node, "reboot", &fresh)?;
+            ensure!(answer["status"] == "error", "{answer}");
+            Ok(answer["error"].as_str().unwrap_or_default().contains(why).then_some(()))
+        })
+    };
+    logged(&lab, || {
+        refused(
+            &lab,
+            "n1",
+            "majority",
+            "1 of 2 servers would be left, which is no majority; add a third one",
+        )?;
+        let first = ask(&lab, &listener, "n1", "reboot", "once")?;
+        let again = ask(&lab, &listener, "n1", "reboot", "once")?;
+        ensure!(first["error"].as_str().is_some_and(|why| why.contains("no majority")), "{first}");
+        ensure!(
+            again["error"] == "the transaction once was done already; take a new one",
+            "a request that is replayed: {again}"
+        );
+        Ok(())
+    })?;
+    lab.node_mut("n2")?.agent().context("the agent runs")?.kill();
+    sleep(AFTER_THE_WILLS);
+    logged(&lab, || refused(&lab, "n3", "down", "n2 is down: two nodes less are too many"))?;
+    let words = listener.newest("bramble/demo/node/n1/availability").context("n1 is there")?.payload;
+    ensure!(words == b"online", "who was refused does not say that it goes");
+    Ok(())
+}
+
+/// Puts a light where the kernel would show it, and lets the verb that systemd starts for root find it.
+const LIGHT: &str =
+    "mount -t tmpfs tmpfs /sys/class && mkdir -p /sys/class/leds/ACT && cd /sys/class/leds/ACT || exit 1
+echo 'none timer [mmc0]' > trigger
+\"$0\" --config /run/bed/bramble.toml obey identify &
+sleep 3; cat trigger; echo; wait $! && cat trigger";
+
+pub(crate) fn identify_is_handed_to_systemd_and_lets_the_light_blink() -> Result<()> {
+    let lab = bed()?;
+    let listener = lab.broker().listen("#")?;
+    wait_until_whole(&listener, "n1")?;
+    // Here is no systemd to start anything for root, and the answer says so.
+    let answer = logged(&lab, || ask(&lab, &listener, "n1", "identify", "here"))?;
+    ensure!(answer["status"] == "error", "{answer}");
+    ensure!(answer["error"].as_str().is_some_and(|why| why.to_lowercase().contains("bus")), "{answer}");
+    let node = lab.node("n1")?;
+    let mut light = node.namespace().command("unshare");
+    light.args(["--mount", "--propagation", "private", "--", "sh", "-c", LIGHT]).arg(node.program());
+    let seen = testbed::process::run(light)?;
+    ensure!(seen == "timer\nmmc0", "the light was {seen:?}");
+    Ok(())
+}
+
+pub(crate) fn what_is_said_expires_as_documented() -> Result<()> {
+    let mut lab = bed()?;
+    let listener = lab.broker().listen("#")?;
+    settle(&lab, &Ear::open(&lab)?, SETTLING * 2)?;
+    let answer = ask(&lab, &listener, "n1", "check", "a")?;
+    ensure!(answer["status"] == "ok", "{answer}");
+    // Events, of a node and of the cluster.
+    lab.node_mut("n3")?.companion().context("the companion runs")?.kill();
+    // Reports are a second apart in the bed; the cluster's five.
+    const WEEK: u32 = 7 * 24 * 3600;
+    for (topic, retained, expiry) in [
+        ("node/n1/availability", true, None),
+        ("node/n1/info", true, Some(WEEK)),
+        ("node/n1/state", true, Some(3)),
+        ("node/n1/findings", true, None),
+        ("node/n1/mesh", true, Some(3)),
+        ("node/n3/event", false, Some(3600)),
+        ("node/n1/history", false, None),
+        ("node/n1/response/check", false, Some(30)),
+        ("cluster/availability", true, None),
+        ("cluster/info", true, None),
+        ("cluster/state", true, Some(15)),
+        ("cluster/event", false, Some(3600)),
+    ] {
+        let topic = format!("bramble/demo/{topic}");
+        let heard = until(SETTLING * 2, &format!("{topic} is said"), || Ok(listener.newest(&topic)));
+        let heard = logged(&lab, || heard)?;
+        ensure!(heard.retained == retained, "{topic}: {heard:?}");
+        // The broker counts down while it keeps it.
+        let fits = match (heard.expiry, expiry) {
+            (Some(left), Some(whole)) => (whole.saturating_sub(60)..=whole).contains(&left),
+            (left, whole) => left == whole,
+        };
+        ensure!(fits, "{topic} expires after {:?} and not {expiry:?}", heard.expiry);
+    }
+    // Who comes later hears no state of a node that is gone.
+    lab.node_mut("n2")?.agent().context("the agent runs")?.kill();
+    sleep(AFTER_THE_WILLS);
+    let late = lab.broker().listen("bramble/demo/node/n2/#")?;
+    until(SETTLING, "what stays of n2 is heard", || Ok(late.newest("bramble/demo/node/n2/availability")))?;
+    sleep(Duration::from_secs(1));
+    let stays: Vec<String> = late.below("bramble/").into_iter().map(|(topic, _)| topic).collect();
+    let kept = ["availability", "findings", "info"].map(|leaf| format!("bramble/demo/node/n2/{leaf}"));
+    ensure!(stays == kept, "{stays:?}");
+    Ok(())
+}
+
 pub(crate) fn when_home_assistant_starts_everything_is_said_again_a_little_later() -> Result<()> {
     let lab = bed()?;
     let listener = lab.broker().listen("#")?;
@@ -465,4 +606,194 @@ pub(crate) fn the_shipped_files_for_home_assistant_are_yaml() -> Result<()> {
     }
     ensure!(serde_saphyr::from_str::<Value>("a: [1").is_err(), "nonsense is taken for YAML");
     Ok(())
+}
+
+/// What a Pi 5's body shows in `/sys` and `/proc`, beside what the trees hold. The second of two is what a bad one gives.
+const BODY: &[(&str, &str, &str)] = &[
+    ("proc/stat", "cpu  1 0 1 1 1 0 0 0 0 0\nbtime 1763870000\n", "cpu  \nbtime -1\n"),
+    ("proc/loadavg", "0.10 0.20 0.30 1/100 1000\n", "garbage\n"),
+    ("proc/diskstats", " 259 0 nvme0n1 1 0 8 0 1 0 16 0\n", " 259 0 nvme0n1 x\n"),
+    ("proc/net/wireless", "|\n|\nwlan0: 0000   54.  -56.  -256 0 0 0 0 0 0\n", "|\n|\nwlan0: 0000\n"),
+    ("sys/class/net/eth0/statistics/rx_bytes", "1\n", "-1\n"),
+    ("sys/class/net/eth0/statistics/tx_bytes", "1\n", "\n"),
+    ("sys/class/hwmon/hwmon0/name", "cpu_thermal\n", "cpu_thermal\n"),
+    ("sys/class/hwmon/hwmon0/temp1_input", "48312\n", "-273150\n"),
+    ("sys/class/hwmon/hwmon1/name", "rp1_adc\n", "\u{fffd}\n"),
+    ("sys/class/hwmon/hwmon1/temp1_input", "48312\n", "48312\n"),
+    ("sys/class/hwmon/hwmon2/name", "pwmfan\n", "pwmfan\n"),
+    ("sys/class/hwmon/hwmon2/fan1_input", "3021\n", "99999999999999999999\n"),
+    ("sys/class/hwmon/hwmon2/pwm1", "125\n", "NaN\n"),
+    ("sys/class/hwmon/hwmon3/name", "nvme\n", "nvme\n"),
+    ("sys/class/hwmon/hwmon3/temp1_input", "39850\n", "1e3\n"),
+    ("sys/class/hwmon/hwmon4/name", "rpi_volt\n", "rpi_volt\n"),
+    ("sys/class/hwmon/hwmon4/in0_lcrit_alarm", "0\n", "2\n"),
+    ("sys/class/nvme/nvme0/state", "live\n", "\n"),
+    ("sys/class/rtc/rtc0/battery_voltage", "3041200\n", "x\n"),
+    ("sys/devices/system/cpu/cpufreq/policy0/scaling_cur_freq", "2400000\n", "0\n"),
+    ("sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq", "2400000\n", "<unknown>\n"),
+    ("sys/block/mmcblk0/device/life_time", "0x01 0x02\n", "0xff\n"),
+    ("var/lib/update-notifier/updates-available", "1 package can be updated.\n", "many\n"),
+];
+
+/// What is measured by a part of the board, and where the kernel shows that part.
+const PARTS: &[(&str, &str)] = &[
+    ("-temperature", "hwmon"),
+    ("fan", "hwmon"),
+    ("core-voltage", "hwmon"),
+    ("supply-voltage", "hwmon"),
+    ("rail-", "hwmon"),
+    ("board-power", "hwmon"),
+    ("rtc-battery", "rtc0"),
+    ("cpu-clock", "cpufreq"),
+    ("life-used", "life_time"),
+    ("-signal", "wireless"),
+    ("disk-read", "diskstats"),
+    ("disk-written", "diskstats"),
+    ("network-", "statistics"),
+    ("-pressure", "pressure"),
+    ("sync-", "(no tree has it)"),
+    ("disk-flush", "(no tree has it)"),
+    ("api-", "(no tree has it)"),
+    ("pending-upgrades", "updates-available"),
+];
+
+/// What an agent would say of a tree: its state, and its device.
+fn said_of(tree: &std::path::Path) -> Result<(wire::report::NodeState, Value)> {
+    use bramble::{
+        companion::{Sample, Sources},
+        host::{Host, state::State},
+        probe::{PROBES, Seen},
+        report::{History, Machine, Speaker},
+    };
+    use wire::{
+        discovery::{Around, Device, Mode, Place},
+        report::{Stamps, Tier},
+        topic::{Name, Owner, Prefix, Verb},
+    };
+    let host = Host::tree(tree)?;
+    let (cluster, node) = (Name::new("home")?, Name::new("n1")?);
+    let tier = Tier { stamps: Stamps::None, attached: None, why: "a tree has no kernel".to_owned() };
+    let sample = Sample {
+        tier: tier.clone(),
+        address: None,
+        period_ms: 1000,
+        mesh: Err(String::new()),
+        sources: None,
+    };
+    let scratch = tree.join("scratch");
+    let (state, run) = (State::new(&scratch.join("state")), State::new(&scratch.join("run")));
+    let mut judges: Vec<_> = PROBES.iter().map(|probe| (probe.judge)()).collect();
+    let (mut healths, mut history) = (Vec::new(), History::default());
+    let mut wall: jiff::Timestamp = "2026-11-23T06:00:00Z".parse()?;
+    let (mut now, mut uptime, mut conditions) = (Instant::now(), Duration::from_secs(1000), Vec::new());
+    // The clock of a Pi without a battery is set by half a century once the network is there, and back by who errs.
+    const HALF_A_CENTURY: i64 = 50 * 365 * 24;
+    for hours in [0, 1, HALF_A_CENTURY, -2 * HALF_A_CENTURY, HALF_A_CENTURY] {
+        wall += jiff::SignedDuration::from_hours(hours);
+        now += Duration::from_secs(10);
+        uptime += Duration::from_secs(10);
+        let seen = Seen {
+            host: &host,
+            companion: Ok(&sample),
+            sources: &Sources::new(),
+            online: &Default::default(),
+            hindered: &Default::default(),
+            node: &node,
+            state: &state,
+            run: &run,
+            now,
+            uptime,
+            wall,
+        };
+        healths = judges.iter_mut().map(|judge| judge.judge(&seen)).collect();
+        let statements = healths.iter().flat_map(|health| health.statements.clone()).collect();
+        conditions = history.date(statements, wall).conditions;
+    }
+    let speaker = Speaker { cluster: cluster.clone(), node: node.clone(), id: "7f3a91c2".to_owned() };
+    let state = speaker.state(wall, tier, &healths, conditions, &[], 0);
+    let info = speaker.info(wall, None, 1, &Machine::default());
+    let around = Around { verbs: Verb::ALL.to_vec(), ..Around::default() };
+    let owner = Owner::Node(node);
+    let place = Place { mode: Mode::Device, prefix: Prefix::default(), cluster, owner };
+    let (mut announced, _) = Device::of_node(&info, &state, &around).announce(&place, None);
+    Ok((state, serde_json::from_slice(&announced.remove(0).1)?))
+}
+
+pub(crate) fn every_probe_on_every_tree_makes_entities_that_home_assistant_takes() -> Result<()> {
+    let schemas = Schema::shipped()?;
+    let schema = schemas.iter().find(|schema| schema.name == "node-state").context("it is shipped")?;
+    let mut trees = 0;
+    for entry in fs::read_dir(root().join("tests/hosts"))? {
+        let tree = entry?.path();
+        if !tree.join("expected.json").exists() {
+            continue;
+        }
+        let name = tree.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let copy = std::env::temp_dir().join(format!("bramble-body-{}-{name}", std::process::id()));
+        let mut cp = testbed::process::bound("cp");
+        cp.arg("--archive").arg(&tree).arg(&copy);
+        testbed::process::run(cp)?;
+        let judged = (|| -> Result<()> {
+            let mut had = None;
+            for body in ["none", "whole", "bad"] {
+                for (path, good, bad) in BODY.iter().filter(|_| body != "none") {
+                    fs::create_dir_all(copy.join(path).parent().context("it has one")?)?;
+                    fs::write(copy.join(path), if body == "bad" { bad } else { good })?;
+                }
+                let link = copy.join("sys/class/hwmon/hwmon3/device");
+                if body == "whole" {
+                    std::os::unix::fs::symlink("../../nvme0", link)?;
+                }
+                let (state, device) = said_of(&copy)?;
+                let faults = home_assistant::faults(&device);
+                ensure!(faults.is_empty(), "{name}, body {body}: {faults:?}");
+                if let Err(error) = schema.validator.validate(&serde_json::to_value(&state)?) {
+                    bail!("{name}, body {body}: {error} at {}", error.instance_path());
+                }
+                let components = device["components"].as_object().context("it has components")?;
+                let sensors = components.keys().filter(|key| key.starts_with("reading_")).count();
+                ensure!(sensors == state.readings.len(), "{name}, body {body}: {sensors} sensors");
+                for (id, reading) in &state.readings {
+                    ensure!(reading.value.is_none_or(f64::is_finite), "{name}, body {body}: {id}");
+                }
+                match body {
+                    "none" => {
+                        for id in state.readings.keys() {
+                            let part =
+                                PARTS.iter().find(|(part, _)| id.starts_with(part) || id.ends_with(part));
+                            let shown = part.is_none_or(|(_, shown)| has(&copy, shown));
+                            ensure!(shown, "{name} has a reading {id} of a part that it has not");
+                        }
+                    }
+                    "whole" => had = Some(state.readings),
+                    _ => {
+                        // A sensor that gives nonsense may say nothing, and must not say a number.
+                        let (whole, bad) = (had.take().unwrap_or_default(), &state.readings);
+                        for id in ["cpu-temperature", "fan-speed", "nvme0-temperature", "rtc-battery"] {
+                            ensure!(whole.get(id).is_some_and(|r| r.value.is_some()), "{name} has no {id}");
+                            ensure!(
+                                bad.get(id).is_none_or(|r| r.value.is_none()),
+                                "{name}: {:?}",
+                                bad.get(id)
+                            );
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })();
+        fs::remove_dir_all(&copy)?;
+        judged?;
+        trees += 1;
+    }
+    ensure!(trees >= 15, "only {trees} trees");
+    Ok(())
+}
+
+/// Whether somewhere in a tree something has this name, or begins with it.
+fn has(tree: &std::path::Path, name: &str) -> bool {
+    fs::read_dir(tree).into_iter().flatten().flatten().any(|entry| {
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        entry.file_name().to_string_lossy().starts_with(name) || (is_folder && has(&entry.path(), name))
+    })
 }

@@ -95,6 +95,10 @@ pub(crate) fn the_kubelets_certificate_reads_its_node_and_a_foreign_one_does_not
     ensure!(first["kind"] == "Ready" && first["status"] == "False", "{seen}");
     ensure!(first["message"] == "container runtime network not ready", "{seen}");
     ensure!(seen["api_ms"].as_f64().is_some_and(|took| took > 0.0), "{seen}");
+    let phases = seen["api_phases_ms"].as_array().context("each phase is timed")?;
+    let phases: Vec<f64> = phases.iter().filter_map(Value::as_f64).collect();
+    ensure!(phases.len() == 3 && phases.iter().all(|took| *took > 0.0), "{seen}");
+    ensure!(phases.iter().sum::<f64>() <= seen["api_ms"].as_f64().unwrap_or_default(), "{seen}");
     ensure!(
         seen["service_ms"]["Err"].as_str().is_some_and(|why| why.starts_with("127.77.0.1:443")),
         "{seen}"

@@ -694,6 +694,84 @@ pub(crate) fn a_broker_that_breaks_the_protocol_is_named_and_left_and_tried_agai
     Ok(())
 }
 
+pub(crate) fn a_broker_that_drops_in_the_middle_of_its_handshake_is_named_and_tried_again() -> Result<()> {
+    let folder = Folder::new()?;
+    let authority = Authority::single("ours")?;
+    let ca = folder.write("ca.crt", authority.pem())?;
+    type Serve = fn(&mut TcpStream);
+    let cases: [(&str, Serve, &str); 4] = [
+        ("drops at once", |_| {}, "TLS"),
+        (
+            "drops after the greeting",
+            |stream| {
+                let _ = stream.read(&mut [0; 512]);
+            },
+            "TLS",
+        ),
+        (
+            "begins to answer and drops",
+            |stream| {
+                let _ = stream.read(&mut [0; 512]);
+                // The head of a record of the handshake that is longer than what follows.
+                let _ = stream.write_all(&[0x16, 3, 3, 0, 0x7a, 2, 0, 0, 0x76, 3, 3]);
+            },
+            "TLS",
+        ),
+        (
+            "answers with garbage",
+            |stream| {
+                let _ = stream.read(&mut [0; 512]);
+                let _ = stream.write_all(&[0xff; 300]);
+            },
+            "TLS",
+        ),
+    ];
+    for (what, serve, cause) in cases {
+        let tries = Arc::new(AtomicU32::new(0));
+        let count = tries.clone();
+        let stand_in = StandIn::start(move |_, mut stream| {
+            count.fetch_add(1, Ordering::Relaxed);
+            thread::spawn(move || serve(&mut stream));
+        })?;
+        let raw = Raw { tls: Some(true), ca: Some(ca.clone()), ..at(stand_in.0) };
+        let mut voice = Voice::start(settings(&raw)?)?;
+        let why = voice.outcome()?.with_context(|| format!("{what}: it connects"))?;
+        ensure!(why.contains(cause) && !why.contains('\n'), "{what}: {why:?} and not {cause:?}");
+        until(PATIENCE, "it is tried again", || Ok((tries.load(Ordering::Relaxed) > 1).then_some(())))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn an_agent_with_a_narrow_broker_says_what_fits_and_tells_its_owner_the_rest() -> Result<()> {
+    for (limit, told) in
+        [("max_packet_size 2048", "packets of 2048 bytes at most"), ("max_qos 0", "acknowledges nothing")]
+    {
+        let folder = Folder::new()?;
+        let broker = Broker::start(&folder, "", &[limit.to_owned()])?;
+        let ear = Ear::open(broker.ports[0], None)?.listening(broker.ports[0])?;
+        let mut agent = Agent::new(&folder, broker.ports[0], "3s")?;
+        ear.until_heard(AVAILABILITY, "online").with_context(|| agent.log())?;
+        let found = until(PATIENCE, "its owner is told", || {
+            let mut status = bound(&programs()?.join("bramble").display().to_string());
+            status.args(["status", "--json", "--config", &folder.path("bramble.toml")]);
+            let status = status.output()?.stdout;
+            let status: serde_json::Value = serde_json::from_slice(&status).unwrap_or_default();
+            let conditions = status["state"]["conditions"].as_array().cloned().unwrap_or_default();
+            let refuses = conditions.into_iter().find(|c| c["id"] == "broker-refuses");
+            Ok(refuses.filter(|condition| condition["status"] == "raised"))
+        })
+        .with_context(|| format!("{limit}: {}", agent.log()))?;
+        ensure!(found["evidence"].as_str().is_some_and(|why| why.contains(told)), "{limit}: {found}");
+        // It goes on, and what fits arrives: of the small packets not the announcement, which has no smaller form.
+        let info = "bramble/home/node/n1/info";
+        until(PATIENCE, "what fits is said", || Ok((!ear.all(info).is_empty()).then_some(())))
+            .with_context(|| format!("{limit}: {}", agent.log()))?;
+        ensure!(agent.process.as_mut().context("it runs")?.ended().is_none(), "{}", agent.log());
+        ensure!(!ear.all(AVAILABILITY).contains(&"offline".to_owned()), "{limit}: it flapped");
+    }
+    Ok(())
+}
+
 pub(crate) fn a_link_that_dies_silently_is_given_up_within_its_limit() -> Result<()> {
     // It greets, and then neither reads nor writes: no ping is answered.
     let stand_in = StandIn::start(|_, mut stream| {
@@ -803,13 +881,18 @@ struct Agent<'a> {
 
 impl<'a> Agent<'a> {
     fn new(folder: &'a Folder, port: u16, will_delay: &str) -> Result<Self> {
+        Self::with(folder, &format!("port = {port}\nwill_delay = \"{will_delay}\""))
+    }
+
+    /// `mqtt` is what stands in that section.
+    fn with(folder: &'a Folder, mqtt: &str) -> Result<Self> {
         for directory in ["run", "state"] {
             fs::create_dir_all(folder.path(directory))?;
         }
         folder.write(
             "bramble.toml",
             &format!(
-                "[node]\nname = \"n1\"\nstate_dir = \"{}\"\nruntime_dir = \"{}\"\n[mqtt]\nport = {port}\nwill_delay = \"{will_delay}\"\n\
+                "[node]\nname = \"n1\"\nstate_dir = \"{}\"\nruntime_dir = \"{}\"\n[mqtt]\n{mqtt}\n\
                  [report]\ninterval = \"1s\"\n",
                 folder.path("state"),
                 folder.path("run")
@@ -874,13 +957,19 @@ pub(crate) fn no_change_is_lost_when_broker_and_agent_are_killed_again_and_again
     let long = std::env::var_os("BRAMBLE_LONG").is_some();
     let lasts = Duration::from_secs(if long { 600 } else { 25 });
     let folder = Folder::new()?;
-    let mut broker = Broker::plain(&folder, "persistence false")?;
+    let authority = Authority::single("ours")?;
+    let ca = folder.write("ca.crt", authority.pem())?;
+    let (certificate, key) =
+        folder.pair("server", &authority.server(&["127.0.0.1".to_owned()], Validity::Now)?)?;
+    let listeners = [String::new(), format!("certfile {certificate}\nkeyfile {key}")];
+    let mut broker = Broker::start(&folder, "persistence false", &listeners)?;
     let door = Door::new()?;
-    door.to.store(broker.ports[0], Ordering::SeqCst);
+    door.to.store(broker.ports[1], Ordering::SeqCst);
     let mut heard: Vec<String> = Vec::new();
     let mut ear = Ear::open(broker.ports[0], None)?.listening(broker.ports[0])?;
     door.open.store(true, Ordering::SeqCst);
-    let mut agent = Agent::new(&folder, door.port, "3s")?;
+    let place = format!("host = \"mqtts://127.0.0.1:{}\"\nca = \"{ca}\"", door.port);
+    let mut agent = Agent::with(&folder, &format!("{place}\nwill_delay = \"3s\""))?;
     let mut owed: BTreeMap<(String, u64), NodeRecord> = BTreeMap::new();
     let began = Instant::now();
     let mut rounds = 0_u32;

@@ -100,7 +100,18 @@ impl Broker {
     /// # Errors
     /// The broker, or its client, does not take the topic or the payload.
     pub fn publish(&self, topic: &str, payload: &[u8], retain: bool) -> Result<()> {
+        self.publish_with(topic, payload, retain, &[])
+    }
+
+    /// The same with properties of MQTT 5, each as `message-expiry-interval 30`.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub fn publish_with(&self, topic: &str, payload: &[u8], retain: bool, properties: &[&str]) -> Result<()> {
         let mut command = self.client("mosquitto_pub");
+        for property in properties {
+            command.args(["-D", "publish"]).args(property.splitn(2, ' '));
+        }
         command.args(["-q", "1", "-t", topic, "-s"]).stdin(Stdio::piped()).stderr(Stdio::piped());
         if retain {
             command.arg("-r");
@@ -122,7 +133,7 @@ impl Broker {
     pub fn listen(&self, filter: &str) -> Result<Listener> {
         let mut command = self.client("mosquitto_sub");
         // Hexadecimal, so that no payload can pretend to be another line.
-        command.args(["-q", "1", "-t", filter, "--retain-as-published", "-F", "%r %x %t"]);
+        command.args(["-q", "1", "-t", filter, "--retain-as-published", "-F", "%r %E %x %t"]);
         command.stdout(Stdio::piped());
         let mut process = Process::spawn("mosquitto_sub", command)?;
         let lines = BufReader::new(process.stdout().context("its output is piped")?).lines();
@@ -131,13 +142,15 @@ impl Broker {
         // Ends with the pipe, that is with the process.
         thread::spawn(move || {
             for line in lines.map_while(|line| line.ok()) {
-                let mut words = line.splitn(3, ' ');
-                let [Some(retained), Some(payload), Some(topic)] = [words.next(), words.next(), words.next()]
+                let mut words = line.splitn(4, ' ');
+                let [Some(retained), Some(expiry), Some(payload), Some(topic)] =
+                    [(); 4].map(|()| words.next())
                 else {
                     continue;
                 };
                 let Some(payload) = from_hex(payload) else { continue };
-                let heard = Heard { payload, retained: retained == "1", at: Instant::now() };
+                let expiry = expiry.parse().ok();
+                let heard = Heard { payload, retained: retained == "1", expiry, at: Instant::now() };
                 lock(&writer).insert(topic.to_owned(), heard);
             }
         });
@@ -164,6 +177,8 @@ pub struct Heard {
     pub payload: Vec<u8>,
     /// Whether the broker keeps it for who comes later.
     pub retained: bool,
+    /// After how many seconds from then on the broker keeps it no more; `None` = never.
+    pub expiry: Option<u32>,
     /// When it arrived.
     pub at: Instant,
 }

@@ -304,6 +304,11 @@ impl Device {
         device
     }
 
+    /// Whether it has such a component.
+    pub fn has(&self, key: &Key) -> bool {
+        self.components.contains_key(key)
+    }
+
     fn new(device: Value, version: &str, availability: String) -> Self {
         let origin = json!({"name": "bramble", "sw_version": version});
         Self { device, origin, availability, components: BTreeMap::new() }

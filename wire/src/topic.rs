@@ -407,6 +407,11 @@ impl Key {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is of something that is measured or judged; all else is there because somebody set it so.
+    pub fn is_measured(&self) -> bool {
+        self.0.starts_with("reading_") || self.0.starts_with("condition_")
+    }
 }
 
 impl fmt::Display for Key {

@@ -42,6 +42,7 @@ pub mod sysctl;
 pub mod sysctl_file;
 pub mod table;
 pub mod unit;
+pub(crate) mod upgrade;
 mod usb;
 
 /// One part of the facts, or why it is not known.

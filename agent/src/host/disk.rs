@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, major, minor};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::fdatasync;
 
@@ -92,6 +92,47 @@ impl Host {
         }
         Ok(nix::sys::stat::stat(path).map_err(|errno| failed(&query, errno))?.st_dev)
     }
+
+    /// The drive below the file system of this number, by its name in `/sys/block`; `None` where there is not exactly one: a
+    /// network's, a file system over several drives, or one (btrfs) whose number is no device's.
+    pub fn drive(&self, file_system: u64) -> Option<String> {
+        let mut device = format!("/sys/dev/block/{}:{}", major(file_system), minor(file_system));
+        // A volume on an encrypted volume on a part of a drive; no more than a person would stack.
+        for _ in 0..8 {
+            let below = self.list_if_present(&format!("{device}/slaves")).ok()?;
+            match &below[..] {
+                [] => break,
+                [only] => device = format!("{device}/slaves/{only}"),
+                _ => return None,
+            }
+        }
+        let link = self.link(&device)?;
+        let mut names = link.rsplit('/');
+        let name = names.next()?;
+        let is_part = self.present(&format!("{device}/partition")).ok()?;
+        Some(if is_part { names.next()? } else { name }.to_owned())
+    }
+
+    /// What a drive has done since boot to make what was written last.
+    pub fn flushes(&self, drive: &str) -> Result<Flushes, Unreadable> {
+        let path = format!("/sys/block/{drive}/stat");
+        let text = self.text(&path)?;
+        let numbers: Vec<u64> = text.split_ascii_whitespace().map_while(|n| n.parse().ok()).collect();
+        // Documentation/block/stat.rst
+        match numbers.get(15..17) {
+            Some(&[count, milliseconds]) => Ok(Flushes { count, milliseconds }),
+            _ => Err(Unreadable::malformed(path, "seventeen numbers, as since Linux 5.5")),
+        }
+    }
+}
+
+/// How often a drive emptied its write cache, and how long that took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flushes {
+    /// Since boot.
+    pub count: u64,
+    /// All of them together.
+    pub milliseconds: u64,
 }
 
 #[cfg(test)]

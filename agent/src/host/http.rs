@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -392,6 +392,17 @@ pub struct Client {
     limits: Limits,
 }
 
+/// How long each phase of a request took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Until a TCP connection stood, with the search for the address.
+    pub connect: Duration,
+    /// From then on until both sides had agreed on keys; nothing without TLS.
+    pub tls: Duration,
+    /// From then on until the head of the answer was there.
+    pub answer: Duration,
+}
+
 /// An answer whose body is still to come.
 #[derive(Debug)]
 pub struct Answer {
@@ -399,6 +410,8 @@ pub struct Answer {
     pub status: u16,
     /// The certificates that the server showed, in DER, its own first; none without TLS.
     pub certificates: Vec<Vec<u8>>,
+    /// How long it took.
+    pub times: Times,
     headers: hyper::HeaderMap,
     body: Incoming,
     limits: Limits,
@@ -412,6 +425,8 @@ pub struct Response {
     pub status: u16,
     /// The certificates that the server showed, in DER, its own first; none without TLS.
     pub certificates: Vec<Vec<u8>>,
+    /// How long it took until its head was there.
+    pub times: Times,
     /// All of it.
     pub body: Vec<u8>,
 }
@@ -488,13 +503,13 @@ impl Client {
         // Pieces may come in time for ever.
         let late = |_| self.late_by("the whole answer", self.limits.whole);
         timeout(self.limits.whole, read).await.map_err(late)??;
-        Ok(Response { status: answer.status, certificates: answer.certificates, body })
+        Ok(Response { status: answer.status, certificates: answer.certificates, times: answer.times, body })
     }
 
     /// Asks, and takes the head of the answer.
     pub async fn open(&self, request: Request) -> Result<Answer, Trouble> {
         let Request { method, url, headers, credential, body } = request;
-        let (stream, certificates) = self.connect(&url).await?;
+        let (stream, certificates, mut times) = self.connect(&url).await?;
         let mut head = hyper::Request::builder()
             .method(method)
             .uri(url.path.as_str())
@@ -521,8 +536,10 @@ impl Client {
             }));
             Ok((sender.send_request(head).await.map_err(trouble)?, connection))
         };
+        let asked = Instant::now();
         let (answer, connection) =
             timeout(self.limits.answer, ask).await.map_err(|_| self.late("the answer"))??;
+        times.answer = asked.elapsed();
         let status = answer.status().as_u16();
         let (parts, body) = answer.into_parts();
         if let 301 | 302 | 303 | 307 | 308 = status {
@@ -532,6 +549,7 @@ impl Client {
         Ok(Answer {
             status,
             certificates,
+            times,
             headers: parts.headers,
             body,
             limits: self.limits,
@@ -539,12 +557,14 @@ impl Client {
         })
     }
 
-    async fn connect(&self, url: &Url) -> Result<(Box<dyn Stream>, Vec<Vec<u8>>), Trouble> {
+    async fn connect(&self, url: &Url) -> Result<(Box<dyn Stream>, Vec<Vec<u8>>, Times), Trouble> {
+        let begun = Instant::now();
         let stream = self.dial(url).await?;
+        let mut times = Times { connect: begun.elapsed(), ..Times::default() };
         // A request is one small packet; if this fails it is only slower.
         let _ = stream.set_nodelay(true);
         if !url.https {
-            return Ok((Box::new(stream), vec![]));
+            return Ok((Box::new(stream), vec![], times));
         }
         let name = ServerName::try_from(url.host.clone())
             .map_err(|_| Trouble::Other(format!("{} is no name that a certificate may have", url.host)))?;
@@ -553,9 +573,10 @@ impl Client {
             .await
             .map_err(|_| self.late("the TLS handshake"))?
             .map_err(|error| handshake_trouble(&error, &url.host))?;
+        times.tls = begun.elapsed() - times.connect;
         let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let shown = shown.iter().map(|certificate| certificate.to_vec()).collect();
-        Ok((Box::new(stream), shown))
+        Ok((Box::new(stream), shown, times))
     }
 
     /// A connection to the first address that takes one.

@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-use nix::fcntl::{OFlag, openat, renameat};
+use nix::fcntl::{OFlag, PosixFadviseAdvice, openat, posix_fadvise, renameat};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::fsync;
 use sha2::{Digest, Sha256};
@@ -43,12 +43,34 @@ impl Host {
 
     /// A file of any size, to be read from its beginning.
     pub fn reader(&self, path: &str) -> Result<impl Read + use<>, Unreadable> {
-        self.file(path).map(|(file, _)| file)
+        self.file(path).map(|(file, _)| Passing { file, at: 0, kept: 0 })
     }
 
     /// How many bytes a file has.
     pub fn length(&self, path: &str) -> Result<u64, Unreadable> {
         self.file(path).map(|(_, length)| length)
+    }
+}
+
+/// A file that is read once: what was read need not stay in memory, where it would count as this process's.
+struct Passing {
+    file: File,
+    at: i64,
+    /// How much of it the kernel was told to let go.
+    kept: i64,
+}
+
+impl Read for Passing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read(buffer)?;
+        self.at += length as i64;
+        if length == 0 || self.at - self.kept >= 1 << 20 {
+            // Advice: that it is not taken changes nothing.
+            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            let _ = posix_fadvise(&self.file, self.kept, self.at - self.kept, advice);
+            self.kept = self.at;
+        }
+        Ok(length)
     }
 }
 

@@ -70,7 +70,7 @@ pub struct Host {
     record: Option<record::Record>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Origin {
     Live,
     Tree { dir: PathBuf, absent: Vec<String> },
@@ -219,6 +219,12 @@ impl Host {
                 .collect();
         }
         Ok(host)
+    }
+
+    /// The same host for another thread; `None` when no descriptor is free.
+    pub fn again(&self) -> Option<Host> {
+        let root = self.root.try_clone().ok()?;
+        Some(Host { root, origin: self.origin.clone(), record: None })
     }
 
     /// Whether this is the running machine and not a captured tree.

@@ -51,6 +51,9 @@ pub struct Look {
     pub node: Result<Vec<NodeCondition>, String>,
     /// Milliseconds until the API had answered that.
     pub api_ms: Option<f64>,
+    /// Milliseconds of that until a connection stood, then until TLS was agreed on, then until the answer began.
+    #[serde(default)]
+    pub api_phases_ms: Option<[f64; 3]>,
     /// Milliseconds until the cluster's DNS answered, or why it did not.
     pub dns_ms: Result<f64, String>,
     /// Milliseconds until a connection to the API's service stood, or why it did not.
@@ -132,24 +135,31 @@ pub async fn run(client: &Client, place: &Place, state: &State, mut teller: Tell
 
 /// One look; the phases do not wait for each other.
 pub async fn look(client: &Client, place: &Place) -> Look {
-    let ((node, api_ms), dns_ms, service_ms) =
+    let ((node, api_ms, api_phases_ms), dns_ms, service_ms) =
         tokio::join!(node(client, place), dns(place.dns), service(place.service));
-    Look { at_us: clock::uptime().as_micros() as u64, node, api_ms, dns_ms, service_ms, told: None }
+    let at_us = clock::uptime().as_micros() as u64;
+    Look { at_us, node, api_ms, api_phases_ms, dns_ms, service_ms, told: None }
 }
 
 fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }
 
-async fn node(client: &Client, place: &Place) -> (Result<Vec<NodeCondition>, String>, Option<f64>) {
+type Read = (Result<Vec<NodeCondition>, String>, Option<f64>, Option<[f64; 3]>);
+
+async fn node(client: &Client, place: &Place) -> Read {
     let start = Instant::now();
     let url = place.api.at(&format!("/api/v1/nodes/{}", place.node));
     let answer = client.send(Request::get(&url).header("accept", "application/json")).await;
     let took = answer.is_ok().then(|| milliseconds(start));
+    let phases = answer.as_ref().ok().map(|answer| {
+        let times = answer.times;
+        [times.connect, times.tls, times.answer].map(|time| time.as_secs_f64() * 1000.0)
+    });
     let node = answer.and_then(|answer| answer.good()).and_then(|answer| {
         serde_json::from_slice(&answer.body).map_err(|_| Trouble::NotHttp("its body is no JSON".into()))
     });
-    (node.map(|node| conditions(&node)).map_err(|trouble| trouble.to_string()), took)
+    (node.map(|node| conditions(&node)).map_err(|trouble| trouble.to_string()), took, phases)
 }
 
 fn conditions(node: &Value) -> Vec<NodeCondition> {

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use wire::report::{Cause, K3s, Kind, Phase, Severity, Status, Unit};
+use wire::report::{Cause, K3s, Kind, Phase, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
 use crate::host::Host;
@@ -80,6 +80,8 @@ impl Judge for Node {
                     Unit::Count,
                     Kind::Gauge,
                 );
+                // The condition tells a person the same, and why.
+                health.rank(Rank::Hidden, |_| true);
                 let is_well = is_up && !look.waits_for_cilium();
                 if let Some(Joined { cause: Some(_), at, .. }) = &look.joined
                     && is_well

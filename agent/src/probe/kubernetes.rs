@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use wire::report::{Kind, Severity, Status, Unit};
+use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
 use crate::kubernetes::{DIRECTORY, FILE, Look, PERIOD};
@@ -57,6 +57,20 @@ impl Judge for Kubernetes {
         {
             health.reading(id, title, time, Unit::Millisecond, Kind::Gauge);
         }
+        // Which of them is late tells network, certificates and database apart.
+        let api = look.as_ref().ok().and_then(|look| look.api_phases_ms);
+        for (phase, (id, title)) in [
+            ("api-connect-latency", "API latency, connection"),
+            ("api-tls-latency", "API latency, TLS"),
+            ("api-answer-latency", "API latency, answer"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            health.reading(id, title, api.map(|api| api[phase]), Unit::Millisecond, Kind::Gauge);
+        }
+        health.rank(Rank::Diagnostic, |_| true);
+        health.rank(Rank::Hidden, |id| id.starts_with("api-") && id != "api-latency");
         let mut state = |id, title, depends_on, judged: Result<(bool, String), String>| {
             let (status, evidence) = match judged {
                 Err(why) => (Status::Unknown, why),
@@ -158,6 +172,7 @@ mod tests {
             at_us: scene.uptime.as_micros() as u64,
             node: Ok(vec![condition("Ready", "True"), condition("DiskPressure", "False")]),
             api_ms: Some(7.5),
+            api_phases_ms: Some([0.5, 5.0, 1.5]),
             dns_ms: Ok(1.5),
             service_ms: Err("10.43.0.1:443 does not answer".to_owned()),
             told: None,
@@ -165,6 +180,9 @@ mod tests {
         tell(&scene, &look);
         let health = scene.judge(&mut judge);
         assert_eq!(health.value("api-latency"), Some(Some(7.5)));
+        assert_eq!(health.value("api-connect-latency"), Some(Some(0.5)));
+        assert_eq!(health.value("api-tls-latency"), Some(Some(5.0)));
+        assert_eq!(health.value("api-answer-latency"), Some(Some(1.5)));
         assert_eq!(health.value("service-latency"), Some(None));
         let status = |health: &Health, id: &str| health.said(id).unwrap().0;
         assert_eq!(status(&health, "node-unwell"), Status::Clear);
@@ -193,7 +211,15 @@ mod tests {
     #[test]
     fn what_the_kubelet_complains_of_is_told_in_its_words() {
         let look = |node| {
-            Ok(Look { at_us: 0, node, api_ms: Some(1.0), dns_ms: Ok(1.0), service_ms: Ok(1.0), told: None })
+            Ok(Look {
+                at_us: 0,
+                node,
+                api_ms: Some(1.0),
+                api_phases_ms: None,
+                dns_ms: Ok(1.0),
+                service_ms: Ok(1.0),
+                told: None,
+            })
         };
         let (raised, why) =
             node(&look(Ok(vec![condition("Ready", "False"), condition("PIDPressure", "True")]))).unwrap();

@@ -409,6 +409,17 @@ mod tests {
         ] {
             scene.write(path, text);
         }
+        let look = crate::kubernetes::Look {
+            at_us: scene.uptime.as_micros() as u64,
+            node: Ok(Vec::new()),
+            api_ms: Some(7.0),
+            api_phases_ms: Some([0.5, 5.0, 1.5]),
+            dns_ms: Ok(1.0),
+            service_ms: Ok(1.0),
+            told: None,
+        };
+        let file = format!("{}/{}", crate::kubernetes::DIRECTORY, crate::kubernetes::FILE);
+        scene.write(&file, serde_json::to_string(&look).unwrap());
         scene.link("/sys/class/hwmon/hwmon3/device", "../../nvme0");
         scene.link("/run/systemd/units/invocation:k3s.service", "0123456789abcdef0123456789abcdef");
         let rails = "3V3_SYS_A current(1)=0.12A\n3V3_SYS_V volt(9)=3.3V\nEXT5V_V volt(24)=5.05V";
@@ -422,8 +433,13 @@ mod tests {
         use Rank::{Diagnostic, Hidden, Main};
         let scene = rich();
         let known = BTreeMap::from([
+            ("api-answer-latency", Hidden),
+            ("api-connect-latency", Hidden),
+            ("api-latency", Diagnostic),
+            ("api-tls-latency", Hidden),
             ("board-power", Main),
             ("clock-error", Hidden),
+            ("cluster-dns-latency", Diagnostic),
             ("core-voltage", Diagnostic),
             ("cpu-clock", Diagnostic),
             ("cpu-clock-cap", Diagnostic),
@@ -453,6 +469,7 @@ mod tests {
             ("rail-3v3-sys-voltage", Hidden),
             ("rp1-temperature", Diagnostic),
             ("rtc-battery", Diagnostic),
+            ("service-latency", Diagnostic),
             ("storage-resets", Diagnostic),
             ("supply-voltage", Diagnostic),
             ("wlan0-signal", Diagnostic),

@@ -2,9 +2,12 @@
 //! do with their logs.
 //!
 //! The agent may not write below K3s' directory, and need not: what is measured is the file system and its drive, in the
-//! agent's own directory, where that lies on the same file system; where it does not, nothing is written and that is said. One
-//! write every ten minutes, and one a minute for five minutes after K3s was started anew, at most 200 a day: 0.8 MiB. An agent that
-//! was started anew waits for a minute to be over since the last one, too.
+//! agent's own directory, where that lies on the same file system. One write every ten minutes, and one a minute for five minutes
+//! after K3s was started anew, at most 200 a day: 0.8 MiB. An agent that was started anew waits for a minute to be over since the
+//! last one, too.
+//!
+//! Where K3s' data lie on another file system, nothing is written. What K3s itself waits for tells there: the kernel counts how often
+//! a drive had to empty its write cache, which is what the end of a write that is to last costs, and how long that took.
 
 use std::{
     collections::VecDeque,
@@ -12,10 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wire::report::{Kind, Severity, Status, Unit};
+use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement, k3s};
-use crate::host::{Host, state::State};
+use crate::host::{Host, disk::Flushes, state::State};
 
 /// The table's row.
 pub(super) const PROBE: Probe = Probe {
@@ -61,6 +64,8 @@ struct Storage {
     /// K3s' run, and when it was seen to be another one.
     run: Option<String>,
     anew: Option<(Instant, jiff::Timestamp)>,
+    /// What the drive itself tells, where nothing can be written.
+    elsewhere: Elsewhere,
 }
 
 impl Judge for Storage {
@@ -69,26 +74,133 @@ impl Judge for Storage {
         if seen.host.present(DATA) == Ok(false) {
             return health;
         }
-        let place = place(seen.host, seen.state);
         self.follow(seen);
-        self.collect(seen.now);
-        if place.is_ok() {
-            self.begin(seen);
+        match place(seen.host, seen.state) {
+            Ok(Place::Here(place)) => {
+                self.collect(seen.now);
+                self.begin(seen);
+                self.tell(&mut health, Ok(place), seen);
+            }
+            Ok(Place::On(drive)) => {
+                let told = self.elsewhere.look(seen.host.flushes(&drive), seen.now);
+                let mean = self.elsewhere.mean().map(milliseconds);
+                health.reading("disk-flush", "Disk flush, mean", mean, Unit::Millisecond, Kind::Gauge);
+                let said = self.elsewhere.tell(&drive, told, seen.now);
+                self.state(&mut health, said, self.elsewhere.around(), seen);
+            }
+            Err(why) => self.tell(&mut health, Err(why), seen),
         }
-        self.tell(&mut health, place, seen);
+        health.rank(Rank::Diagnostic, |_| true);
         health
     }
 }
 
-/// Where it is measured, in words.
-fn place(host: &Host, state: &State) -> Result<String, String> {
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// How it can be told.
+#[derive(Debug, PartialEq)]
+enum Place {
+    /// By writing; where, in words.
+    Here(String),
+    /// By what the kernel counts of this drive.
+    On(String),
+}
+
+fn place(host: &Host, state: &State) -> Result<Place, String> {
     let own = state.directory().to_string_lossy().into_owned();
     let number = |path: &str| host.file_system(path).map_err(|why| why.to_string());
-    match number(DATA)? == number(&own)? {
-        true => Ok(format!("measured in {own}, on the file system of {DATA}")),
-        false => Err(format!(
-            "{DATA} is on another file system than {own}, where bramble may write; with node.state_dir on it, it is measured"
-        )),
+    let data = number(DATA)?;
+    if data == number(&own)? {
+        return Ok(Place::Here(format!("measured in {own}, on the file system of {DATA}")));
+    }
+    host.drive(data).map(Place::On).ok_or_else(|| {
+        format!(
+            "{DATA} is on another file system than {own}, where bramble may write, and on no drive of which the kernel \
+             tells; with node.state_dir on it, it is measured"
+        )
+    })
+}
+
+/// A drive on which nothing is written.
+#[derive(Default)]
+struct Elsewhere {
+    before: Option<Flushes>,
+    /// What was added at each look within the last ten minutes, the oldest first.
+    looks: VecDeque<(Instant, Flushes)>,
+    /// The look with the longest flushes of the last hour.
+    slowest: Option<(Instant, Duration)>,
+}
+
+impl Flushes {
+    fn mean(self) -> Option<Duration> {
+        let mean = self.milliseconds as f64 / self.count as f64;
+        (self.count > 0).then(|| Duration::from_secs_f64(mean / 1000.0))
+    }
+}
+
+impl Elsewhere {
+    fn look<E: ToString>(&mut self, now: Result<Flushes, E>, at: Instant) -> Result<(), String> {
+        self.looks.retain(|(then, _)| at.duration_since(*then) <= USUAL);
+        self.slowest.take_if(|(then, _)| at.duration_since(*then) > TOLD);
+        let now = now.map_err(|why| why.to_string())?;
+        let before = self.before.replace(now).unwrap_or(now);
+        // The kernel hands milliseconds on as 32 bits, and a drive that was taken out begins anew: of that look nothing is known.
+        if let (Some(count), Some(milliseconds)) =
+            (now.count.checked_sub(before.count), now.milliseconds.checked_sub(before.milliseconds))
+        {
+            let added = Flushes { count, milliseconds };
+            self.looks.push_back((at, added));
+            if let Some(mean) = added.mean()
+                && self.slowest.is_none_or(|(_, slowest)| mean > slowest)
+            {
+                self.slowest = Some((at, mean));
+            }
+        }
+        Ok(())
+    }
+
+    fn all(&self) -> Flushes {
+        self.looks.iter().fold(Flushes::default(), |all, (_, added)| Flushes {
+            count: all.count + added.count,
+            milliseconds: all.milliseconds + added.milliseconds,
+        })
+    }
+
+    /// Of the last ten minutes.
+    fn mean(&self) -> Option<Duration> {
+        self.all().mean()
+    }
+
+    fn around(&self) -> Vec<(Instant, Duration)> {
+        self.looks.iter().filter_map(|(at, added)| Some((*at, added.mean()?))).collect()
+    }
+
+    fn tell(&self, drive: &str, told: Result<(), String>, now: Instant) -> (Status, String) {
+        let mean = match (told, self.mean()) {
+            (Err(why), _) => return (Status::Unknown, why),
+            (Ok(()), None) => {
+                let why = format!(
+                    "{drive}, which holds {DATA}, has flushed nothing in the last 10 min, or tells of no flushes; with \
+                     node.state_dir on it, it is measured"
+                );
+                return (Status::Unknown, why);
+            }
+            (Ok(()), Some(mean)) => mean,
+        };
+        let too_long = self.slowest.filter(|(_, slowest)| *slowest >= TOO_LONG);
+        let long = too_long.map_or_else(String::new, |(at, slowest)| {
+            let ago = now.duration_since(at).as_secs() / 60;
+            format!("those of one look took {:.1} s, {ago} min ago; ", slowest.as_secs_f64())
+        });
+        let evidence = format!(
+            "{long}a flush of {drive}, which holds {DATA}, takes {:.1} ms (mean of {} in the last 10 min)",
+            milliseconds(mean),
+            self.all().count,
+        );
+        let slow = too_long.is_some() || mean >= SLOW;
+        (if slow { Status::Raised } else { Status::Clear }, evidence)
     }
 }
 
@@ -161,18 +273,16 @@ impl Storage {
     }
 
     fn tell(&self, health: &mut Health, place: Result<String, String>, seen: &Seen<'_>) {
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
         let (half, most) = (self.share(0.5), self.share(0.99));
-        for (id, title, time) in
-            [("sync-p50", "Disk sync, median", half), ("sync-p99", "Disk sync, 99 of 100", most)]
-        {
+        let readings = [("sync-p50", "Disk sync, median", half), ("sync-p99", "Disk sync, 99 of 100", most)];
+        for (id, title, time) in readings.into_iter().filter(|_| place.is_ok()) {
             health.reading(id, title, time.map(milliseconds), Unit::Millisecond, Kind::Gauge);
         }
         let waiting = self.running.as_ref().map(|(since, _)| seen.now.duration_since(*since));
         let waiting = waiting.filter(|waiting| *waiting >= TOO_LONG);
         let slowest =
             self.writes.iter().filter(|(at, _)| seen.now.duration_since(*at) <= TOLD).max_by_key(|w| w.1);
-        let (status, mut evidence) = match (waiting, half.zip(most), &self.failed, place) {
+        let said = match (waiting, half.zip(most), &self.failed, place) {
             (_, _, _, Err(why)) => (Status::Unknown, why),
             (Some(waiting), ..) => {
                 (Status::Raised, format!("a write of 4 KiB is on its way since {} s", waiting.as_secs()))
@@ -195,14 +305,25 @@ impl Storage {
                 (if slow { Status::Raised } else { Status::Clear }, evidence)
             }
         };
+        self.state(health, said, self.writes.iter().copied(), seen);
+    }
+
+    /// States it, with what was measured around K3s' last new start.
+    fn state(
+        &self,
+        health: &mut Health,
+        (status, mut evidence): (Status, String),
+        measured: impl IntoIterator<Item = (Instant, Duration)>,
+        seen: &Seen<'_>,
+    ) {
         if let Some((at, wall)) = self.anew
             && seen.now.duration_since(at) <= TOLD
         {
             let around = |when: Instant| when + USUAL + CLOSE >= at && when <= at + CLOSE * CLOSELY;
-            let slowest = self.writes.iter().filter(|(when, _)| around(*when)).map(|(_, time)| *time).max();
+            let slowest = measured.into_iter().filter(|(when, _)| around(*when)).map(|(_, time)| time).max();
             let slowest = slowest.map_or_else(
-                || "no write was measured around it".to_owned(),
-                |time| format!("the slowest write around it took {:.1} ms", milliseconds(time)),
+                || "nothing was measured around it".to_owned(),
+                |time| format!("the slowest around it took {:.1} ms", milliseconds(time)),
             );
             evidence = format!("{evidence}; K3s was started anew at {wall:.0}, {slowest}");
         }
@@ -238,6 +359,15 @@ mod tests {
     fn a_node_without_k3s_is_not_written_to() {
         let scene = Scene::new();
         assert_eq!(scene.judge(&mut (PROBE.judge)()), Health::default());
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_absent_and_says_why() {
+        let scene = Scene::new();
+        scene.write(&format!("{DATA}/server/db/state.db"), "");
+        let health = scene.judge(&mut (PROBE.judge)());
+        assert_eq!(health.readings, []);
+        assert_eq!(health.said("slow-storage").unwrap().0, Status::Unknown, "a tree has no file systems");
     }
 
     #[test]
@@ -317,7 +447,7 @@ mod tests {
         let evidence = health.said("slow-storage").unwrap().1;
         assert!(
             evidence.ends_with(
-                "K3s was started anew at 2026-11-23T06:01:00Z, the slowest write around it took 900.0 ms"
+                "K3s was started anew at 2026-11-23T06:01:00Z, the slowest around it took 900.0 ms"
             ),
             "{evidence}"
         );
@@ -337,5 +467,57 @@ mod tests {
             health.said("slow-storage"),
             Some((Status::Raised, "a write of 4 KiB is on its way since 12 s"))
         );
+    }
+
+    #[test]
+    fn where_nothing_may_be_written_the_drives_flushes_tell() {
+        let scene = Scene::new();
+        scene.link("/sys/dev/block/254:0", "../../devices/virtual/block/dm-0");
+        scene.link("/sys/devices/virtual/block/dm-0/slaves/nvme0n1p2", "../../../../soc/nvme0n1/nvme0n1p2");
+        scene.write("/sys/devices/soc/nvme0n1/nvme0n1p2/partition", "2\n");
+        let stat = |flushes: &str| {
+            let line = format!("9 0 8 1 9 0 8 1 0 1 1 0 0 0 0 {flushes}\n");
+            scene.write("/sys/block/nvme0n1/stat", line);
+        };
+        let number = nix::sys::stat::makedev(254, 0);
+        let (mut elsewhere, mut said) = (Elsewhere::default(), Vec::new());
+        for (minute, flushes) in
+            ["", "7 70", "7 70", "9 100", "10 1600", "11 1", "13 7"].into_iter().enumerate()
+        {
+            stat(flushes);
+            scene.look(|seen| {
+                assert_eq!(seen.host.drive(number).as_deref(), Some("nvme0n1"));
+                let now = seen.now + CLOSE * minute as u32;
+                let told = elsewhere.look(seen.host.flushes("nvme0n1"), now);
+                let mean = elsewhere.mean().map(milliseconds);
+                said.push((elsewhere.tell("nvme0n1", told, now).0, mean));
+            });
+        }
+        use Status::{Clear, Raised, Unknown};
+        assert_eq!(
+            said,
+            [
+                (Unknown, None),
+                (Unknown, None),
+                (Unknown, None),
+                (Clear, Some(15.0)),
+                // One look's single flush of 1.5 s, within the mean of three.
+                (Raised, Some(510.0)),
+                // The count went on, the time began anew: nothing is known of that look.
+                (Raised, Some(510.0)),
+                (Raised, Some(1536.0 / 5.0)),
+            ]
+        );
+        scene.look(|seen| {
+            let later = seen.now + TOLD + CLOSE * 7;
+            elsewhere.look(Ok::<_, String>(Flushes { count: 15, milliseconds: 11 }), later).unwrap();
+            let (status, evidence) = elsewhere.tell("nvme0n1", Ok(()), later);
+            assert_eq!(status, Clear);
+            assert!(evidence.ends_with("takes 2.0 ms (mean of 2 in the last 10 min)"), "{evidence}");
+            // A network's file system, and one over two drives.
+            assert_eq!(seen.host.drive(nix::sys::stat::makedev(0, 42)), None);
+        });
+        scene.link("/sys/devices/virtual/block/dm-0/slaves/sda", "../../../../soc/sda");
+        scene.look(|seen| assert_eq!(seen.host.drive(number), None));
     }
 }

@@ -1,11 +1,21 @@
-//! What waits for the owner: a reboot, and upgrades as far as a file tells without asking apt.
+//! What waits for the owner: a reboot, and upgrades as far as files tell without asking apt.
 //!
-//! Ubuntu's update-notifier keeps a text with the number; Debian and Raspberry Pi OS have no such file, and so no such reading.
+//! Ubuntu's update-notifier keeps a text with the number. Debian and Raspberry Pi OS have no such file: there what is installed is held
+//! against apt's lists, beside the agent's other work, when one of the two has changed, at most once an hour, and once a day in any
+//! case. An agent that has just started leaves that for its next pass, because then the machine may have just started as well.
+
+use std::{
+    sync::mpsc::{Receiver, TryRecvError, channel},
+    time::Duration,
+};
 
 use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
-use crate::{facts::reboot, host::Host};
+use crate::{
+    facts::{Fact, reboot, upgrade},
+    host::{Host, state::State},
+};
 
 /// The table's row.
 pub(super) const PROBE: Probe = Probe {
@@ -13,11 +23,24 @@ pub(super) const PROBE: Probe = Probe {
     title: "Upkeep",
     why: "A kernel that was replaced on disk runs on until somebody reboots.",
     pace: Pace::Check,
-    judge: || Box::new(Upkeep),
+    judge: || Box::new(Upkeep::default()),
     kernel: None,
 };
 
-struct Upkeep;
+/// The last count, and seconds since boot when it began.
+const FILE: &str = "upgrades";
+const SELDOM: Duration = Duration::from_secs(86_400);
+const OFTEN: Duration = Duration::from_secs(3600);
+
+#[derive(Default)]
+struct Upkeep {
+    /// Whether this is not the first pass.
+    goes_on: bool,
+    /// When the last count began, since boot; what came of it; and where that will arrive.
+    begun: Option<Duration>,
+    count: Option<usize>,
+    running: Option<Receiver<Fact<usize>>>,
+}
 
 impl Judge for Upkeep {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
@@ -33,12 +56,67 @@ impl Judge for Upkeep {
             evidence,
         });
         let notice = seen.host.text_if_present("/var/lib/update-notifier/updates-available");
-        if let Some(upgrades) = notice.ok().flatten().as_deref().and_then(upgrades) {
-            health.reading("pending-upgrades", "Pending upgrades", Some(upgrades), Unit::Count, Kind::Gauge);
+        let pending = match notice.ok().flatten() {
+            Some(notice) => upgrades(&notice).map(Some),
+            None if upgrade::is_told(seen.host) == Ok(true) => {
+                self.count(seen);
+                Some(self.count.map(|count| count as f64))
+            }
+            None => None,
+        };
+        if let Some(pending) = pending {
+            health.reading("pending-upgrades", "Pending upgrades", pending, Unit::Count, Kind::Gauge);
         }
         health.rank(Rank::Diagnostic, |_| true);
         health
     }
+}
+
+impl Upkeep {
+    /// Takes a count that has ended, and begins one that is due.
+    fn count(&mut self, seen: &Seen<'_>) {
+        if let Some(running) = &self.running {
+            match running.try_recv() {
+                Err(TryRecvError::Empty) => return,
+                // What cannot be read is not told, and tried again in its time.
+                counted => self.count = counted.ok().and_then(Result::ok),
+            }
+            self.running = None;
+            keep(seen.run, self.begun.unwrap_or_default(), self.count);
+        }
+        if !std::mem::replace(&mut self.goes_on, true) {
+            if let Some((begun, count)) = kept(seen.run).filter(|(begun, _)| *begun <= seen.uptime) {
+                (self.begun, self.count) = (Some(begun), count);
+            }
+            return;
+        }
+        let is_due = self.begun.is_none_or(|begun| {
+            let ago = seen.uptime.saturating_sub(begun);
+            let is_newer = |path: &str| seen.host.age(path).is_some_and(|age| age <= ago);
+            let has_changed = || ["/var/lib/apt/lists", "/var/lib/dpkg/status"].into_iter().any(is_newer);
+            ago >= SELDOM || (ago >= OFTEN && has_changed())
+        });
+        let Some(host) = is_due.then(|| seen.host.again()).flatten() else { return };
+        self.begun = Some(seen.uptime);
+        let (sender, counted) = channel();
+        let thread = std::thread::Builder::new().name("upgrades".to_owned()).stack_size(256 << 10);
+        // Whether it can be begun is seen by whether anything arrives.
+        let _ = thread.spawn(move || sender.send(upgrade::count(&host)));
+        self.running = Some(counted);
+    }
+}
+
+fn keep(run: &State, begun: Duration, count: Option<usize>) {
+    let count = count.map_or_else(String::new, |count| count.to_string());
+    if let Err(why) = run.write(FILE, &format!("{} {count}", begun.as_secs())) {
+        tracing::debug!("the number of upgrades cannot be kept: {why}");
+    }
+}
+
+fn kept(run: &State) -> Option<(Duration, Option<usize>)> {
+    let text = run.read(FILE).ok().flatten()?;
+    let (begun, count) = text.split_once(' ')?;
+    Some((Duration::from_secs(begun.parse().ok()?), count.parse().ok()))
 }
 
 fn pending(host: &Host) -> (Status, String) {
@@ -112,5 +190,48 @@ mod tests {
         ] {
             assert_eq!(upgrades(notice), number, "{notice:?}");
         }
+    }
+
+    #[test]
+    fn on_debian_they_are_counted_when_something_changed_and_not_at_each_pass() {
+        let mut scene = Scene::new();
+        let status = |version: &str| {
+            format!("Package: a\nStatus: install ok installed\nArchitecture: all\nVersion: {version}\n")
+        };
+        scene.write("/var/lib/dpkg/status", status("1"));
+        scene.write("/var/lib/apt/lists/a_Packages", "Package: a\nArchitecture: all\nVersion: 2\n");
+        let mut judge = Upkeep::default();
+        // One pass, and what was begun in it has ended before the next.
+        let pass = |scene: &mut Scene, judge: &mut Upkeep| {
+            let value = scene.look(|seen| judge.judge(seen)).value("pending-upgrades");
+            let begun = judge.running.take();
+            let has_begun = begun.is_some();
+            if let Some(counted) = begun {
+                let (sender, arrived) = channel();
+                sender.send(counted.recv().unwrap()).unwrap();
+                judge.running = Some(arrived);
+            }
+            scene.wait(300);
+            (has_begun, value)
+        };
+        assert_eq!(pass(&mut scene, &mut judge), (false, Some(None)), "at the start it is left");
+        assert_eq!(pass(&mut scene, &mut judge), (true, Some(None)));
+        for _ in 0..11 {
+            assert_eq!(pass(&mut scene, &mut judge), (false, Some(Some(1.0))), "within an hour");
+        }
+        // The files are younger than an hour: the tree was made a moment ago.
+        scene.write("/var/lib/dpkg/status", status("2"));
+        assert!(pass(&mut scene, &mut judge).0);
+        assert_eq!(pass(&mut scene, &mut judge), (false, Some(Some(0.0))));
+        // Another agent on the same machine goes on with it.
+        let mut next = Upkeep::default();
+        assert_eq!(pass(&mut scene, &mut next), (false, Some(Some(0.0))));
+        // After a boot the number is of another time.
+        scene.uptime = Duration::from_secs(60);
+        let mut booted = Upkeep::default();
+        assert_eq!(pass(&mut scene, &mut booted), (false, Some(None)));
+        // Where it cannot be told there is no such reading, and nothing is counted.
+        scene.write("/etc/apt/preferences", "Pin-Priority: 1\n");
+        assert_eq!(pass(&mut scene, &mut booted), (false, None));
     }
 }

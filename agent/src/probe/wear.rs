@@ -1,9 +1,15 @@
-//! How much of its life the flash has used: eMMC tells by sysfs (`life_time`, `pre_eol_info`, from 7 of JEDEC eMMC 5.0). SD cards
-//! have no such register, and of NVMe only root may ask, so of those there is no such reading.
+//! What drives tell of themselves without being asked by root. eMMC tells by sysfs how much of its life is used (`life_time`,
+//! `pre_eol_info`, from 7 of JEDEC eMMC 5.0); SD cards have no such register.
+//!
+//! NVMe drives keep their wear and their errors in log page 02h, which the kernel hands only to CAP_SYS_ADMIN
+//! (`nvme_cmd_allowed` in drivers/nvme/host/ioctl.c lets others ask for a few kinds of "identify" alone). No process of ours has that
+//! right, so of those there is no such reading. Everybody is told two things: the state of the controller, and the one bit of
+//! that page that the kernel passes on itself, that the drive is too hot (`temp1_alarm`, drivers/nvme/host/hwmon.c).
 
 use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
+use crate::host::Host;
 
 /// The table's row.
 pub(super) const PROBE: Probe = Probe {
@@ -72,8 +78,45 @@ impl Judge for Wear {
             depends_on: &[],
             evidence: evidence.join(", "),
         }));
+        health.statements.extend(nvme(seen.host));
         health
     }
+}
+
+/// What the kernel says of NVMe drives, where there are any.
+fn nvme(host: &Host) -> Option<Statement> {
+    const CLASS: &str = "/sys/class/nvme";
+    let (drives, mut unwell) = (host.list_if_present(CLASS).unwrap_or_default(), Vec::new());
+    let mut unread = None;
+    for drive in &drives {
+        match host.text(&format!("{CLASS}/{drive}/state")) {
+            Ok(state) if ["live", "new"].contains(&state.trim()) => {}
+            Ok(state) => unwell.push(format!("the controller of {drive} is {}", state.trim())),
+            Err(why) => unread = Some(why.to_string()),
+        }
+    }
+    for chip in host.hwmon().into_iter().filter(|chip| chip.name == "nvme") {
+        if host.number(&format!("{}/temp1_alarm", chip.directory)) == Ok(Some(1)) {
+            let link = host.link(&format!("{}/device", chip.directory));
+            let drive = link.as_deref().and_then(|link| link.rsplit('/').next()).unwrap_or("a drive");
+            unwell.push(format!("{drive} says that it is too hot"));
+        }
+    }
+    let (status, evidence) = match unread {
+        _ if drives.is_empty() => return None,
+        _ if !unwell.is_empty() => (Status::Raised, unwell.join(", ")),
+        Some(why) => (Status::Unknown, why),
+        None => (Status::Clear, format!("{} at work, and not too hot", drives.join(", "))),
+    };
+    Some(Statement {
+        id: "nvme-unwell",
+        subject: None,
+        title: "NVMe drive is down or too hot",
+        status,
+        severity: Severity::Critical,
+        depends_on: &["under-voltage"],
+        evidence,
+    })
 }
 
 /// A register as `0x01`.
@@ -109,5 +152,36 @@ mod tests {
             assert_eq!(health.value("mmcblk0-life-used"), percent, "{life}");
             assert_eq!(health.said("flash-worn").map(|(status, _)| status), status, "{life}");
         }
+    }
+
+    #[test]
+    fn of_nvme_the_controllers_state_and_its_alarm_are_told() {
+        let scene = Scene::new();
+        let mut judge = (PROBE.judge)();
+        let mut said = |state: &str, alarm: &str| {
+            scene.write("/sys/class/nvme/nvme0/state", state);
+            scene.write("/sys/class/hwmon/hwmon2/name", "nvme\n");
+            scene.write("/sys/class/hwmon/hwmon2/temp1_alarm", alarm);
+            scene.link("/sys/class/hwmon/hwmon2/device", "../../nvme0");
+            let health = scene.judge(&mut judge);
+            assert_eq!(health.readings, [], "its wear is root's affair");
+            let (status, evidence) = health.said("nvme-unwell").unwrap();
+            (status, evidence.to_owned())
+        };
+        assert_eq!(said("live\n", "0\n"), (Status::Clear, "nvme0 at work, and not too hot".to_owned()));
+        assert_eq!(said("dead\n", "0\n"), (Status::Raised, "the controller of nvme0 is dead".to_owned()));
+        assert_eq!(
+            said("resetting\n", "1\n"),
+            (
+                Status::Raised,
+                "the controller of nvme0 is resetting, nvme0 says that it is too hot".to_owned()
+            )
+        );
+        assert_eq!(said("live\n", "garbage").0, Status::Clear);
+        scene.remove("/sys/class/nvme/nvme0/state");
+        scene.write("/sys/class/nvme/nvme0/model", "x\n");
+        assert_eq!(scene.judge(&mut judge).said("nvme-unwell").unwrap().0, Status::Unknown);
+        scene.remove("/sys/class/nvme");
+        assert_eq!(scene.judge(&mut judge), Health::default());
     }
 }

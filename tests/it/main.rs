@@ -285,6 +285,7 @@ const TESTS: &[&[Test]] = &[
         package,
         Units units_are_understood_and_as_hard_as_they_are_meant_to_be,
         Packages a_root_without_systemd_takes_the_packages_and_forgets_them,
+        Packages the_packages_hold_all_that_is_promised_of_them,
         Checkout the_catalogue_explains_what_the_journal_refers_to,
         Packages apt_installs_from_the_signed_repository_and_from_no_other,
     ],

@@ -174,6 +174,85 @@ pub(crate) fn a_root_without_systemd_takes_the_packages_and_forgets_them() -> Re
     Ok(())
 }
 
+/// What each package has beside its units: where, and of what it is a copy; without one it is made when the package is.
+const CONTENTS: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "bramble",
+        &[
+            ("usr/bin/bramble", ""),
+            ("etc/bramble/bramble.toml", "packaging/bramble.toml"),
+            ("etc/needrestart/conf.d/bramble.conf", "packaging/needrestart/bramble.conf"),
+            ("usr/lib/systemd/catalog/bramble.catalog", "packaging/catalog/bramble.catalog"),
+            ("usr/lib/sysusers.d/bramble.conf", "systemd/sysusers.d/bramble.conf"),
+            ("usr/lib/tmpfiles.d/bramble.conf", "systemd/tmpfiles.d/bramble.conf"),
+            ("usr/share/polkit-1/rules.d/50-bramble.rules", "packaging/polkit/50-bramble.rules"),
+            ("usr/share/bramble/schema", "packaging/schema"),
+            ("usr/share/bramble/home-assistant", "packaging/home-assistant"),
+        ],
+    ),
+    (
+        "bramble-aggregator",
+        &[
+            ("usr/bin/bramble-aggregator", ""),
+            ("etc/bramble/aggregator.toml", "packaging/aggregator.toml"),
+            ("usr/share/bramble/mosquitto/bramble.acl", "packaging/mosquitto/bramble.acl"),
+            ("usr/share/bramble/grafana/bramble.json", "packaging/grafana/bramble.json"),
+            ("usr/share/bramble/prometheus/bramble.rules.yml", "packaging/prometheus/bramble.rules.yml"),
+        ],
+    ),
+];
+/// What its owner may edit and an upgrade asks about.
+const CONFFILES: [&str; 2] = [
+    "/etc/bramble/bramble.toml\n/etc/needrestart/conf.d/bramble.conf",
+    "/etc/bramble/aggregator.toml",
+];
+
+pub(crate) fn the_packages_hold_all_that_is_promised_of_them() -> Result<()> {
+    let folder = target()?.join("tmp").join(format!("contents-{}", std::process::id()));
+    let outcome = packages().and_then(|packages| contents(&packages, &folder));
+    fs::remove_dir_all(&folder)?;
+    outcome
+}
+
+fn contents(packages: &[PathBuf; 2], folder: &Path) -> Result<()> {
+    let mut units = BTreeSet::new();
+    for ((package, (name, holds)), conffiles) in packages.iter().zip(CONTENTS).zip(CONFFILES) {
+        let tree = folder.join(name);
+        fs::create_dir_all(&tree)?;
+        said(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&tree))?;
+        for (path, source) in holds.iter().filter(|(_, source)| !source.is_empty()) {
+            let mut compare = Command::new("diff");
+            said(compare.arg("--recursive").arg(root().join(source)).arg(tree.join(path)))?;
+        }
+        ensure!(tree.join("usr/bin").join(name).exists(), "{name} has no program");
+        for path in [
+            format!("bash-completion/completions/{name}"),
+            format!("zsh/vendor-completions/_{name}"),
+            format!("fish/vendor_completions.d/{name}.fish"),
+        ] {
+            let text = fs::read_to_string(tree.join("usr/share").join(&path)).with_context(|| path.clone())?;
+            ensure!(text.contains("--config"), "{path} completes nothing: {text}");
+        }
+        let mut told = Command::new("dpkg-deb");
+        let told = said(told.arg("--info").arg(package).arg("conffiles"))?;
+        ensure!(told.trim() == conffiles, "{name} has the conffiles {told}");
+        let page = |page: &str| tree.join(format!("usr/share/man/man1/{page}.1.gz"));
+        ensure!(page(name).exists(), "{name} has no manual page");
+        for unit in fs::read_dir(tree.join("usr/lib/systemd/system"))? {
+            let unit = unit?.path();
+            let text = fs::read_to_string(&unit)?;
+            for named in text.lines().filter_map(|line| line.strip_prefix("Documentation=man:")) {
+                let named = named.strip_suffix("(1)").context("pages of programs are in section 1")?;
+                ensure!(page(named).exists(), "{} names a page {named} that is not there", unit.display());
+            }
+            units.insert(unit.file_name().context("a name")?.to_string_lossy().into_owned());
+        }
+    }
+    let all: BTreeSet<String> = HARDNESS.map(|(unit, _)| unit.to_owned()).into();
+    ensure!(units == all, "the packages have the units {units:?}");
+    Ok(())
+}
+
 pub(crate) fn the_catalogue_explains_what_the_journal_refers_to() -> Result<()> {
     let read = |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("reading {path}"));
     let is_id = |word: &&str| word.len() == 32 && word.bytes().all(|b| b.is_ascii_hexdigit());

@@ -174,8 +174,11 @@ pub(crate) fn build(place: &Place, arch: Arch, lto: Lto) -> Result<Vec<Built>> {
         .stdout(Stdio::from(std::io::stderr()));
     match lto {
         Lto::Thin => {
-            cargo
-                .envs([("CARGO_PROFILE_RELEASE_LTO", "thin"), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")]);
+            cargo.envs([
+                ("CARGO_PROFILE_RELEASE_LTO", "off"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+            ]);
         }
         // What is shipped is the same wherever it is built.
         Lto::Fat => {

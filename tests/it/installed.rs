@@ -23,6 +23,7 @@ use testbed::{
 use crate::{
     machine as bare,
     package::{HARDNESS, TREE, changes, packages_for, said, score, target},
+    root,
 };
 
 /// What can be tested with the packages at `/srv`.
@@ -42,6 +43,7 @@ const CONTAINER: &[Test] = &[
     test!(it_runs_what_it_installs_and_a_purge_leaves_nothing),
     test!(a_bad_configuration_is_named_alike_by_unit_and_command),
     test!(an_upgrade_keeps_settings_state_and_identity),
+    test!(what_an_earlier_release_left_is_read_told_and_taken_back),
     test!(the_agent_may_start_what_its_rule_names_and_nothing_else),
     test!(a_daemon_that_hangs_is_ended_and_begins_anew),
     test!(the_journal_can_be_asked_by_field_and_is_quiet_otherwise),
@@ -112,10 +114,28 @@ fn on(blueprint: &Blueprint, test: fn(&mut dyn Machine) -> Result<()>) -> Result
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             Gift { from: path.clone(), to: format!("/srv/older/{name}") }
         }));
+        gifts.extend(left_behind(&root().join(LEFT), "/srv/left")?);
     }
     let mut machine = blueprint.start(&bare::store()?, &gifts)?;
     test(&mut *machine)?;
     machine.stop()
+}
+
+/// What a release left on a node; the folder's README says how it was taken.
+const LEFT: &str = "tests/state/0.1";
+
+/// All files of a tree, to be put where it is to be.
+fn left_behind(folder: &Path, to: &str) -> Result<Vec<Gift>> {
+    let mut gifts = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let from = entry?.path();
+        let to = format!("{to}/{}", from.file_name().context("a name")?.to_string_lossy());
+        match from.is_dir() {
+            true => gifts.extend(left_behind(&from, &to)?),
+            false => gifts.push(Gift { from, to }),
+        }
+    }
+    Ok(gifts)
 }
 
 /// The packages as an earlier release would have had them: a lower version, and configuration files with other texts.
@@ -430,6 +450,51 @@ fn an_upgrade_keeps_settings_state_and_identity(machine: &mut dyn Machine) -> Re
     let version =
         machine.run("dpkg-query --show --showformat='${Version} ' bramble bramble-aggregator")?.good()?;
     ensure!(!version.contains('~'), "{version}");
+    Ok(())
+}
+
+/// Identity, records that no broker has got, and a receipt, all as the earlier release wrote them.
+fn what_an_earlier_release_left_is_read_told_and_taken_back(machine: &mut dyn Machine) -> Result<()> {
+    const APPLIED: &str = "/etc/systemd/networkd.conf.d";
+    let left = |name: &str| fs::read_to_string(root().join(LEFT).join("var/lib/bramble").join(name));
+    let identity: Value = serde_json::from_str(&left("identity.json")?)?;
+    machine.run(
+        "dpkg --install /srv/older/*.deb </dev/null; systemctl stop bramble; rm -r /var/lib/bramble/*",
+    )?;
+    // What a checkout does not keep: owners and modes.
+    machine
+        .run(
+            "cp -r /srv/left/. / && cd /var/lib/bramble && chown -R root: receipts && chmod 600 receipts/*/*.after && \
+             chown bramble: held identity.json records && chmod 600 held identity.json records",
+        )?
+        .good()?;
+    let listen = "systemd-run --quiet --unit=bed-broker mosquitto; sleep 1; systemd-run --quiet --unit=bed-ear \
+                  sh -c 'exec mosquitto_sub -V mqttv5 -t bramble/home/node/attic/event >/run/bed-ear'";
+    machine.run(listen)?.good()?;
+    install(machine)?;
+    machine.run("systemctl start bramble")?.good()?;
+    let mut records = 0;
+    for record in left("records")?.lines() {
+        let record: Value = serde_json::from_str(record)?;
+        until(PATIENCE, &format!("the broker is told {record}"), || {
+            let heard = machine.run("cat /run/bed-ear")?.out;
+            Ok(heard
+                .lines()
+                .any(|line| serde_json::from_str(line).is_ok_and(|heard: Value| heard == record))
+                .then_some(()))
+        })?;
+        records += 1;
+    }
+    ensure!(records > 2, "nothing was left to be told");
+    until(PATIENCE, "the agent has its name and its id", || {
+        let now = machine.run("cat /var/lib/bramble/identity.json")?.good()?;
+        let now: Value = serde_json::from_str(&now)?;
+        Ok((now["id"] == identity["id"] && now["node"] == "attic" && now["told"] == true).then_some(()))
+    })?;
+    let listed = machine.run("bramble revert --list")?.good()?;
+    ensure!(listed.contains(APPLIED), "the receipt is not read: {listed}");
+    machine.run("bramble revert")?.good()?;
+    ensure!(machine.run(&format!("test ! -e {APPLIED}"))?.code == 0, "what was applied is still there");
     Ok(())
 }
 
@@ -832,7 +897,7 @@ fn it_measures_on_a_kernel_that_hides_its_types(machine: &mut dyn Machine) -> Re
 /// Each right of the companion's, and the conditions that cannot be told without it.
 const RIGHTS: [(&str, &[&str]); 5] = [
     ("cap_bpf", &["user-space-stamps", "drop-reasons"]),
-    ("cap_perfmon", &["drop-reasons"]),
+    ("cap_perfmon", &["user-space-stamps", "drop-reasons"]),
     ("cap_net_admin", &["user-space-stamps"]),
     ("cap_dac_read_search", &["drop-reasons"]),
     ("cap_syslog", &["storage-resets"]),
@@ -845,8 +910,12 @@ fn each_right_of_the_companions_is_needed_and_missed_by_name(machine: &mut dyn M
     let held: BTreeSet<&str> = held.split_whitespace().collect();
     ensure!(held == RIGHTS.map(|(right, _)| right).into(), "it has {held:?}");
     // A container has no log of the kernel's.
-    let has_log = machine.run("test -e /dev/kmsg && test $(cat /proc/sys/kernel/dmesg_restrict) = 1")?.code == 0;
-    ensure!(has_log || !Blueprint::named(machine.name())?.has_own_kernel(), "there is no log of the kernel's");
+    let has_log =
+        machine.run("test -e /dev/kmsg && test $(cat /proc/sys/kernel/dmesg_restrict) = 1")?.code == 0;
+    ensure!(
+        has_log || !Blueprint::named(machine.name())?.has_own_kernel(),
+        "there is no log of the kernel's"
+    );
     for (right, missed) in RIGHTS {
         if right == "cap_syslog" && !has_log {
             continue;
@@ -865,10 +934,14 @@ fn each_right_of_the_companions_is_needed_and_missed_by_name(machine: &mut dyn M
                 .collect();
             Ok((lacking == missed.iter().copied().collect()).then_some(()))
         })
-        .or_else(|why| Err(why.context(machine.run("bramble status; systemctl status bramble-probe")?.out)))?;
+        .or_else(|why| {
+            Err(why.context(machine.run("bramble status; systemctl status bramble-probe")?.out))
+        })?;
         ensure!(property(machine, "bramble-probe", "NRestarts")? == "0", "it does not live without {right}");
     }
-    machine.run("rm /run/systemd/system/bramble-probe.service.d/bed.conf; systemctl daemon-reload")?.good()?;
+    machine
+        .run("rm /run/systemd/system/bramble-probe.service.d/bed.conf; systemctl daemon-reload")?
+        .good()?;
     machine.run("systemctl restart bramble-probe")?.good()?;
     until(PATIENCE, "nothing is missed with all of them", || {
         let state = report_of(machine, "state")?;
@@ -895,7 +968,9 @@ fn what_prepares_a_node_is_done_before_k3s_starts(machine: &mut dyn Machine) -> 
     let slow = "[Service]\\nExecStartPre=/usr/bin/sleep 3\\nSuccessExitStatus=1 2";
     let folder = "/etc/systemd/system/bramble-prepare.service.d";
     machine
-        .run(&format!("mkdir -p {folder} && printf '{slow}\\n' >{folder}/bed.conf && touch /etc/bramble/prepare"))?
+        .run(&format!(
+            "mkdir -p {folder} && printf '{slow}\\n' >{folder}/bed.conf && touch /etc/bramble/prepare"
+        ))?
         .good()?;
     machine.reboot()?;
     ensure!(preparations(machine)? == 1, "root was not asked");

@@ -519,9 +519,8 @@ fn what_is_cut_short_on_the_boot_partition_is_whole_and_goes_back(machine: &mut 
 /// settings cannot be written.
 fn install_guard(machine: &mut dyn Machine) -> Result<()> {
     let accept = accept_all_but(machine, "networkd")?;
-    let config = format!(
-        "[mqtt]\nhost = \"127.0.0.1\"\n[guard]\nrestore = true\nrestore_per_hour = 2\n{accept}"
-    );
+    let config =
+        format!("[mqtt]\nhost = \"127.0.0.1\"\n[guard]\nrestore = true\nrestore_per_hour = 2\n{accept}");
     for command in [
         &format!("cp -r {SPARE}/. / && ln -s /usr/local/bin/bramble /usr/bin/bramble"),
         &format!("mkdir -p /etc/bramble/conf.d && cat >/etc/bramble/bramble.toml <<'E'\n{config}E"),

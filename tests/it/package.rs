@@ -56,12 +56,17 @@ fn packages() -> Result<[PathBuf; 2]> {
     packages_for(if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" })
 }
 
+/// Why nobody can look into the packages.
+pub(crate) fn none() -> Option<String> {
+    packages().err().map(|why| format!("{why:#}"))
+}
+
 /// Why the tests with packages cannot run here and now.
 pub(crate) fn missing() -> Option<String> {
     let built =
         |name| Blueprint::named(name).is_ok_and(|machine| store().is_ok_and(|s| machine.is_built(&s)));
-    if let Err(why) = packages() {
-        return Some(format!("{why:#}"));
+    if let Some(why) = none() {
+        return Some(why);
     }
     let missing = ["debian12", "debian13"].into_iter().find(|name| !built(name))?;
     Some(format!("{missing} is not built; cargo xtask machine build {missing}"))
@@ -202,10 +207,8 @@ const CONTENTS: [(&str, &[(&str, &str)]); 2] = [
     ),
 ];
 /// What its owner may edit and an upgrade asks about.
-const CONFFILES: [&str; 2] = [
-    "/etc/bramble/bramble.toml\n/etc/needrestart/conf.d/bramble.conf",
-    "/etc/bramble/aggregator.toml",
-];
+const CONFFILES: [&str; 2] =
+    ["/etc/bramble/bramble.toml\n/etc/needrestart/conf.d/bramble.conf", "/etc/bramble/aggregator.toml"];
 
 pub(crate) fn the_packages_hold_all_that_is_promised_of_them() -> Result<()> {
     let folder = target()?.join("tmp").join(format!("contents-{}", std::process::id()));
@@ -230,7 +233,8 @@ fn contents(packages: &[PathBuf; 2], folder: &Path) -> Result<()> {
             format!("zsh/vendor-completions/_{name}"),
             format!("fish/vendor_completions.d/{name}.fish"),
         ] {
-            let text = fs::read_to_string(tree.join("usr/share").join(&path)).with_context(|| path.clone())?;
+            let text =
+                fs::read_to_string(tree.join("usr/share").join(&path)).with_context(|| path.clone())?;
             ensure!(text.contains("--config"), "{path} completes nothing: {text}");
         }
         let mut told = Command::new("dpkg-deb");

@@ -469,8 +469,11 @@ fn what_an_earlier_release_left_is_read_told_and_taken_back(machine: &mut dyn Ma
         )?
         .good()?;
     let listen = "systemd-run --quiet --unit=bed-broker mosquitto; sleep 1; systemd-run --quiet --unit=bed-ear \
-                  sh -c 'exec mosquitto_sub -V mqttv5 -t bramble/home/node/attic/event >/run/bed-ear'";
+                  sh -c 'exec mosquitto_sub -V mqttv5 -t bramble/home/node/attic/history >/run/bed-ear'";
     machine.run(listen)?.good()?;
+    // An id that no broker was told is another one on another machine.
+    let id = identity["machine"].as_str().context("it was made for a machine")?;
+    machine.run(&format!("echo {id} >/etc/machine-id"))?.good()?;
     install(machine)?;
     machine.run("systemctl start bramble")?.good()?;
     let mut records = 0;

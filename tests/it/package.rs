@@ -18,7 +18,7 @@ use crate::{installed::property, root};
 /// Each unit's highest score of `systemd-analyze security`, in tenths.
 pub(crate) const HARDNESS: [(&str, u32); 8] = [
     ("bramble-kubernetes.service", 15),
-    ("bramble-obey@.service", 20),
+    ("bramble-obey@.service", 19),
     ("bramble-aggregator.service", 15),
     ("bramble.service", 18),
     ("bramble-probe.service", 26),

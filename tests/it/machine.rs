@@ -469,10 +469,10 @@ fn what_is_cut_short_on_the_boot_partition_is_whole_and_goes_back(machine: &mut 
         Ok(())
     };
 
-    // Clusters have 1 KiB: the copy beside the file takes one, the new file another.
+    // Clusters have 1 KiB: the copy beside the file takes one, the new file another. Long writes end a page early.
     for room in 0..4 {
         let fill = format!(
-            "cd {BOOT} && head -c {room}K /dev/zero >room; cat /dev/zero >filler; rm room; sync; df --output=avail . | tail -n 1"
+            "cd {BOOT} && head -c {room}K /dev/zero >room; cat /dev/zero >filler; while head -c 1K /dev/zero >>filler; do :; done; rm room; sync; df --output=avail . | tail -n 1"
         );
         let left = machine.run(&fill)?.good()?;
         let applied = machine.run(APPLY)?;

@@ -23,6 +23,7 @@ use testbed::{
 use crate::{
     machine as bare,
     package::{HARDNESS, TREE, changes, packages_for, said, score, target},
+    root,
 };
 
 /// What can be tested with the packages at `/srv`.
@@ -42,16 +43,20 @@ const CONTAINER: &[Test] = &[
     test!(it_runs_what_it_installs_and_a_purge_leaves_nothing),
     test!(a_bad_configuration_is_named_alike_by_unit_and_command),
     test!(an_upgrade_keeps_settings_state_and_identity),
+    test!(what_an_earlier_release_left_is_read_told_and_taken_back),
     test!(the_agent_may_start_what_its_rule_names_and_nothing_else),
     test!(a_daemon_that_hangs_is_ended_and_begins_anew),
     test!(the_journal_can_be_asked_by_field_and_is_quiet_otherwise),
     test!(what_the_owner_switched_off_stays_off),
     test!(an_installation_that_was_cut_short_is_completed),
+    test!(each_right_of_the_companions_is_needed_and_missed_by_name),
+    test!(what_prepares_a_node_is_done_before_k3s_starts),
 ];
 /// On a kernel of its own.
 const BOARD: &[Test] = &[
     test!(it_measures_keeps_its_limits_and_prepares_before_the_next_boot_is_over),
     test!(it_measures_on_a_kernel_that_hides_its_types),
+    test!(each_right_of_the_companions_is_needed_and_missed_by_name),
 ];
 /// On machines that the firmware boots from a card.
 const CARD: &[Test] = &[test!(it_mends_the_cards_boot_file_and_gives_it_back)];
@@ -109,10 +114,28 @@ fn on(blueprint: &Blueprint, test: fn(&mut dyn Machine) -> Result<()>) -> Result
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             Gift { from: path.clone(), to: format!("/srv/older/{name}") }
         }));
+        gifts.extend(left_behind(&root().join(LEFT), "/srv/left")?);
     }
     let mut machine = blueprint.start(&bare::store()?, &gifts)?;
     test(&mut *machine)?;
     machine.stop()
+}
+
+/// What a release left on a node; the folder's README says how it was taken.
+const LEFT: &str = "tests/state/0.1";
+
+/// All files of a tree, to be put where it is to be.
+fn left_behind(folder: &Path, to: &str) -> Result<Vec<Gift>> {
+    let mut gifts = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let from = entry?.path();
+        let to = format!("{to}/{}", from.file_name().context("a name")?.to_string_lossy());
+        match from.is_dir() {
+            true => gifts.extend(left_behind(&from, &to)?),
+            false => gifts.push(Gift { from, to }),
+        }
+    }
+    Ok(gifts)
 }
 
 /// The packages as an earlier release would have had them: a lower version, and configuration files with other texts.
@@ -231,10 +254,12 @@ fn it_runs_what_it_installs_and_a_purge_leaves_nothing(machine: &mut dyn Machine
         ensure!(!property(machine, unit, "StatusText")?.is_empty(), "{unit} says nothing of itself");
     }
     ensure!(preparations(machine)? == 0, "root has acted unasked");
-    for (unit, highest) in HARDNESS.iter().filter(|(unit, _)| !unit.contains('@')) {
+    for (unit, highest) in HARDNESS {
+        // A template has no score of its own: what it is asked to do changes nothing of it.
+        let unit = unit.replace('@', "@bed");
         let text = machine.run(&format!("systemd-analyze security --no-pager {unit}"))?.good()?;
         let score = score(&text).with_context(|| text.clone())?;
-        ensure!(score <= *highest, "{unit} has {score}, at most {highest} is wanted:\n{text}");
+        ensure!(score <= highest, "{unit} has {score}, at most {highest} is wanted:\n{text}");
     }
 
     // The walls around the agent hide nothing that its user would see without them.
@@ -425,6 +450,54 @@ fn an_upgrade_keeps_settings_state_and_identity(machine: &mut dyn Machine) -> Re
     let version =
         machine.run("dpkg-query --show --showformat='${Version} ' bramble bramble-aggregator")?.good()?;
     ensure!(!version.contains('~'), "{version}");
+    Ok(())
+}
+
+/// Identity, records that no broker has got, and a receipt, all as the earlier release wrote them.
+fn what_an_earlier_release_left_is_read_told_and_taken_back(machine: &mut dyn Machine) -> Result<()> {
+    const APPLIED: &str = "/etc/systemd/networkd.conf.d";
+    let left = |name: &str| fs::read_to_string(root().join(LEFT).join("var/lib/bramble").join(name));
+    let identity: Value = serde_json::from_str(&left("identity.json")?)?;
+    machine.run(
+        "dpkg --install /srv/older/*.deb </dev/null; systemctl stop bramble; rm -r /var/lib/bramble/*",
+    )?;
+    // What a checkout does not keep: owners and modes.
+    machine
+        .run(
+            "cp -r /srv/left/. / && cd /var/lib/bramble && chown -R root: receipts && chmod 600 receipts/*/*.after && \
+             chown bramble: held identity.json records && chmod 600 held identity.json records",
+        )?
+        .good()?;
+    let listen = "systemd-run --quiet --unit=bed-broker mosquitto; sleep 1; systemd-run --quiet --unit=bed-ear \
+                  sh -c 'exec mosquitto_sub -V mqttv5 -t bramble/home/node/attic/history >/run/bed-ear'";
+    machine.run(listen)?.good()?;
+    // An id that no broker was told is another one on another machine.
+    let id = identity["machine"].as_str().context("it was made for a machine")?;
+    machine.run(&format!("echo {id} >/etc/machine-id"))?.good()?;
+    install(machine)?;
+    machine.run("systemctl start bramble")?.good()?;
+    let mut records = 0;
+    for record in left("records")?.lines() {
+        let record: Value = serde_json::from_str(record)?;
+        until(PATIENCE, &format!("the broker is told {record}"), || {
+            let heard = machine.run("cat /run/bed-ear")?.out;
+            Ok(heard
+                .lines()
+                .any(|line| serde_json::from_str(line).is_ok_and(|heard: Value| heard == record))
+                .then_some(()))
+        })?;
+        records += 1;
+    }
+    ensure!(records > 2, "nothing was left to be told");
+    until(PATIENCE, "the agent has its name and its id", || {
+        let now = machine.run("cat /var/lib/bramble/identity.json")?.good()?;
+        let now: Value = serde_json::from_str(&now)?;
+        Ok((now["id"] == identity["id"] && now["node"] == "attic" && now["told"] == true).then_some(()))
+    })?;
+    let listed = machine.run("bramble revert --list")?.good()?;
+    ensure!(listed.contains(APPLIED), "the receipt is not read: {listed}");
+    machine.run("bramble revert")?.good()?;
+    ensure!(machine.run(&format!("test ! -e {APPLIED}"))?.code == 0, "what was applied is still there");
     Ok(())
 }
 
@@ -688,7 +761,8 @@ fn it_measures_keeps_its_limits_and_prepares_before_the_next_boot_is_over(
         check.code,
         check.err
     );
-    for unit in ["bramble", "bramble-probe"] {
+    the_kernels_drops_are_told_by_reason(machine)?;
+    for unit in UNITS {
         a_unit_is_slowed_down_at_one_limit_and_begins_anew_at_the_other(machine, unit)
             .with_context(|| format!("limits of {unit}"))?;
     }
@@ -738,17 +812,42 @@ fn it_measures_keeps_its_limits_and_prepares_before_the_next_boot_is_over(
     Ok(())
 }
 
+fn group_of(unit: &str) -> String {
+    format!("/sys/fs/cgroup/system.slice/{unit}.service")
+}
+
+fn the_kernel_holds_the_limits(machine: &mut dyn Machine, unit: &str) -> Result<()> {
+    let group = group_of(unit);
+    let limits = machine.run(&format!("cat {group}/memory.high {group}/memory.max"))?.good()?;
+    let told = [property(machine, unit, "MemoryHigh")?, property(machine, unit, "MemoryMax")?];
+    ensure!(limits.split_whitespace().eq(told.iter()), "the kernel holds {limits}, systemd says {told:?}");
+    ensure!(told.iter().all(|limit| limit.parse::<u64>().is_ok()), "there is no limit: {told:?}");
+    Ok(())
+}
+
+/// Packets to a port that nobody has: the kernel drops them, counts them, and says why.
+fn the_kernels_drops_are_told_by_reason(machine: &mut dyn Machine) -> Result<()> {
+    const SEND: &str = "bash -c 'for i in $(seq 500); do echo lost >/dev/udp/127.0.0.1/9; done'";
+    let dropped = |state: &Value| state["readings"]["dropped-packets"]["value"].as_f64();
+    let before = report_of(machine, "state")?;
+    let before = dropped(&before).with_context(|| format!("drops are not counted: {before}"))?;
+    until(PATIENCE, "the kernel's drops are told by their reason", || {
+        machine.run(SEND)?.good()?;
+        let state = report_of(machine, "state")?;
+        let said = state["conditions"].as_array().into_iter().flatten().find(|c| c["id"] == "drop-reasons");
+        let said = said.context("it says nothing of drops")?;
+        let named = said["evidence"].as_str().is_some_and(|why| why.contains("NO_SOCKET"));
+        Ok((named && dropped(&state).is_some_and(|now| now >= before + 500.0)).then_some(()))
+    })
+}
+
 /// A greedy process in the unit's group stands for a leak: the unit's own limits hold it.
 fn a_unit_is_slowed_down_at_one_limit_and_begins_anew_at_the_other(
     machine: &mut dyn Machine,
     unit: &str,
 ) -> Result<()> {
-    let group = format!("/sys/fs/cgroup/system.slice/{unit}.service");
-    let limits = machine.run(&format!("cat {group}/memory.high {group}/memory.max"))?.good()?;
-    let told = [property(machine, unit, "MemoryHigh")?, property(machine, unit, "MemoryMax")?];
-    ensure!(limits.split_whitespace().eq(told.iter()), "the kernel holds {limits}, systemd says {told:?}");
-    ensure!(told.iter().all(|limit| limit.parse::<u64>().is_ok()), "there is no limit: {told:?}");
-
+    the_kernel_holds_the_limits(machine, unit)?;
+    let group = group_of(unit);
     let greedy = format!("sh -c 'echo $$ >{group}/cgroup.procs; exec tail /dev/zero'");
     let pid = property(machine, unit, "MainPID")?;
     let hog = machine.run(&format!("{greedy} >/dev/null 2>&1 & echo $!"))?.good()?;
@@ -774,16 +873,119 @@ fn a_unit_is_slowed_down_at_one_limit_and_begins_anew_at_the_other(
 }
 
 fn it_measures_on_a_kernel_that_hides_its_types(machine: &mut dyn Machine) -> Result<()> {
-    machine.run("mount -t tmpfs hidden /sys/kernel/btf")?.good()?;
+    // Before anything of ours starts, at each boot.
+    let hide = "echo 'hidden /sys/kernel/btf tmpfs defaults 0 0' >>/etc/fstab; mount /sys/kernel/btf";
+    machine.run(hide)?.good()?;
     install(machine)?;
-    expect_active(machine)?;
+    for boot in ["first", "second"] {
+        ensure!(machine.run("ls /sys/kernel/btf")?.good()?.is_empty(), "the {boot} boot hides nothing");
+        expect_active(machine)?;
+        meet_neighbour(machine).with_context(|| format!("in the {boot} boot"))?;
+        let row = report_of(machine, "mesh")?;
+        ensure!(row["peers"]["n2"]["sent"].as_u64().is_some_and(|sent| sent > 0), "the broker has {row}");
+        let check = findings(&machine.run("bramble check --json")?.out)?;
+        let btf = check.iter().find(|(id, _)| id == "\"btf\"").context("there is no finding")?;
+        ensure!(btf.1 == "\"not needed\"", "{btf:?}");
+        the_kernels_drops_are_told_by_reason(machine)?;
+        for unit in UNITS {
+            the_kernel_holds_the_limits(machine, unit).with_context(|| format!("limits of {unit}"))?;
+        }
+        if boot == "first" {
+            machine.reboot()?;
+        }
+    }
+    a_unit_is_slowed_down_at_one_limit_and_begins_anew_at_the_other(machine, "bramble-probe")
+}
+
+/// Each right of the companion's, and the conditions that cannot be told without it.
+const RIGHTS: [(&str, &[&str]); 5] = [
+    ("cap_bpf", &["user-space-stamps", "drop-reasons"]),
+    ("cap_perfmon", &["user-space-stamps", "drop-reasons"]),
+    ("cap_net_admin", &["user-space-stamps"]),
+    ("cap_dac_read_search", &["drop-reasons"]),
+    ("cap_syslog", &["storage-resets"]),
+];
+
+fn each_right_of_the_companions_is_needed_and_missed_by_name(machine: &mut dyn Machine) -> Result<()> {
+    install(machine)?;
     meet_neighbour(machine)?;
-    let check = findings(&machine.run("bramble check --json")?.out)?;
-    let btf = check.iter().find(|(id, _)| id == "\"btf\"").context("there is no finding")?;
-    ensure!(btf.1 == "\"not needed\"", "{btf:?}");
-    let state = report_of(machine, "state")?;
-    let drops = state["conditions"].as_array().into_iter().flatten().find(|c| c["id"] == "drop-reasons");
-    ensure!(drops.is_some(), "it says nothing of the other program: {state}");
+    let held = property(machine, "bramble-probe", "AmbientCapabilities")?;
+    let held: BTreeSet<&str> = held.split_whitespace().collect();
+    ensure!(held == RIGHTS.map(|(right, _)| right).into(), "it has {held:?}");
+    // A container has no log of the kernel's.
+    let has_log =
+        machine.run("test -e /dev/kmsg && test $(cat /proc/sys/kernel/dmesg_restrict) = 1")?.code == 0;
+    ensure!(
+        has_log || !Blueprint::named(machine.name())?.has_own_kernel(),
+        "there is no log of the kernel's"
+    );
+    for (right, missed) in RIGHTS {
+        if right == "cap_syslog" && !has_log {
+            continue;
+        }
+        let without = format!("CapabilityBoundingSet=~{right}\\nAmbientCapabilities=~{right}");
+        drop_in(machine, "bramble-probe", &without)?;
+        machine.run("systemctl restart bramble-probe")?.good()?;
+        let lacks = format!("; bramble probe lacks {}", right.to_uppercase());
+        until(PATIENCE, &format!("{missed:?} are missed for want of {right}"), || {
+            let state = report_of(machine, "state")?;
+            let all = state["conditions"].as_array().into_iter().flatten();
+            let lacking: BTreeSet<&str> = all
+                .filter(|c| c["evidence"].as_str().is_some_and(|why| why.ends_with(&lacks)))
+                .filter(|c| c["status"] != "clear")
+                .filter_map(|c| c["id"].as_str())
+                .collect();
+            Ok((lacking == missed.iter().copied().collect()).then_some(()))
+        })
+        .or_else(|why| {
+            Err(why.context(machine.run("bramble status; systemctl status bramble-probe")?.out))
+        })?;
+        ensure!(property(machine, "bramble-probe", "NRestarts")? == "0", "it does not live without {right}");
+    }
+    machine
+        .run("rm /run/systemd/system/bramble-probe.service.d/bed.conf; systemctl daemon-reload")?
+        .good()?;
+    machine.run("systemctl restart bramble-probe")?.good()?;
+    until(PATIENCE, "nothing is missed with all of them", || {
+        let state = report_of(machine, "state")?;
+        Ok((state["tier"]["stamps"] == "kernel" && !state.to_string().contains("probe lacks")).then_some(()))
+    })
+}
+
+/// K3s reads settings of the kernel when it starts. Root's work is made slower than any start, so that only an order holds K3s back.
+fn what_prepares_a_node_is_done_before_k3s_starts(machine: &mut dyn Machine) -> Result<()> {
+    const K3S: [&str; 2] = ["k3s", "k3s-agent"];
+    install(machine)?;
+    for unit in K3S {
+        let text = "[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\n[Install]\\nWantedBy=multi-user.target";
+        machine.run(&format!("printf '{text}\\n' >/etc/systemd/system/{unit}.service"))?.good()?;
+    }
+    machine.run(&format!("systemctl daemon-reload; systemctl enable {}", K3S.join(" ")))?.good()?;
+    // Without the owner's switch nothing keeps them.
+    machine.reboot()?;
+    for unit in K3S {
+        ensure!(property(machine, unit, "ActiveState")? == "active", "{unit} did not start");
+    }
+    ensure!(preparations(machine)? == 0, "root has acted unasked");
+    // A container's kernel does not let root set it, which ends its work early (2).
+    let slow = "[Service]\\nExecStartPre=/usr/bin/sleep 3\\nSuccessExitStatus=1 2";
+    let folder = "/etc/systemd/system/bramble-prepare.service.d";
+    machine
+        .run(&format!(
+            "mkdir -p {folder} && printf '{slow}\\n' >{folder}/bed.conf && touch /etc/bramble/prepare"
+        ))?
+        .good()?;
+    machine.reboot()?;
+    ensure!(preparations(machine)? == 1, "root was not asked");
+    let mut moment = |unit: &str, name: &str| -> Result<u64> {
+        let text = property(machine, unit, name)?;
+        text.parse().with_context(|| format!("{unit}'s {name} is {text:?}"))
+    };
+    let done = moment("bramble-prepare", "ExecMainExitTimestampMonotonic")?;
+    for unit in K3S {
+        let began = moment(unit, "ExecMainStartTimestampMonotonic")?;
+        ensure!(done > 0 && began >= done, "{unit} began at {began} us, root was done at {done} us");
+    }
     Ok(())
 }
 

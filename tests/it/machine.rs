@@ -53,7 +53,10 @@ const OWN_KERNEL: &[Test] = &[
     test!(apply_and_revert_give_every_byte_back_over_a_reboot),
 ];
 /// On machines that the firmware boots from a card.
-const CARD: &[Test] = &[test!(the_firmwares_missing_memory_controller_is_named_with_its_cure)];
+const CARD: &[Test] = &[
+    test!(the_firmwares_missing_memory_controller_is_named_with_its_cure),
+    test!(what_is_cut_short_on_the_boot_partition_is_whole_and_goes_back),
+];
 
 /// How long anything may take in a machine; an emulated one on a busy host needs most of it.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -430,16 +433,94 @@ pub(crate) fn the_firmwares_missing_memory_controller_is_named_with_its_cure(
     Ok(())
 }
 
+/// Settings of an owner who accepts everything as it is but one requirement.
+pub(crate) fn accept_all_but(machine: &mut dyn Machine, id: &str) -> Result<String> {
+    let list: Value = serde_json::from_str(&machine.run("bramble check --list --json")?.good()?)?;
+    let ids = list["requirements"].as_array().context("there are requirements")?;
+    let ids: Vec<&str> = ids.iter().filter_map(|r| r["id"].as_str()).filter(|other| *other != id).collect();
+    Ok(format!("[cluster]\naccept = {ids:?}\n"))
+}
+
+/// The boot partition of a card is a real FAT: what a full one, a kill or a loss of power cuts short there is the old or the new,
+/// whole, and goes back; and what is said to be done is on the card.
+fn what_is_cut_short_on_the_boot_partition_is_whole_and_goes_back(machine: &mut dyn Machine) -> Result<()> {
+    const BOOT: &str = "/boot/firmware";
+    const CMDLINE: &str = "cat /boot/firmware/cmdline.txt";
+    const APPLY: &str = "bramble --config /root/bed.toml apply --yes";
+    let kind = machine.run(&format!("findmnt --noheadings --output FSTYPE {BOOT}"))?.good()?;
+    ensure!(kind == "vfat", "the boot partition is {kind}");
+    let config = accept_all_but(machine, "pressure")?;
+    machine.run(&format!("cat >/root/bed.toml <<'E'\n{config}E\nsync"))?.good()?;
+    let tree = |machine: &mut dyn Machine| {
+        let list = "find . -type f -exec sha256sum {} + | sort -k 2";
+        machine.run(&format!("cd {BOOT} && {list}"))?.good()
+    };
+    let (before, old) = (tree(machine)?, machine.run(CMDLINE)?.good()?);
+    let new = format!("{old} psi=1");
+    let is_whole = |machine: &mut dyn Machine| -> Result<String> {
+        let now = machine.run(CMDLINE)?.good()?;
+        ensure!(now == old || now == new, "neither the old nor the new: {now}");
+        Ok(now)
+    };
+    let go_back = |machine: &mut dyn Machine| -> Result<()> {
+        machine.run("test ! -e /var/lib/bramble/receipts || bramble revert")?.good()?;
+        let now = tree(machine)?;
+        ensure!(now == before, "not as before:\n{before}\nbut\n{now}");
+        Ok(())
+    };
+
+    // Clusters have 1 KiB: the copy beside the file takes one, the new file another. Long writes end a page early.
+    for room in 0..4 {
+        let fill = format!(
+            "cd {BOOT} && head -c {room}K /dev/zero >room; cat /dev/zero >filler; while head -c 1K /dev/zero >>filler; do :; done; rm room; sync; df --output=avail . | tail -n 1"
+        );
+        let left = machine.run(&fill)?.good()?;
+        let applied = machine.run(APPLY)?;
+        let case = || format!("with {room} KiB, {left} told: {}{}", applied.out, applied.err);
+        match applied.code {
+            2 => ensure!(applied.err.contains("no space left on device"), "{}", case()),
+            0 => {}
+            _ => anyhow::bail!("{}", case()),
+        }
+        ensure!(room > 0 || applied.code == 2, "it was not full: {}", case());
+        let now = is_whole(machine).with_context(case)?;
+        ensure!((applied.code == 0) == (now == new), "{now}: {}", case());
+        machine.run(&format!("rm {BOOT}/filler"))?.good()?;
+        go_back(machine).with_context(case)?;
+    }
+
+    let began = std::time::Instant::now();
+    machine.run(APPLY)?.good()?;
+    let whole = began.elapsed().as_secs_f64();
+    ensure!(is_whole(machine)? == new, "it is not applied");
+    let copy = machine.run(&format!("cat {BOOT}/cmdline.txt.bramble-backup"))?.good()?;
+    ensure!(copy == old, "the copy beside the file says {copy}");
+    go_back(machine)?;
+    for part in [0.5, 0.6, 0.7, 0.8, 0.9, 0.95] {
+        let killed = machine.run(&format!("timeout --signal=KILL {:.2} {APPLY}", whole * part))?;
+        is_whole(machine).with_context(|| format!("killed after {part} of {whole} s: {}", killed.out))?;
+        machine.run(APPLY)?.good()?;
+        ensure!(is_whole(machine)? == new, "the next run did not heal it");
+        go_back(machine)?;
+    }
+
+    machine.run(APPLY)?.good()?;
+    machine.lose_power()?;
+    ensure!(is_whole(machine)? == new, "what was said to be done was not on the card");
+    machine.run("cat /proc/pressure/memory")?.good().context("the firmware read another file")?;
+    machine.run("bramble revert")?.good()?;
+    machine.lose_power()?;
+    let now = tree(machine)?;
+    ensure!(now == before, "not as before:\n{before}\nbut\n{now}");
+    Ok(())
+}
+
 /// The agent as the package installs it, for an owner who wants one file of systemd-networkd's kept right: this kernel's
 /// settings cannot be written.
 fn install_guard(machine: &mut dyn Machine) -> Result<()> {
-    let ids = machine.run("bramble check --list --json")?.good()?;
-    let list: Value = serde_json::from_str(&ids)?;
-    let ids = list["requirements"].as_array().context("there are requirements")?;
-    let ids: Vec<&str> = ids.iter().filter_map(|r| r["id"].as_str()).filter(|id| *id != "networkd").collect();
-    let config = format!(
-        "[mqtt]\nhost = \"127.0.0.1\"\n[guard]\nrestore = true\nrestore_per_hour = 2\n[cluster]\naccept = {ids:?}\n"
-    );
+    let accept = accept_all_but(machine, "networkd")?;
+    let config =
+        format!("[mqtt]\nhost = \"127.0.0.1\"\n[guard]\nrestore = true\nrestore_per_hour = 2\n{accept}");
     for command in [
         &format!("cp -r {SPARE}/. / && ln -s /usr/local/bin/bramble /usr/bin/bramble"),
         &format!("mkdir -p /etc/bramble/conf.d && cat >/etc/bramble/bramble.toml <<'E'\n{config}E"),

@@ -68,6 +68,8 @@ enum Needs {
     RealNode,
     /// Root, and a Home Assistant made for tests.
     HomeAssistant,
+    /// The Debian packages.
+    Debs,
     /// Root, the Debian packages, and Debian roots to install them in.
     Packages,
 }
@@ -84,6 +86,7 @@ impl Needs {
             Self::Fat => rootless().or_else(hasty).or_else(converge::no_fat),
             Self::LegacyIptables => rootless().or_else(converge::no_legacy_iptables),
             Self::Units => package::no_judge(),
+            Self::Debs => package::none(),
             Self::Packages => rootless().or_else(hasty).or_else(package::missing),
             Self::Container => machine::lacks("debian13"),
             Self::Installed => {
@@ -305,6 +308,7 @@ const TESTS: &[&[Test]] = &[
         package,
         Units units_are_understood_and_as_hard_as_they_are_meant_to_be,
         Packages a_root_without_systemd_takes_the_packages_and_forgets_them,
+        Debs the_packages_hold_all_that_is_promised_of_them,
         Checkout the_catalogue_explains_what_the_journal_refers_to,
         Packages apt_installs_from_the_signed_repository_and_from_no_other,
     ],

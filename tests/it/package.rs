@@ -18,7 +18,7 @@ use crate::{installed::property, root};
 /// Each unit's highest score of `systemd-analyze security`, in tenths.
 pub(crate) const HARDNESS: [(&str, u32); 8] = [
     ("bramble-kubernetes.service", 15),
-    ("bramble-obey@.service", 20),
+    ("bramble-obey@.service", 19),
     ("bramble-aggregator.service", 15),
     ("bramble.service", 18),
     ("bramble-probe.service", 26),
@@ -56,12 +56,17 @@ pub(crate) fn packages() -> Result<[PathBuf; 2]> {
     packages_for(if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" })
 }
 
+/// Why nobody can look into the packages.
+pub(crate) fn none() -> Option<String> {
+    packages().err().map(|why| format!("{why:#}"))
+}
+
 /// Why the tests with packages cannot run here and now.
 pub(crate) fn missing() -> Option<String> {
     let built =
         |name| Blueprint::named(name).is_ok_and(|machine| store().is_ok_and(|s| machine.is_built(&s)));
-    if let Err(why) = packages() {
-        return Some(format!("{why:#}"));
+    if let Some(why) = none() {
+        return Some(why);
     }
     let missing = ["debian12", "debian13"].into_iter().find(|name| !built(name))?;
     Some(format!("{missing} is not built; cargo xtask machine build {missing}"))
@@ -171,6 +176,84 @@ pub(crate) fn a_root_without_systemd_takes_the_packages_and_forgets_them() -> Re
         let left = changes(&out);
         ensure!(left.is_empty(), "{suite} is not as before: {left:#?}");
     }
+    Ok(())
+}
+
+/// What each package has beside its units: where, and of what it is a copy; without one it is made when the package is.
+const CONTENTS: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "bramble",
+        &[
+            ("usr/bin/bramble", ""),
+            ("etc/bramble/bramble.toml", "packaging/bramble.toml"),
+            ("etc/needrestart/conf.d/bramble.conf", "packaging/needrestart/bramble.conf"),
+            ("usr/lib/systemd/catalog/bramble.catalog", "packaging/catalog/bramble.catalog"),
+            ("usr/lib/sysusers.d/bramble.conf", "systemd/sysusers.d/bramble.conf"),
+            ("usr/lib/tmpfiles.d/bramble.conf", "systemd/tmpfiles.d/bramble.conf"),
+            ("usr/share/polkit-1/rules.d/50-bramble.rules", "packaging/polkit/50-bramble.rules"),
+            ("usr/share/bramble/schema", "packaging/schema"),
+            ("usr/share/bramble/home-assistant", "packaging/home-assistant"),
+        ],
+    ),
+    (
+        "bramble-aggregator",
+        &[
+            ("usr/bin/bramble-aggregator", ""),
+            ("etc/bramble/aggregator.toml", "packaging/aggregator.toml"),
+            ("usr/share/bramble/mosquitto/bramble.acl", "packaging/mosquitto/bramble.acl"),
+            ("usr/share/bramble/grafana/bramble.json", "packaging/grafana/bramble.json"),
+            ("usr/share/bramble/prometheus/bramble.rules.yml", "packaging/prometheus/bramble.rules.yml"),
+        ],
+    ),
+];
+/// What its owner may edit and an upgrade asks about.
+const CONFFILES: [&str; 2] =
+    ["/etc/bramble/bramble.toml\n/etc/needrestart/conf.d/bramble.conf", "/etc/bramble/aggregator.toml"];
+
+pub(crate) fn the_packages_hold_all_that_is_promised_of_them() -> Result<()> {
+    let folder = target()?.join("tmp").join(format!("contents-{}", std::process::id()));
+    let outcome = packages().and_then(|packages| contents(&packages, &folder));
+    fs::remove_dir_all(&folder)?;
+    outcome
+}
+
+fn contents(packages: &[PathBuf; 2], folder: &Path) -> Result<()> {
+    let mut units = BTreeSet::new();
+    for ((package, (name, holds)), conffiles) in packages.iter().zip(CONTENTS).zip(CONFFILES) {
+        let tree = folder.join(name);
+        fs::create_dir_all(&tree)?;
+        said(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&tree))?;
+        for (path, source) in holds.iter().filter(|(_, source)| !source.is_empty()) {
+            let mut compare = Command::new("diff");
+            said(compare.arg("--recursive").arg(root().join(source)).arg(tree.join(path)))?;
+        }
+        ensure!(tree.join("usr/bin").join(name).exists(), "{name} has no program");
+        for path in [
+            format!("bash-completion/completions/{name}"),
+            format!("zsh/vendor-completions/_{name}"),
+            format!("fish/vendor_completions.d/{name}.fish"),
+        ] {
+            let text =
+                fs::read_to_string(tree.join("usr/share").join(&path)).with_context(|| path.clone())?;
+            ensure!(text.contains("config"), "{path} completes nothing");
+        }
+        let mut told = Command::new("dpkg-deb");
+        let told = said(told.arg("--info").arg(package).arg("conffiles"))?;
+        ensure!(told.trim() == conffiles, "{name} has the conffiles {told}");
+        let page = |page: &str| tree.join(format!("usr/share/man/man1/{page}.1.gz"));
+        ensure!(page(name).exists(), "{name} has no manual page");
+        for unit in fs::read_dir(tree.join("usr/lib/systemd/system"))? {
+            let unit = unit?.path();
+            let text = fs::read_to_string(&unit)?;
+            for named in text.lines().filter_map(|line| line.strip_prefix("Documentation=man:")) {
+                let named = named.strip_suffix("(1)").context("pages of programs are in section 1")?;
+                ensure!(page(named).exists(), "{} names a page {named} that is not there", unit.display());
+            }
+            units.insert(unit.file_name().context("a name")?.to_string_lossy().into_owned());
+        }
+    }
+    let all: BTreeSet<String> = HARDNESS.map(|(unit, _)| unit.to_owned()).into();
+    ensure!(units == all, "the packages have the units {units:?}");
     Ok(())
 }
 

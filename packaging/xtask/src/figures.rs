@@ -13,7 +13,8 @@ const SETTLED: Duration = Duration::from_secs(120);
 /// Those that an installation starts.
 const DAEMONS: [&str; 3] = ["bramble", "bramble-probe", "bramble-aggregator"];
 /// Those that run when they are asked for, or when their owner wants them.
-const OTHERS: [&str; 4] = ["bramble-kubernetes", "bramble-prepare", "bramble-join", "bramble-failed@x"];
+const OTHERS: [&str; 5] =
+    ["bramble-kubernetes", "bramble-obey@x", "bramble-prepare", "bramble-join", "bramble-failed@x"];
 
 /// All figures of one machine.
 #[derive(Debug, Serialize)]

@@ -158,20 +158,20 @@ fn arch(machine: &Blueprint) -> Result<Arch> {
     if machine.is_arm64() { Ok(Arch::Arm64) } else { Arch::native() }
 }
 
-/// Everything that machines need, this program as root, and bramble for each kind of them, also as packages if wanted.
-fn prepare(machines: &[&Blueprint], packages: bool) -> Result<()> {
+/// Everything that machines need, this program as root, and bramble for each kind of them, as packages if they are to be so.
+fn prepare(machines: &[&Blueprint], packages: Option<Lto>) -> Result<()> {
     if !build::is_built_for_root() {
         setup::ensure(&[Purpose::Machine])?;
         build::programs(Profile::Dev)?;
         for one in [Arch::Amd64, Arch::Arm64] {
             let wanted =
                 machines.iter().map(|machine| arch(machine)).collect::<Result<Vec<_>>>()?.contains(&one);
-            if wanted && packages {
+            if let (true, Some(lto)) = (wanted, packages) {
                 setup::ensure(&[Purpose::Cross, Purpose::Package])?;
-                deb::build(&Place::here()?, one, Lto::Thin)?;
+                deb::build(&Place::here()?, one, lto)?;
             } else if wanted && one != Arch::native()? {
                 setup::ensure(&[Purpose::Cross])?;
-                cross::build(&Place::here()?, one, Lto::Thin)?;
+                cross::build(&Place::here()?, one, Lto::Off)?;
             }
         }
     }
@@ -180,11 +180,11 @@ fn prepare(machines: &[&Blueprint], packages: bool) -> Result<()> {
 
 fn run_on(arguments: &RunArguments) -> Result<ExitCode> {
     let machine = Blueprint::named(&arguments.name)?;
-    prepare(&[machine], arguments.packages)?;
+    prepare(&[machine], arguments.packages.then_some(Lto::Off))?;
     let arch = arch(machine)?;
     let mut gifts = Vec::new();
     if arguments.packages {
-        gifts = package_files(arch)?;
+        gifts = package_files(arch, Lto::Off)?;
     } else {
         let own = arch == Arch::native()?;
         let folder = if own { build::target()?.join("debug") } else { Place::here()?.folder(arch) };
@@ -213,12 +213,12 @@ fn run_on(arguments: &RunArguments) -> Result<ExitCode> {
 }
 
 /// The packages as files below `/srv`.
-fn package_files(arch: Arch) -> Result<Vec<Gift>> {
+fn package_files(arch: Arch, lto: Lto) -> Result<Vec<Gift>> {
     let gift = |package: PathBuf| {
         let name = package.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Gift { from: package, to: format!("/srv/{name}") }
     };
-    Ok(deb::built(arch, Lto::Thin)?.into_iter().map(gift).collect())
+    Ok(deb::built(arch, lto)?.into_iter().map(gift).collect())
 }
 
 fn install(machine: &mut dyn Machine) -> Result<()> {
@@ -227,8 +227,9 @@ fn install(machine: &mut dyn Machine) -> Result<()> {
 
 fn figures(arguments: &FiguresArguments) -> Result<ExitCode> {
     let machine = Blueprint::named(&arguments.name)?;
-    prepare(&[machine], true)?;
-    let mut running = machine.start(&store()?, &package_files(arch(machine)?)?)?;
+    // What is told is what is shipped.
+    prepare(&[machine], Some(Lto::Fat))?;
+    let mut running = machine.start(&store()?, &package_files(arch(machine)?, Lto::Fat)?)?;
     install(&mut *running)?;
     let figures = Figures::of(&mut *running)?;
     running.stop()?;
@@ -272,7 +273,7 @@ fn run_tests(machine: &'static str, filter: &str) -> Result<Outcome> {
 
 fn test_on(arguments: &TestArguments) -> Result<ExitCode> {
     let machines = chosen(&arguments.names)?;
-    prepare(&machines, true)?;
+    prepare(&machines, Some(Lto::Off))?;
     let store = store()?;
     let mut outcomes = Vec::new();
     for machine in machines {

@@ -97,6 +97,14 @@ pub trait Machine {
     /// It does not come up again.
     fn reboot(&mut self) -> Result<()>;
 
+    /// Takes its power away and gives it back: what was not written is lost. Only what boots from a card can be so treated.
+    ///
+    /// # Errors
+    /// It does not come up again, or boots from no card.
+    fn lose_power(&mut self) -> Result<()> {
+        bail!("{} boots from no card", self.name())
+    }
+
     /// Shuts it down in order.
     ///
     /// # Errors

@@ -277,6 +277,12 @@ impl Machine for Pi {
         self.switch_on()
     }
 
+    fn lose_power(&mut self) -> Result<()> {
+        // Killed, with all that it had not written to the card.
+        self.running = None;
+        self.switch_on()
+    }
+
     fn stop(mut self: Box<Self>) -> Result<()> {
         self.go_down("systemctl poweroff --no-block")
     }

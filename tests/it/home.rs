@@ -677,6 +677,7 @@ fn said_of(tree: &std::path::Path) -> Result<(wire::report::NodeState, Value)> {
         tier: tier.clone(),
         address: None,
         period_ms: 1000,
+        next_ms: 1000,
         mesh: Err(String::new()),
         sources: None,
     };

@@ -446,11 +446,11 @@ pub(crate) fn accept_all_but(machine: &mut dyn Machine, id: &str) -> Result<Stri
 fn what_is_cut_short_on_the_boot_partition_is_whole_and_goes_back(machine: &mut dyn Machine) -> Result<()> {
     const BOOT: &str = "/boot/firmware";
     const CMDLINE: &str = "cat /boot/firmware/cmdline.txt";
-    const APPLY: &str = "bramble --config /root/bed.toml apply --yes";
+    const APPLY: &str = "bramble --config /srv/bed.toml apply --yes";
     let kind = machine.run(&format!("findmnt --noheadings --output FSTYPE {BOOT}"))?.good()?;
     ensure!(kind == "vfat", "the boot partition is {kind}");
     let config = accept_all_but(machine, "pressure")?;
-    machine.run(&format!("cat >/root/bed.toml <<'E'\n{config}E\nsync"))?.good()?;
+    machine.run(&format!("cat >/srv/bed.toml <<'E'\n{config}E\nsync"))?.good()?;
     let tree = |machine: &mut dyn Machine| {
         let list = "find . -type f -exec sha256sum {} + | sort -k 2";
         machine.run(&format!("cd {BOOT} && {list}"))?.good()

@@ -255,12 +255,16 @@ mod tests {
                 cluster: info.header.cluster.clone(),
                 owner: Owner::Node(info.header.node.clone()),
             };
-            let whole = Around { verbs: vec![Verb::Check], ..Around::default() };
+            let (whole, none) = (Around { verbs: vec![Verb::Check], ..Around::default() }, Around::default());
             let mut late = state.clone();
             late.readings.remove("drops");
             let start = Instant::now();
             let open = || Home::open(State::new(&directory), place.clone());
-            open().announce(&Device::of_node(&info, &state, &whole), start);
+            let announce = |home: &mut Home, state, around, at| {
+                let shape = Device::shape_of_node(&info, state, around);
+                home.announce(shape, || Device::of_node(&info, state, around), at)
+            };
+            announce(&mut open(), &state, &whole, start);
             // Each start is without it for a moment.
             let (mut home, mut said) = (open(), Vec::new());
             for (state, around, after) in [
@@ -269,10 +273,9 @@ mod tests {
                 (&late, &whole, 20),
                 (&state, &whole, 30),
                 (&late, &whole, 40),
-                (&late, &Around::default(), 50),
+                (&late, &none, 50),
             ] {
-                let device = Device::of_node(&info, state, around);
-                said.push(home.announce(&device, start + Duration::from_secs(after)));
+                said.push(announce(&mut home, state, around, start + Duration::from_secs(after)));
             }
             let ends = |publications: &Vec<Publication>, key: &str| {
                 publications.iter().any(|(topic, payload)| {
@@ -286,8 +289,8 @@ mod tests {
             let button: Vec<bool> = said.iter().map(|all| ends(all, "button_check")).collect();
             assert_eq!(button, [false, false, false, false, false, true], "{mode:?}");
             // Its time is counted from when it went last.
-            let device = Device::of_node(&info, &late, &Around::default());
-            let mut at = |after: Duration| ends(&home.announce(&device, start + after), "reading_drops");
+            let mut at =
+                |after: Duration| ends(&announce(&mut home, &late, &none, start + after), "reading_drops");
             assert!(!at(MISSING_FOR + Duration::from_secs(39)) && at(MISSING_FOR + Duration::from_secs(40)));
             std::fs::remove_dir_all(&directory).unwrap();
         }

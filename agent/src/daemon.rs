@@ -468,6 +468,7 @@ impl<'a> Agent<'a> {
             self.sources = sources;
         }
         self.sample_at = Instant::now();
+        self.guard.hear(self.sample.as_ref().ok().map(|s| (s.settings, Duration::from_millis(s.period_ms))));
         if moved && address(&self.sample).is_some() {
             self.introduce();
         }
@@ -666,6 +667,7 @@ impl<'a> Agent<'a> {
             // It overwrote our presence, and has to learn of us as we did of it.
             self.introduce();
         }
+        self.moved_out();
         self.judge(Pace::Report);
         self.say();
     }
@@ -687,6 +689,7 @@ impl<'a> Agent<'a> {
     /// When something is to be done, whatever comes or does not come before.
     fn next_at(&self) -> Instant {
         let sometimes = [
+            self.guard.look_at(),
             self.silent_at(),
             self.want_at,
             self.announce_at,
@@ -694,7 +697,7 @@ impl<'a> Agent<'a> {
             self.move_out_at,
             self.restart.as_ref().map(|(at, _)| *at),
         ];
-        let always = self.report_at.min(self.check_at).min(self.guard.look_at());
+        let always = self.report_at.min(self.check_at);
         sometimes.into_iter().flatten().fold(always, Instant::min)
     }
 
@@ -718,7 +721,7 @@ impl<'a> Agent<'a> {
         if is_due(self.restart.as_ref().map(|(at, _)| *at)) {
             self.restart();
         }
-        if self.guard.look_at() <= now {
+        if is_due(self.guard.look_at()) {
             self.watch();
         }
         if self.check_at <= now {
@@ -738,6 +741,7 @@ impl<'a> Agent<'a> {
     fn companion_is_silent(&mut self) {
         self.sample = Err("bramble probe is connected and says nothing".to_owned());
         self.tried = true;
+        self.guard.hear(None);
         self.judge(Pace::Sample);
         self.say();
     }

@@ -30,6 +30,8 @@ use crate::{
 
 /// How often the settings are looked at of which no event tells: a loss is to be noticed within a second.
 const LOOK_EVERY: Duration = Duration::from_millis(950);
+/// How often the companion has to look at them to be a help.
+const HELPFUL: Duration = Duration::from_secs(1);
 /// Shortest time between two passes that events cause, and the time while passes follow on each other, as pods come and go in
 /// bursts: a loss is noticed within a second then too, with no more work than that.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -121,6 +123,9 @@ pub struct Guard {
     checked: Option<Instant>,
     /// When the settings were looked at.
     looked: Instant,
+    /// How often the companion saw one of them change; whether it looks often enough.
+    changes: Option<u32>,
+    is_helped: bool,
     pause: Duration,
     due: bool,
     /// Whether something was lost that root could mend, and was not asked to yet.
@@ -167,6 +172,8 @@ impl Guard {
             links: BTreeMap::new(),
             checked: None,
             looked: now,
+            changes: None,
+            is_helped: false,
             pause: PAUSE,
             due: false,
             owed: false,
@@ -176,10 +183,20 @@ impl Guard {
     }
 
     /// When [`Guard::is_due`] is to be asked the next time, if nothing happens before.
-    pub fn look_at(&self) -> Instant {
-        match self.checked {
-            Some(at) if self.due => at + self.pause,
-            _ => self.looked + LOOK_EVERY,
+    pub fn look_at(&self) -> Option<Instant> {
+        if self.due {
+            return Some(self.checked.map_or(self.looked, |at| at + self.pause));
+        }
+        let settings = (!self.is_helped).then(|| self.looked + LOOK_EVERY);
+        [settings, self.starting].into_iter().flatten().min()
+    }
+
+    /// Takes what the companion says: how often it saw a setting change, and how often it looks. While it looks once a second,
+    /// nobody else need be woken for that.
+    pub fn hear(&mut self, companion: Option<(u32, Duration)>) {
+        self.is_helped = companion.is_some_and(|(_, period)| period <= HELPFUL);
+        if let Some((changes, _)) = companion {
+            self.due |= self.changes.replace(changes).is_some_and(|before| before != changes);
         }
     }
 
@@ -212,7 +229,8 @@ impl Guard {
             }
         }
         self.looked = now;
-        self.due |= self.settings.changed() | self.starting.take_if(|end| *end <= now).is_some();
+        self.due |=
+            (!self.is_helped && self.settings.changed()) | self.starting.take_if(|end| *end <= now).is_some();
         let since = self.checked.map(|at| now.duration_since(at));
         let due = self.due && since.is_none_or(|since| since >= self.pause);
         if due {
@@ -557,7 +575,7 @@ mod tests {
         let (end, mut passes, mut longest) = (now + Duration::from_secs(60), 0, Duration::ZERO);
         while now < end {
             guard.due = true;
-            let before = std::mem::replace(&mut now, guard.look_at());
+            let before = std::mem::replace(&mut now, guard.look_at().unwrap());
             assert!(guard.is_due(&host, now));
             guard.compare(&host, &[], now);
             passes += 1;
@@ -568,6 +586,29 @@ mod tests {
         now += QUIET;
         guard.due = true;
         assert!(guard.is_due(&host, now) && guard.pause == PAUSE);
+    }
+
+    #[test]
+    fn settings_are_looked_at_by_the_companion_or_else_by_the_agent() {
+        let (mut guard, host) = guard();
+        guard.compare(&host, &[], Instant::now());
+        guard.due = false;
+        let says = |changes, seconds| Some((changes, Duration::from_secs(seconds)));
+        assert!(guard.look_at().is_some(), "there is no companion yet");
+        guard.hear(says(3, 1));
+        assert!(guard.look_at().is_none() && !guard.due, "what was before is no news");
+        guard.hear(says(3, 1));
+        assert!(!guard.due);
+        guard.hear(says(4, 1));
+        assert!(guard.due && guard.look_at().is_some());
+        guard.due = false;
+        guard.hear(says(4, 2));
+        assert!(guard.look_at().is_some(), "it looks too seldom");
+        guard.hear(says(4, 1));
+        guard.hear(None);
+        assert!(guard.look_at().is_some(), "it went");
+        guard.hear(says(0, 1));
+        assert!(guard.due, "another one may have missed something");
     }
 
     #[test]

@@ -412,6 +412,7 @@ mod tests {
             address: None,
             period_ms: 1000,
             next_ms: 1000,
+            settings: 0,
             mesh: Ok(peers.collect()),
             sources: None,
         };

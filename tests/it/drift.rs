@@ -47,6 +47,25 @@ fn forwarding(value: u8) -> String {
     )
 }
 
+/// Nothing tells of it; somebody has to look. The node gets a setting of its own, because the kernel has one for all.
+pub(crate) fn a_setting_of_which_no_event_tells_is_named_at_once_with_and_without_a_companion() -> Result<()>
+{
+    let mut lab = bed()?;
+    let ear = Ear::open(&lab)?;
+    settle(&lab, &ear, SETTLING)?;
+    let own = "for k in instances watches; do printf 900000 > /run/bed/$k; \
+               mount --bind /run/bed/$k /proc/sys/fs/inotify/max_user_$k; done";
+    let node = lab.node_mut("n1")?;
+    run_in(node.namespace(), "sh", &["-ec", own])?;
+    node.start_companion()?;
+    node.start_agent()?;
+    settle(&lab, &ear, SETTLING)?;
+    let set = |value| format!("printf {value} 1<>/run/bed/instances");
+    logged(&lab, || undone_and_done_again(&lab, &ear, "inotify", &set("900000"), &set("000128")))?;
+    lab.node_mut("n1")?.companion().context("n1 has a companion")?.stop(SETTLING)?;
+    logged(&lab, || undone_and_done_again(&lab, &ear, "inotify", &set("900000"), &set("000128")))
+}
+
 pub(crate) fn what_was_undone_while_the_agent_did_not_run_is_named_when_it_starts() -> Result<()> {
     let mut lab = bed()?;
     let ear = Ear::open(&lab)?;

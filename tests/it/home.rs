@@ -678,6 +678,7 @@ fn said_of(tree: &std::path::Path) -> Result<(wire::report::NodeState, Value)> {
         address: None,
         period_ms: 1000,
         next_ms: 1000,
+        settings: 0,
         mesh: Err(String::new()),
         sources: None,
     };

@@ -44,6 +44,9 @@ pub struct Sample {
     pub period_ms: u64,
     /// Time until the next sample, at most, ms: without peers nothing changes from one period to the next.
     pub next_ms: u64,
+    /// How often a setting of the kernel was seen to change of which no event tells. The companion looks at them because it is
+    /// awake once a period anyway, and the agent, without peers, is not.
+    pub settings: u32,
     /// Counts by peer, or why there are none.
     pub mesh: Result<BTreeMap<Name, PeerSample>, String>,
     /// Counts of the other kernel programs by probe id, or why there are none. They change slowly and cost a system call

@@ -12,9 +12,11 @@ use super::{Link, Sample, Wanted, listen, trusted};
 use crate::{
     config::Config,
     datapath::rights::{PROGRAMS, missing},
+    facts::sysctl,
     host::{
         Host,
         timer::{Timer, until_next},
+        watch::Settings,
     },
     notify::{Asked, Service},
     probe::{PROBES, Source, mesh::prober::Prober},
@@ -40,6 +42,8 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         host,
         prober: Prober::open(host, config, None),
         reattached: None,
+        settings: Settings::default(),
+        changes: 0,
         sources: PROBES
             .iter()
             .filter_map(|probe| Some((probe.id, probe.kernel?)))
@@ -51,6 +55,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         periods: 0,
         said: None,
     };
+    companion.settings.extend(sysctl::silent(host));
     for (id, source) in &companion.sources {
         if let Err(why) = source {
             tracing::warn!("the {id} program does not run: {why}");
@@ -85,6 +90,9 @@ struct Companion<'a> {
     prober: Result<Prober, String>,
     /// When programs that saw nothing were last attached again.
     reattached: Option<Instant>,
+    /// What the agent's guard wants to know of, and how often that changed.
+    settings: Settings,
+    changes: u32,
     sources: BTreeMap<&'static str, Result<Box<dyn Source>, String>>,
     /// `None` until an agent has said whom.
     wanted: Option<Wanted>,
@@ -179,6 +187,7 @@ impl Companion<'_> {
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(UPLINK_EVERY) {
             self.follow_uplink();
+            self.settings.extend(sysctl::silent(self.host));
         }
         if let Ok(prober) = &mut self.prober {
             prober.send();
@@ -290,6 +299,7 @@ impl Companion<'_> {
     /// What is seen now. With peers no two are equal: each says how long its peer is known.
     fn sample(&mut self) -> Sample {
         let period = self.config.probe.period;
+        self.changes = self.changes.wrapping_add(u32::from(self.settings.changed()));
         let mesh = match (&mut self.prober, &self.wanted) {
             (Ok(prober), Some(_)) => Ok(prober.sample()),
             (Ok(_), None) => Err("no peers are known yet; the broker tells of them".to_owned()),
@@ -305,6 +315,7 @@ impl Companion<'_> {
             address: self.prober.as_ref().ok().map(|p| p.uplink().address),
             period_ms: period.as_millis() as u64,
             next_ms: next.as_millis() as u64,
+            settings: self.changes,
             mesh,
             sources: None,
         }

@@ -287,7 +287,15 @@ pub(crate) mod scene {
             let tier =
                 wire::report::Tier { stamps: wire::report::Stamps::None, attached: None, why: String::new() };
             let mesh = Err(String::new());
-            let sample = Sample { tier, address: None, period_ms: 1000, next_ms: 1000, mesh, sources: None };
+            let sample = Sample {
+                tier,
+                address: None,
+                period_ms: 1000,
+                next_ms: 1000,
+                settings: 0,
+                mesh,
+                sources: None,
+            };
             let mut scene = Self::new();
             scene.companion = Ok(sample);
             scene

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use testbed::cost::{self, Cost, RunTime};
-use testbed::lab::Lab;
+use testbed::lab::{Lab, MOST_NODES};
 use testbed::mesh::{self, Ear};
 
 use crate::build::{self, Profile};
@@ -54,6 +54,9 @@ pub(crate) struct AgentSwitches {
     /// How long is measured.
     #[arg(long, default_value_t = 120)]
     seconds: u64,
+    /// How many nodes the mesh has.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=i64::from(MOST_NODES)))]
+    nodes: u8,
 }
 
 /// A figure without these is no figure.
@@ -86,7 +89,7 @@ pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
         Verb::Check(switches) => report(switches, check::measure),
         Verb::Agent(switches) => {
             let time = Duration::from_secs(switches.seconds);
-            report(&switches.switches, || agent::measure(time))
+            report(&switches.switches, || agent::measure(time, switches.nodes))
         }
         Verb::Ebpf(switches) => report(switches, ebpf),
     }

@@ -33,9 +33,6 @@ const ROUNDS: usize = 5;
 /// The delay of the last will in the bed, and a little more: a will must not be taken for a first message.
 const WILL: Duration = Duration::from_millis(1500);
 
-/// The nodes of the mesh.
-const MESH: u8 = 3;
-
 /// One running program.
 #[derive(Clone, Debug, Serialize)]
 struct Footprint {
@@ -77,11 +74,12 @@ pub(super) struct Outcome {
     executable: u64,
 }
 
-pub(super) fn measure(time: Duration) -> Result<Outcome> {
+/// Measures for so long, in a mesh of so many nodes.
+pub(super) fn measure(time: Duration, nodes: u8) -> Result<Outcome> {
     let groups = Groups::make()?;
     let binaries = build::binaries(Profile::Release)?;
     let states = States::make()?;
-    let mut lab = Lab::network(&binaries, MESH, 0)?;
+    let mut lab = Lab::network(&binaries, nodes, 0)?;
     let mut alone = Lab::network(&binaries, 1, 0)?;
     for (bed, lab) in [("mesh", &lab), ("alone", &alone)] {
         for node in lab.nodes() {
@@ -142,7 +140,7 @@ pub(super) fn measure(time: Duration) -> Result<Outcome> {
     drop((reporters, exporter, alone, lab));
 
     let peers = &footprints[footprints.len() - PEERS.len() - 1..];
-    let mesh: Vec<Footprint> = footprints.chunks_exact(2).take(MESH.into()).map(together).collect();
+    let mesh: Vec<Footprint> = footprints.chunks_exact(2).take(nodes.into()).map(together).collect();
     let middle = |of: fn(&Footprint) -> f64| median(mesh.iter().map(of));
     let node = Footprint {
         program: "agent and companion of a mesh".to_owned(),
@@ -151,10 +149,10 @@ pub(super) fn measure(time: Duration) -> Result<Outcome> {
         cpu_ns_per_s: middle(|node| node.cpu_ns_per_s),
         disk_bytes_per_day: middle(|node| node.disk_bytes_per_day),
     };
-    let agent = footprints[usize::from(MESH) * 2].clone();
+    let agent = footprints[usize::from(nodes) * 2].clone();
     Ok(Outcome {
         seconds,
-        nodes: MESH,
+        nodes,
         node_ratios: ratios(&node, peers),
         agent_ratios: ratios(&agent, peers),
         node,

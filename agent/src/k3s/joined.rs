@@ -88,6 +88,7 @@ mod tests {
         for below in ["etc", "usr/local", "var/lib/bramble"] {
             std::fs::create_dir_all(dir.join(below)).unwrap();
         }
+        std::fs::write(dir.join("absent"), "/var/\n").unwrap();
         let host = HostMut::tree(&dir).unwrap();
         let phase = || Joined::read(host.host()).unwrap().map(|joined| joined.phase);
         // Of a K3s that bramble has not joined nothing was said, and nothing is.

@@ -240,11 +240,12 @@ impl HostMut {
         let failed = |errno| NotDone::errno("writing", path, errno);
         let (directory, name) = self.place(path).map_err(failed)?;
         let temporary = temporary(name);
-        match image {
+        let file = match image {
             Image::Link { target } => {
                 failpoint();
                 symlinkat(target.as_str(), &directory, temporary.as_str())
                     .map_err(|errno| NotDone::errno("making", &beside(path), errno))?;
+                None
             }
             Image::File { bytes, meta } => {
                 failpoint();
@@ -256,17 +257,25 @@ impl HostMut {
                     Mode::from_bits_truncate(0o600),
                 )
                 .map_err(|errno| NotDone::errno("making", &beside(path), errno))?;
-                if let Err(errno) = fill(File::from(file), bytes, meta.as_ref()) {
+                let file = File::from(file);
+                if let Err(errno) = fill(&file, bytes, meta.as_ref()) {
                     // The cause is told; the next run removes what this cannot.
                     let _ = unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
                     return Err(failed(errno));
                 }
+                Some(file)
             }
-        }
+        };
         failpoint();
         if let Err(errno) = renameat(&directory, temporary.as_str(), &directory, name) {
             let _ = unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
             return Err(failed(errno));
+        }
+        failpoint();
+        // On FAT the entry of a name holds where the content lies, and goes to disk with the file, not with the directory: until
+        // then the name leads to where the old content lay, which is free by now.
+        if let Some(file) = file {
+            fsync(file).map_err(failed)?;
         }
         failpoint();
         fsync(&directory).map_err(failed)
@@ -480,7 +489,7 @@ fn is_fat(file: impl AsFd) -> Result<bool, Errno> {
 }
 
 /// Writes a new file to disk: content, owner, attributes, permissions.
-fn fill(mut file: File, bytes: &[u8], meta: Option<&Meta>) -> Result<(), Errno> {
+fn fill(mut file: &File, bytes: &[u8], meta: Option<&Meta>) -> Result<(), Errno> {
     let errno = |error: io::Error| errno_of(&error);
     failpoint();
     let (first, second) = bytes.split_at(bytes.len() / 2);
@@ -489,20 +498,20 @@ fn fill(mut file: File, bytes: &[u8], meta: Option<&Meta>) -> Result<(), Errno> 
     file.write_all(second).map_err(errno)?;
     failpoint();
     if let Some(meta) = meta {
-        fchown(&file, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
+        fchown(file, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
         // A directory's default ACL is given to each new file in it.
-        for name in attributes(&file)?.keys() {
+        for name in attributes(file)?.keys() {
             if !meta.attributes.contains_key(name) && !name.starts_with("security.") {
-                fremovexattr(&file, name.as_str()).map_err(raw)?;
+                fremovexattr(file, name.as_str()).map_err(raw)?;
             }
         }
         for (name, value) in &meta.attributes {
-            fsetxattr(&file, name.as_str(), value, XattrFlags::empty()).map_err(raw)?;
+            fsetxattr(file, name.as_str(), value, XattrFlags::empty()).map_err(raw)?;
         }
-        fchmod(&file, Mode::from_bits_truncate(meta.mode))?;
+        fchmod(file, Mode::from_bits_truncate(meta.mode))?;
     }
     failpoint();
-    fsync(&file)
+    fsync(file)
 }
 
 fn attributes(file: &File) -> Result<BTreeMap<String, Vec<u8>>, Errno> {

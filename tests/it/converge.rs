@@ -955,7 +955,7 @@ pub(crate) fn of_a_tree_that_tells_little_all_is_not_called_well() -> Result<()>
     run.says(&[
         "inotify: /proc/sys/fs/inotify/max_user_instances: not in the captured tree",
         "next capture /proc/sys/fs/inotify/max_user_instances, or check on the machine itself",
-        "nothing to do, could not be told: 73",
+        "nothing to do, could not be told: 75",
     ])
 }
 

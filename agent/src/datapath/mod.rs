@@ -11,7 +11,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuHashMap},
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType, TracePoint,
+        LinkOrder, RawTracePoint, SchedClassifier, TcAttachType,
         tc::{self, NlOptions, TcAttachOptions, TcHandle},
     },
 };
@@ -182,9 +182,9 @@ impl DropProgram {
     /// # Errors
     /// The kernel's refusal, with the step.
     pub fn attach(format: &TracepointFormat) -> Result<Self, Refused> {
-        let offset = format.offset("reason").unwrap_or(drop_records::NO_OFFSET);
+        let has_reason = u32::from(format.has("reason"));
         let mut ebpf = EbpfLoader::new()
-            .override_global("REASON_OFFSET", &offset, true)
+            .override_global("HAS_REASON", &has_reason, true)
             .load(DROP)
             .map_err(refused("loading the drop program"))?;
         let mut drops = PerCpuHashMap::try_from(ebpf.take_map("DROPS").expect("the object has the map"))
@@ -195,13 +195,13 @@ impl DropProgram {
             .and_then(|cpus| aya::maps::PerCpuValues::try_from(vec![0; cpus]))
             .map_err(refused("counting the processors"))?;
         drops.insert(drop_records::OTHER, zeroes, 0).map_err(refused("preparing the drops' map"))?;
-        let program: &mut TracePoint = ebpf
+        let program: &mut RawTracePoint = ebpf
             .program_mut("kfree_skb")
             .expect("the object has the program")
             .try_into()
             .map_err(refused("loading kfree_skb"))?;
         program.load().map_err(refused("loading kfree_skb"))?;
-        program.attach("skb", "kfree_skb").map_err(refused("attaching to skb:kfree_skb"))?;
+        program.attach("kfree_skb").map_err(refused("attaching to skb:kfree_skb"))?;
         Ok(Self { _ebpf: ebpf, drops })
     }
 
@@ -216,7 +216,7 @@ impl DropProgram {
     }
 }
 
-/// A tracepoint's `format` file: where its fields are and what its symbols are called. Both move between kernels.
+/// A tracepoint's `format` file: which fields it has and what its symbols are called. Both change between kernels.
 #[derive(Debug, Default)]
 pub struct TracepointFormat {
     text: String,
@@ -236,14 +236,13 @@ impl TracepointFormat {
         Ok(Self { text })
     }
 
-    /// Byte offset of a field.
-    pub fn offset(&self, field: &str) -> Option<u32> {
-        self.text.lines().find_map(|line| {
-            let mut parts = line.trim().strip_prefix("field:")?.split(';');
-            let name = parts.next()?.split_whitespace().last()?;
-            let name = name.split('[').next()?.trim_start_matches('*');
-            let offset = parts.next()?.trim().strip_prefix("offset:")?;
-            (name == field).then(|| offset.parse().ok())?
+    /// Whether the event has this field.
+    pub fn has(&self, field: &str) -> bool {
+        self.text.lines().any(|line| {
+            let declaration = line.trim().strip_prefix("field:").and_then(|rest| rest.split(';').next());
+            declaration.and_then(|d| d.split_whitespace().last()).is_some_and(|name| {
+                name.split('[').next().is_some_and(|name| name.trim_start_matches('*') == field)
+            })
         })
     }
 
@@ -265,31 +264,29 @@ impl TracepointFormat {
 mod tests {
     use super::*;
 
-    /// As 6.1 and 6.18 print it, shortened: the reason moved from 28 to 36, and its numbers with it.
-    const FORMATS: [(&str, u32, &str); 2] = [
+    /// As 6.1 and 6.18 print it, shortened: the reasons' numbers moved.
+    const FORMATS: [(&str, &str); 2] = [
         (
             "name: kfree_skb\nID: 1\nformat:\n\tfield:void * skbaddr;\toffset:8;\tsize:8;\tsigned:0;\n\
              \tfield:unsigned short protocol;\toffset:24;\tsize:2;\tsigned:0;\n\
              \tfield:enum skb_drop_reason reason;\toffset:28;\tsize:4;\tsigned:0;\n\n\
              print fmt: \"skbaddr=%p reason: %s\", REC->skbaddr, __print_symbolic(REC->reason, { 1, \"NOT_SPECIFIED\" }, { 2, \"NO_SOCKET\" })",
-            28,
             "NO_SOCKET",
         ),
         (
             "\tfield:void * rx_sk;\toffset:24;\tsize:8;\tsigned:0;\n\
              \tfield:enum skb_drop_reason reason;\toffset:36;\tsize:4;\tsigned:0;\n\n\
              print fmt: \"%p\", REC->skbaddr, __print_symbolic(REC->reason, { 2, \"NOT_SPECIFIED\" }, { 3, \"NO_SOCKET\" })",
-            36,
             "NOT_SPECIFIED",
         ),
     ];
 
     #[test]
-    fn offsets_and_names_come_from_the_kernel_s_own_text() {
-        for (text, offset, name) in FORMATS {
+    fn fields_and_names_come_from_the_kernel_s_own_text() {
+        for (text, name) in FORMATS {
             let format = TracepointFormat { text: text.to_owned() };
-            assert_eq!(format.offset("reason"), Some(offset));
-            assert_eq!(format.offset("color"), None);
+            assert!(format.has("reason"));
+            assert!(!format.has("color"));
             assert!(format.symbols("reason").contains(&(2, name.to_owned())));
         }
         assert_eq!(TracepointFormat::default().symbols("reason"), []);

@@ -46,7 +46,7 @@ fn asked() -> [(Program, ProgramType); 4] {
         (program("sched_cls", "Cilium's datapath"), ProgramType::SchedClassifier),
         (program("cgroup_sock_addr", "Cilium's socket load balancer"), ProgramType::CgroupSockAddr),
         (program("xdp", "Cilium's XDP acceleration"), ProgramType::Xdp),
-        (program("tracepoint", "drop reasons of bramble's companion"), ProgramType::TracePoint),
+        (program("raw_tracepoint", "drop reasons of bramble's companion"), ProgramType::RawTracePoint),
     ]
 }
 

@@ -5,5 +5,3 @@ pub const MAX_REASONS: u32 = 256;
 /// Key of the drops whose reason found no free place in the map. User space inserts it before it attaches the
 /// program, so that its own place is kept.
 pub const OTHER: u32 = u32::MAX;
-/// Value of the program's `REASON_OFFSET` global while the kernel's event has no reason field (before 5.17).
-pub const NO_OFFSET: u32 = u32::MAX;

@@ -40,8 +40,8 @@ pub struct Packet {
     pub kind: u8,
     /// Which stamps came from a kernel: `STAMPED_*`.
     pub stamped: u8,
-    /// Zero.
-    pub reserved: u16,
+    /// How many requests follow this one in its batch, so that who hears it knows of the last ones too.
+    pub following: u16,
     /// Random number of the requester's run; a reply carries it back.
     pub session: u32,
     /// Number of this request in its session and for this peer, from 1; a reply carries it back.
@@ -90,7 +90,7 @@ impl Packet {
         };
         put(&self.magic.to_le_bytes());
         put(&[self.kind, self.stamped]);
-        put(&self.reserved.to_le_bytes());
+        put(&self.following.to_le_bytes());
         for word in [self.session, self.sequence] {
             put(&word.to_le_bytes());
         }
@@ -112,7 +112,7 @@ impl Packet {
             magic: word(0),
             kind: bytes[4],
             stamped: bytes[5],
-            reserved: 0,
+            following: u16::from_le_bytes([bytes[6], bytes[7]]),
             session: word(8),
             sequence: word(12),
             sent: stamp(16),
@@ -160,8 +160,8 @@ pub struct Peer {
     pub heard_session: u32,
     /// Requests heard from the peer in that session.
     pub heard: u32,
-    /// First sequence number heard in that session.
-    pub heard_first: u32,
+    /// Number of the last request in the batch that `heard_highest` belongs to.
+    pub batch_end: u32,
     /// Highest sequence number heard in that session.
     pub heard_highest: u32,
     /// How many of our present session's requests the peer says it heard.
@@ -178,11 +178,13 @@ impl Peer {
         if self.heard_session != request.session {
             self.heard_session = request.session;
             self.heard = 0;
-            self.heard_first = request.sequence;
-            self.heard_highest = request.sequence;
+            self.heard_highest = 0;
         }
         self.heard += 1;
-        self.heard_highest = self.heard_highest.max(request.sequence);
+        if request.sequence > self.heard_highest {
+            self.heard_highest = request.sequence;
+            self.batch_end = request.sequence.wrapping_add(request.following.into());
+        }
         self.note(request, now, own_session);
     }
 
@@ -236,6 +238,7 @@ mod tests {
             magic: MAGIC,
             kind: REPLY,
             stamped: 7,
+            following: 0x0304,
             session: 1,
             sequence: 2,
             sent: u64::MAX - 3,
@@ -267,8 +270,9 @@ mod tests {
     #[test]
     fn a_new_session_counts_from_its_first_request() {
         let mut peer = Peer::default();
-        for (session, sequence) in [(1, 8), (1, 10), (2, 4), (2, 5)] {
+        for (session, sequence, following) in [(1, 8, 2), (1, 10, 0), (2, 5, 3), (2, 4, 4)] {
             let feedback = Packet {
+                following,
                 session,
                 sequence,
                 heard_session: 9,
@@ -278,8 +282,8 @@ mod tests {
             };
             peer.hear(&feedback, 50, 9);
         }
-        assert_eq!((peer.heard_session, peer.heard, peer.heard_first, peer.heard_highest), (2, 2, 4, 5));
-        assert_eq!((peer.peer_heard, peer.peer_highest, peer.last_heard), (5, 6, 50));
+        assert_eq!((peer.heard_session, peer.heard, peer.heard_highest, peer.batch_end), (2, 2, 5, 8));
+        assert_eq!((peer.peer_heard, peer.peer_highest, peer.last_heard), (4, 6, 50));
     }
 
     #[test]

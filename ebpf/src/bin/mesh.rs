@@ -137,19 +137,21 @@ fn arriving(datagram: &Datagram) -> Option<()> {
 #[inline(always)]
 unsafe fn heard(peer: *mut Peer, request: &Packet) {
     let (session, sequence) = (request.session, request.sequence);
+    let batch_end = sequence.wrapping_add(request.following.into());
     // SAFETY: promised by the caller.
     unsafe {
         let word = heard_word(peer);
         let seen = word.read_volatile();
         // Whoever replaces the word has opened the session; everybody else adds to it.
         if seen as u32 != session && atomic::replace(word, seen, ONE_HEARD | u64::from(session)) {
-            (*peer).heard_first = sequence;
             (*peer).heard_highest = sequence;
+            (*peer).batch_end = batch_end;
             return;
         }
         atomic::add(word, ONE_HEARD);
         if sequence > (*peer).heard_highest {
             (*peer).heard_highest = sequence;
+            (*peer).batch_end = batch_end;
         }
     }
 }

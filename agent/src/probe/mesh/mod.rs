@@ -43,7 +43,7 @@ pub struct PeerSample {
     pub heard_session: u32,
     /// The peer's requests that arrived.
     pub heard: u32,
-    /// The highest number among them.
+    /// The highest number that is known to have been sent.
     pub heard_highest: u32,
     /// Our requests that arrived there, as the peer says.
     pub peer_heard: u32,

@@ -45,6 +45,8 @@ const _: () = assert!(BURST * 3 <= SAMPLES);
 /// How long after a batch of our own the peers' are gathered, so that one wake-up answers all whose clocks agree. With kernel
 /// stamps this time drops out of the round trip. It is slept away and not awaited: a short sleep wakes the process once.
 const GATHER: Duration = Duration::from_millis(2);
+/// A batch of which nothing came for this long, ns, has arrived or is lost.
+const ARRIVED: u64 = 20_000_000;
 /// Most datagrams that are taken in one go, so that a flood cannot hold the tick up.
 const MOST: usize = 4096;
 
@@ -201,13 +203,14 @@ impl Prober {
         let burst = (BUDGET / self.peers.len().max(1)).clamp(1, BURST);
         let sent = now_ns();
         let mut batch = Vec::with_capacity(burst * self.peers.len());
-        for _ in 0..burst {
+        for following in (0..burst as u16).rev() {
             for probed in self.peers.values_mut() {
                 probed.sequence = probed.sequence.wrapping_add(1).max(1);
                 probed.counted.sent += 1;
                 let packet = Packet {
                     magic: ebpf_records::mesh::MAGIC,
                     kind: REQUEST,
+                    following,
                     session: self.session,
                     sequence: probed.sequence,
                     sent,
@@ -313,7 +316,7 @@ impl Prober {
                     answered: peer.answered,
                     heard_session: peer.heard_session,
                     heard: peer.heard,
-                    heard_highest: peer.heard_highest,
+                    heard_highest: known_highest(&peer, now),
                     peer_heard: peer.peer_heard,
                     peer_highest: peer.peer_highest,
                     silent_ms: (peer.last_heard > 0).then(|| now.saturating_sub(peer.last_heard) / 1_000_000),
@@ -353,6 +356,14 @@ impl Passed {
              taken away; `bpftool net show dev {device}` lists who is there"
         ))
     }
+}
+
+/// The highest number that this peer is known to have sent: the last one of its batch, as soon as what comes of that has come.
+fn known_highest(peer: &Peer, now: u64) -> u32 {
+    if now.saturating_sub(peer.last_heard) < ARRIVED {
+        return peer.heard_highest;
+    }
+    peer.heard_highest.max(peer.batch_end)
 }
 
 fn stamps(stamped: u32) -> Stamps {
@@ -449,6 +460,18 @@ mod tests {
             passed: Passed::default(),
             blind: None,
         }
+    }
+
+    #[test]
+    fn the_last_ones_of_a_batch_are_known_once_it_has_arrived() {
+        let request = Packet { kind: REQUEST, session: 3, sequence: 6, following: 4, ..Packet::default() };
+        let mut peer = Peer::default();
+        peer.hear(&request, 1_000, 7);
+        assert_eq!(known_highest(&peer, 1_000 + ARRIVED - 1), 6);
+        assert_eq!(known_highest(&peer, 1_000 + ARRIVED), 10);
+        // A release that does not tell of batches.
+        peer.hear(&Packet { sequence: 11, following: 0, ..request }, 2_000, 7);
+        assert_eq!(known_highest(&peer, 2_000 + ARRIVED), 11);
     }
 
     #[tokio::test]

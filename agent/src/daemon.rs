@@ -881,7 +881,11 @@ impl<'a> Agent<'a> {
                     word if word == OFFLINE.as_bytes() => Some(false),
                     _ => return Err("neither online nor offline".to_owned()),
                 };
-                self.peer(node)?.online = online;
+                let before = std::mem::replace(&mut self.peer(node)?.online, online);
+                // It is in the reason of a link that is cut.
+                if before != online && self.judge(Pace::Sample) {
+                    self.say();
+                }
                 Ok(())
             }
             Topic::Cluster(ClusterTopic::Info) => {

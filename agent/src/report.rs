@@ -304,7 +304,10 @@ mod tests {
     use crate::{
         companion::{Sample, Sources},
         host::Host,
-        probe::{PROBES, Seen, mesh::PeerSample},
+        probe::{
+            PROBES, Seen,
+            mesh::link::{Links, PeerSample},
+        },
     };
 
     fn finding(id: &str, state: FindingState) -> Finding {
@@ -413,7 +416,7 @@ mod tests {
             period_ms: 1000,
             next_ms: 1000,
             settings: 0,
-            mesh: Ok(peers.collect()),
+            mesh: Ok(Links::default().judge(peers.collect(), 1000)),
             sources: None,
         };
         let mut judge = (PROBES[0].judge)();

@@ -3,8 +3,8 @@
 //! The companion listens on a Unix socket in the runtime directory. It accepts root and its own user only, checked by the
 //! peer credentials that the kernel gives, and speaks to one agent at a time: the newest. Both sides send one JSON
 //! object a line, at most [`LONGEST_LINE`] bytes. The agent sends [`Wanted`] once it knows its peers and whenever they change; until
-//! then those of the agent before are probed on. The companion sends a [`Sample`] per period while there are peers,
-//! and else when it has something new to say, or has said nothing for a while. Neither parses anything from the network for the other.
+//! then those of the agent before are probed on. The companion looks at everything once a period, and sends a [`Sample`] when
+//! something in it is new, and in time for each report.
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr, path::Path};
 
@@ -16,9 +16,10 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
-use wire::{report::Tier, topic::Name};
-
-use crate::probe::mesh::PeerSample;
+use wire::{
+    report::{PeerReport, Tier, WayState},
+    topic::Name,
+};
 
 pub mod serve;
 
@@ -33,7 +34,7 @@ pub struct Wanted {
     pub peers: BTreeMap<Name, Ipv4Addr>,
 }
 
-/// Companion to agent: what was seen, once a period.
+/// Companion to agent: what was seen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// How the mesh is measured, and why not better.
@@ -42,17 +43,32 @@ pub struct Sample {
     pub address: Option<Ipv4Addr>,
     /// Time between two batches of probes, ms.
     pub period_ms: u64,
-    /// Time until the next sample, at most, ms: without peers nothing changes from one period to the next.
+    /// Time until the next sample, at most, ms.
     pub next_ms: u64,
     /// How often a setting of the kernel was seen to change of which no event tells. The companion looks at them because it is
-    /// awake once a period anyway, and the agent, without peers, is not.
+    /// awake once a period anyway, and the agent is not.
     pub settings: u32,
-    /// Counts by peer, or why there are none.
-    pub mesh: Result<BTreeMap<Name, PeerSample>, String>,
+    /// Both ways of each peer, or why none is known.
+    pub mesh: Result<BTreeMap<Name, PeerReport>, String>,
     /// Counts of the other kernel programs by probe id, or why there are none. They change slowly and cost a system call
     /// a number, so they come every tenth period and are absent between.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<Sources>,
+}
+
+impl Sample {
+    /// Whether it says something else than `before`: all but the numbers, which change all the time.
+    fn is_news_after(&self, before: &Self) -> bool {
+        let states = |sample: &Self| -> Result<BTreeMap<Name, [WayState; 2]>, String> {
+            let mesh = sample.mesh.as_ref().map_err(Clone::clone)?;
+            Ok(mesh
+                .iter()
+                .map(|(name, peer)| (name.clone(), [peer.out.state, peer.incoming.state]))
+                .collect())
+        };
+        (&self.tier, self.address, self.settings) != (&before.tier, before.address, before.settings)
+            || states(self) != states(before)
+    }
 }
 
 /// Counts of kernel programs by probe id, or why there are none.

@@ -19,7 +19,10 @@ use crate::{
         watch::Settings,
     },
     notify::{Asked, Service},
-    probe::{PROBES, Source, mesh::prober::Prober},
+    probe::{
+        PROBES, Source,
+        mesh::{link::Links, prober::Prober},
+    },
 };
 
 /// How long after a batch the counts are read: round trips in a home are over by then.
@@ -28,7 +31,8 @@ const SETTLE: Duration = Duration::from_millis(200);
 const UPLINK_EVERY: u32 = 5;
 /// Programs that see nothing are attached again; those that see nothing within this time again are given up.
 const LASTING: Duration = Duration::from_secs(60);
-/// How often the counts of the other programs are read, and something is said in any case, in periods.
+/// How often the counts of the other programs are read, and something is said in any case, in periods; more often where
+/// reports are.
 const SOURCES_EVERY: u32 = 10;
 
 /// Runs until it is asked to end, or to begin anew; takes its programs away then.
@@ -41,6 +45,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         config,
         host,
         prober: Prober::open(host, config, None),
+        links: Links::default(),
         reattached: None,
         settings: Settings::default(),
         changes: 0,
@@ -88,6 +93,7 @@ struct Companion<'a> {
     config: &'a Config,
     host: &'a Host,
     prober: Result<Prober, String>,
+    links: Links,
     /// When programs that saw nothing were last attached again.
     reattached: Option<Instant>,
     /// What the agent's guard wants to know of, and how often that changed.
@@ -276,37 +282,51 @@ impl Companion<'_> {
         }
     }
 
+    /// Looks at what there is, also while no agent listens: what is lost meanwhile is not lost later.
     async fn tell(&mut self) {
-        if self.agent.is_none() {
-            return;
-        }
-        let is_due = self.periods.is_multiple_of(SOURCES_EVERY);
-        self.periods = self.periods.wrapping_add(1);
-        let mut sample = self.sample();
-        if is_due || self.said.as_ref() != Some(&sample) {
-            self.said = Some(sample.clone());
-            sample.sources = is_due.then(|| self.read_sources());
-            let Some(agent) = &mut self.agent else { return };
-            // An agent that does not read must not stop the probing.
-            let sent = tokio::time::timeout(SETTLE, agent.send(&sample)).await;
-            if !matches!(sent, Ok(Ok(()))) {
-                self.agent = None;
-            }
-        }
+        let sample = self.sample();
+        self.say(sample).await;
         self.follow_programs();
     }
 
-    /// What is seen now. With peers no two are equal: each says how long its peer is known.
+    async fn say(&mut self, mut sample: Sample) {
+        if self.agent.is_none() {
+            return;
+        }
+        let are_sources_due = self.periods.is_multiple_of(SOURCES_EVERY);
+        let is_due = are_sources_due || self.periods.is_multiple_of(self.say_every());
+        self.periods = self.periods.wrapping_add(1);
+        if !is_due && self.said.as_ref().is_some_and(|said| !sample.is_news_after(said)) {
+            return;
+        }
+        self.said = Some(sample.clone());
+        sample.sources = are_sources_due.then(|| self.read_sources());
+        let Some(agent) = &mut self.agent else { return };
+        // An agent that does not read must not stop the probing.
+        let sent = tokio::time::timeout(SETTLE, agent.send(&sample)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            self.agent = None;
+        }
+    }
+
+    /// How often something is said in any case, in periods: as often as the agent reports.
+    fn say_every(&self) -> u32 {
+        let periods = self.config.report.interval.as_millis() / self.config.probe.period.as_millis();
+        periods.clamp(1, SOURCES_EVERY.into()) as u32
+    }
+
+    /// What is seen now.
     fn sample(&mut self) -> Sample {
         let period = self.config.probe.period;
         self.changes = self.changes.wrapping_add(u32::from(self.settings.changed()));
         let mesh = match (&mut self.prober, &self.wanted) {
-            (Ok(prober), Some(_)) => Ok(prober.sample()),
+            (Ok(prober), Some(_)) => Ok(self.links.judge(prober.sample(), period.as_millis() as u64)),
             (Ok(_), None) => Err("no peers are known yet; the broker tells of them".to_owned()),
-            (Err(why), _) => Err(why.clone()),
+            (Err(why), _) => {
+                self.links = Links::default();
+                Err(why.clone())
+            }
         };
-        let is_probing = mesh.as_ref().is_ok_and(|peers| !peers.is_empty());
-        let next = if is_probing { period } else { period * SOURCES_EVERY };
         Sample {
             tier: match &self.prober {
                 Ok(prober) => prober.tier(),
@@ -314,7 +334,7 @@ impl Companion<'_> {
             },
             address: self.prober.as_ref().ok().map(|p| p.uplink().address),
             period_ms: period.as_millis() as u64,
-            next_ms: next.as_millis() as u64,
+            next_ms: (period * self.say_every()).as_millis() as u64,
             settings: self.changes,
             mesh,
             sources: None,

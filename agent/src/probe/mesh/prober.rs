@@ -7,8 +7,8 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io::{self, IoSlice, IoSliceMut},
-    net::{Ipv4Addr, SocketAddrV4},
-    os::fd::AsRawFd,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    os::fd::{AsFd, AsRawFd},
     time::{Duration, Instant},
 };
 
@@ -17,16 +17,16 @@ use ebpf_records::mesh::{
     STAMPED_RECEIVED,
 };
 use nix::{
+    errno::Errno,
     sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg},
     time::{ClockId, clock_gettime},
 };
-use tokio::{io::Interest, net::UdpSocket};
 use wire::{
     report::{Stamps, Tier},
     topic::Name,
 };
 
-use super::{PeerSample, Trip};
+use super::link::{PeerSample, Trip};
 use crate::{
     config::{self, Config},
     datapath::{
@@ -34,7 +34,7 @@ use crate::{
         rights::{PROGRAMS, missing},
         uplink::Uplink,
     },
-    host::Host,
+    host::{Host, ready::Ready},
 };
 
 /// Requests to all peers per tick: few peers get several each, so that loss shows in one tick.
@@ -58,6 +58,10 @@ pub struct Prober {
     programs: Result<MeshPrograms, String>,
     requests: UdpSocket,
     responder: UdpSocket,
+    /// When a peer has asked. The runtime's own sockets would also say when there is room to send, after each batch.
+    asked: Ready,
+    /// When a reply has come; with kernel stamps nobody wants to know.
+    answered: Option<Ready>,
     peers: BTreeMap<Name, Probed>,
     names: HashMap<Ipv4Addr, Name>,
     /// Last numbers of requests to addresses that are not probed now: who is probed again is to hear higher ones, because in one
@@ -113,6 +117,10 @@ impl Prober {
             (config::Stamps::Auto, None) => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
                 .map_err(|e| format!("{e}{}", missing(host, PROGRAMS))),
         };
+        let wait =
+            |socket: &UdpSocket| Ready::of(socket.as_fd()).map_err(|e| format!("waiting for probes: {e}"));
+        let asked = wait(&responder)?;
+        let answered = if programs.is_err() { Some(wait(&requests)?) } else { None };
         Ok(Self {
             uplink,
             session,
@@ -120,6 +128,8 @@ impl Prober {
             programs,
             requests,
             responder,
+            asked,
+            answered,
             peers: BTreeMap::new(),
             names: HashMap::new(),
             past: BTreeMap::new(),
@@ -233,15 +243,15 @@ impl Prober {
     /// Waits until a peer asks.
     pub async fn asked(&self) {
         // An error shows again, with its reason, when the socket is read.
-        let _ = self.responder.readable().await;
+        let _ = self.asked.happened().await;
     }
 
     /// Waits until a reply must be looked at: never with kernel stamps.
     pub async fn answered(&self) {
-        if self.stamped_by_kernel() {
-            std::future::pending::<()>().await;
+        match &self.answered {
+            Some(answered) => drop(answered.happened().await),
+            None => std::future::pending().await,
         }
-        let _ = self.requests.readable().await;
     }
 
     /// Turns the requests of known peers round.
@@ -381,9 +391,9 @@ fn now_ns() -> u64 {
 }
 
 fn bind(port: u16) -> io::Result<UdpSocket> {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
     socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+    Ok(socket)
 }
 
 /// Takes what has arrived, at most [`MOST`] datagrams, [`TOGETHER`] in one system call.
@@ -393,14 +403,11 @@ fn drain(socket: &UdpSocket, mut each: impl FnMut(&[u8], SocketAddrV4)) {
     const LONGEST: usize = PACKET_LEN + 1;
     for _ in 0..MOST / TOGETHER {
         let mut buffers = [[0; LONGEST]; TOGETHER];
-        let received = socket.try_io(Interest::READABLE, || {
-            let mut slices: Vec<[IoSliceMut<'_>; 1]> =
-                buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
-            let mut headers = MultiHeaders::<SockaddrIn>::preallocate(TOGETHER, None);
-            let messages =
-                recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
-            Ok(messages.map(|m| (m.bytes, m.address)).collect::<Vec<_>>())
-        });
+        let mut slices: Vec<[IoSliceMut<'_>; 1]> = buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
+        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(TOGETHER, None);
+        let received =
+            recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)
+                .map(|messages| messages.map(|m| (m.bytes, m.address)).collect::<Vec<_>>());
         match received {
             Ok(received) => {
                 for ((length, from), buffer) in received.iter().zip(&buffers) {
@@ -412,7 +419,7 @@ fn drain(socket: &UdpSocket, mut each: impl FnMut(&[u8], SocketAddrV4)) {
                     return;
                 }
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            Err(Errno::EAGAIN) => return,
             // An ICMP error of an earlier send: the peer's port is closed, which silence says as well.
             Err(_) => {}
         }
@@ -447,13 +454,16 @@ mod tests {
 
     fn prober() -> Prober {
         let address = Ipv4Addr::new(198, 18, 0, 1);
+        let (requests, responder) = (bind(0).unwrap(), bind(0).unwrap());
         Prober {
+            asked: Ready::of(responder.as_fd()).unwrap(),
+            answered: None,
             uplink: Uplink { name: "eth0".to_owned(), address, header_length: 14, index: 2 },
             session: 7,
             port: 9,
             programs: Err("a test".to_owned()),
-            requests: bind(0).unwrap(),
-            responder: bind(0).unwrap(),
+            requests,
+            responder,
             peers: BTreeMap::new(),
             names: HashMap::new(),
             past: BTreeMap::new(),

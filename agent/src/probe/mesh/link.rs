@@ -1,0 +1,461 @@
+//! The two ways between this node and one peer, judged from counted and stamped probes.
+//!
+//! What arrives here tells about the way to this node: the peer numbers its requests, so a gap is a loss. What the
+//! peer says it heard tells about the way from here. A way of which nothing can be seen is unknown, never fine.
+//! Round trips are compared with the fastest one that was ever seen; which way became slower is told by the
+//! one-way differences, whose unknown clock offset is constant as long as neither machine restarts.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use wire::{
+    report::{PeerReport, RoundTrip, Stamps, Way, WayState},
+    topic::Name,
+};
+
+/// What the companion counted for one peer, cumulative.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PeerSample {
+    /// For how long the peer is probed, ms.
+    pub known_ms: u64,
+    /// Requests handed to the network.
+    pub sequence: u32,
+    /// Requests that left by the uplink.
+    pub sent: u64,
+    /// Replies.
+    pub answered: u64,
+    /// Session of the peer that the next two speak of; 0 = nothing was ever heard.
+    pub heard_session: u32,
+    /// The peer's requests that arrived.
+    pub heard: u32,
+    /// The highest number that is known to have been sent.
+    pub heard_highest: u32,
+    /// Our requests that arrived there, as the peer says.
+    pub peer_heard: u32,
+    /// The highest number among them.
+    pub peer_highest: u32,
+    /// Time since anything of the peer arrived, ms; `None` = never.
+    pub silent_ms: Option<u64>,
+    /// Round trips that were completed since the last sample.
+    pub trips: Vec<Trip>,
+}
+
+impl PeerSample {
+    /// Whether one of the two ends counts from nothing again since `before`: the differences between the two mean nothing.
+    fn begins_anew(&self, before: &Self) -> bool {
+        self.heard_session != before.heard_session
+            || self.sequence < before.sequence
+            || self.heard < before.heard
+            || self.peer_heard < before.peer_heard
+    }
+}
+
+/// One round trip.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Trip {
+    /// Without the time that the peer's user space took, ns.
+    pub round_trip: u64,
+    /// Way there plus the unknown difference of the two clocks, ns.
+    pub outbound: i64,
+    /// Who stamped it.
+    pub stamps: Stamps,
+}
+
+/// Over how many samples loss is judged; a way on which none of them brought a new number is unknown.
+const WINDOW: usize = 3;
+/// Lost probes within the window that make a way lossy.
+const LOST: u32 = 2;
+/// Samples for which a way stays lossy after the last such window.
+const HOLD: u32 = 5;
+/// Silence that makes a way cut, in periods: two whole ticks.
+const SILENCE: f64 = 2.1;
+/// Samples that a round trip must be slow before it counts.
+const SLOW: u32 = 2;
+/// Round trips after which there is something to compare with.
+const LEARNT: u32 = 5;
+/// Clock drift that is forgiven when directions are compared: two undisciplined crystals, ns per second.
+const DRIFT: i64 = 100_000;
+
+/// What is remembered of all peers.
+#[derive(Debug, Default)]
+pub struct Links(BTreeMap<Name, Link>);
+
+impl Links {
+    /// Judges both ways of each peer that is in the sample; the others are forgotten. Once a period.
+    pub fn judge(
+        &mut self,
+        samples: BTreeMap<Name, PeerSample>,
+        period_ms: u64,
+    ) -> BTreeMap<Name, PeerReport> {
+        self.0.retain(|name, _| samples.contains_key(name));
+        let mut judge = |(name, sample): (Name, PeerSample)| {
+            let report = self.0.entry(name.clone()).or_default().judge(&sample, period_ms);
+            (name, report)
+        };
+        samples.into_iter().map(&mut judge).collect()
+    }
+}
+
+/// What is remembered of one peer.
+#[derive(Debug, Default)]
+struct Link {
+    history: VecDeque<PeerSample>,
+    lossy_in: u32,
+    lossy_out: u32,
+    pace: Delay,
+    trips: VecDeque<Trip>,
+}
+
+/// What is remembered of the round trips with one peer.
+#[derive(Debug, Default)]
+struct Delay {
+    learnt: u32,
+    fastest: Option<u64>,
+    /// Lowest one-way differences, there and back, raised by the forgiven drift.
+    there: Option<i64>,
+    back: Option<i64>,
+    slow_for: u32,
+    /// What the last sample was slower by, there and back, ns; while slow it is kept.
+    excess: Option<(i64, i64)>,
+}
+
+impl Delay {
+    /// Takes the round trips of one sample in.
+    fn learn(&mut self, trips: &[Trip], period_ms: u64) {
+        let Some(round_trip) = median(trips.iter().map(|t| t.round_trip)) else { return };
+        let there = median(trips.iter().map(|t| t.outbound)).unwrap_or_default();
+        let back = median(trips.iter().map(|t| t.round_trip as i64 - t.outbound)).unwrap_or_default();
+        let user_space = trips.iter().any(|t| t.stamps != Stamps::Kernel);
+        let fastest = self.fastest.map_or(round_trip, |f| f.min(round_trip));
+        self.fastest = Some(fastest);
+        let margin = (4 * fastest).max(if user_space { 20_000_000 } else { 5_000_000 });
+        let drift = DRIFT * period_ms as i64 / 1000;
+        let base = |base: Option<i64>, now: i64| base.map_or(now, |b| now.min(b + drift));
+        if self.learnt >= LEARNT && round_trip - fastest >= margin {
+            self.slow_for += 1;
+            if let (Some(base_there), Some(base_back)) = (self.there, self.back) {
+                self.excess = Some((there - base_there, back - base_back));
+            }
+        } else {
+            self.slow_for = 0;
+            self.there = Some(base(self.there, there));
+            self.back = Some(base(self.back, back));
+            self.excess = Some((there - self.there.unwrap_or(there), back - self.back.unwrap_or(back)));
+        }
+        self.learnt = self.learnt.saturating_add(trips.len() as u32);
+    }
+
+    /// Whether the way there and the way back are slow, and by how much, ms.
+    fn verdict(&self) -> [(bool, Option<f64>); 2] {
+        let Some((there, back)) = self.excess.filter(|_| self.learnt >= LEARNT) else {
+            return [(false, None); 2];
+        };
+        let slow = self.slow_for >= SLOW;
+        // A way is to blame when it has at least a third of the delay: both, when they share it.
+        let total = there.max(0) + back.max(0);
+        [there, back]
+            .map(|excess| (slow && excess * 3 >= total && excess > 0, Some(excess.max(0) as f64 / 1e6)))
+    }
+}
+
+fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut values: Vec<T> = values.collect();
+    values.sort_unstable();
+    let middle = values.len() / 2;
+    (middle < values.len()).then(|| values.swap_remove(middle))
+}
+
+impl Link {
+    fn judge(&mut self, sample: &PeerSample, period_ms: u64) -> PeerReport {
+        if self.history.back().is_some_and(|last| sample.begins_anew(last)) {
+            self.history.clear();
+        }
+        self.history.push_back(sample.clone());
+        if self.history.len() > WINDOW + 1 {
+            self.history.pop_front();
+        }
+        self.trips.extend(&sample.trips);
+        while self.trips.len() > 16 {
+            self.trips.pop_front();
+        }
+        self.pace.learn(&sample.trips, period_ms);
+        let [(slow_out, delay_out), (slow_in, delay_in)] = self.pace.verdict();
+
+        let silent_for = |periods: f64| {
+            let limit = (period_ms as f64 * periods) as u64;
+            sample.silent_ms.unwrap_or(sample.known_ms) >= limit
+        };
+        let lost_in = self.lost(|s| (s.heard, s.heard_highest));
+        let lost_out = self.lost(|s| (s.peer_heard, s.peer_highest));
+        let young = sample.known_ms < 3 * period_ms;
+
+        let incoming = if young && sample.silent_ms.is_none() {
+            UNSEEN
+        } else if silent_for(SILENCE) {
+            Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
+        } else {
+            way(lost_in, &mut self.lossy_in, slow_in, delay_in)
+        };
+        let out = if young || silent_for(1.1) || sample.heard_session == 0 {
+            // Nothing arrives, so nothing is told of the ways from here.
+            UNSEEN
+        } else if self.out_is_cut(sample) {
+            Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
+        } else {
+            way(lost_out, &mut self.lossy_out, slow_out, delay_out)
+        };
+        if incoming.state == WayState::Cut {
+            self.trips.clear();
+        }
+        PeerReport {
+            sent: sample.sent,
+            answered: sample.answered,
+            heard: sample.heard.into(),
+            out,
+            incoming,
+            round_trip: self.round_trip(),
+        }
+    }
+
+    /// Lost and expected within the window, of the counts (heard, highest) of one direction; `None` when a whole window
+    /// brought no new number, so that nothing can be told.
+    fn lost(&self, counts: impl Fn(&PeerSample) -> (u32, u32)) -> Option<(u32, u32)> {
+        let (then, now) = (counts(self.history.front()?), counts(self.history.back()?));
+        let expected = now.1.saturating_sub(then.1);
+        let heard = now.0.saturating_sub(then.0);
+        (expected > 0 || self.history.len() <= WINDOW).then(|| (expected.saturating_sub(heard), expected))
+    }
+
+    /// Two ticks long the peer is heard and has not heard us.
+    fn out_is_cut(&self, sample: &PeerSample) -> bool {
+        let Some(then) = self.history.iter().rev().nth(2) else { return false };
+        sample.sequence > then.sequence
+            && sample.peer_highest == then.peer_highest
+            && sample.answered == then.answered
+    }
+
+    fn round_trip(&self) -> Option<RoundTrip> {
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let times = || self.trips.iter().map(|t| t.round_trip);
+        Some(RoundTrip {
+            median_us: us(median(times())?),
+            min_us: us(times().min()?),
+            max_us: us(times().max()?),
+            samples: self.trips.len() as u32,
+            stamps: self.trips.iter().map(|t| t.stamps).min()?,
+        })
+    }
+}
+
+const UNSEEN: Way = Way { state: WayState::Unknown, loss: None, delay_ms: None };
+
+fn way(lost: Option<(u32, u32)>, lossy: &mut u32, slow: bool, delay_ms: Option<f64>) -> Way {
+    let Some((lost, expected)) = lost else { return UNSEEN };
+    if lost >= LOST {
+        *lossy = HOLD;
+    } else {
+        *lossy = lossy.saturating_sub(1);
+    }
+    let state = match (*lossy > 0, slow) {
+        (true, _) => WayState::Lossy,
+        (false, true) => WayState::Slow,
+        (false, false) => WayState::Fine,
+    };
+    Way { state, loss: (expected > 0).then(|| f64::from(lost) / f64::from(expected)), delay_ms }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: u64 = 1000;
+
+    fn trip(there_us: i64, back_us: i64) -> Trip {
+        // The clocks differ by a day.
+        let offset = 86_400_000_000_000;
+        Trip {
+            round_trip: ((there_us + back_us) * 1000) as u64,
+            outbound: there_us * 1000 + offset,
+            stamps: Stamps::Kernel,
+        }
+    }
+
+    /// One tick of a link: how many of five requests arrive in each direction, and the round trips.
+    struct Tick {
+        out: u32,
+        back: u32,
+        trips: Vec<Trip>,
+    }
+
+    fn fine() -> Tick {
+        Tick { out: 5, back: 5, trips: vec![trip(100, 100); 5] }
+    }
+
+    fn play(ticks: impl IntoIterator<Item = Tick>) -> Vec<PeerReport> {
+        let (mut link, mut s) = (Link::default(), PeerSample { heard_session: 7, ..PeerSample::default() });
+        let mut silent = 0;
+        ticks
+            .into_iter()
+            .map(|tick| {
+                s.known_ms += PERIOD;
+                s.sequence += 5;
+                s.sent += 5;
+                if tick.back > 0 {
+                    silent = 0;
+                    s.heard += tick.back;
+                    s.heard_highest = s.sequence;
+                    // Feedback travels on the way back.
+                    s.peer_heard += tick.out;
+                    if tick.out > 0 {
+                        s.peer_highest = s.sequence;
+                        s.answered += u64::from(tick.out.min(tick.back));
+                    }
+                } else {
+                    silent += PERIOD;
+                }
+                s.silent_ms = Some(silent + 200);
+                s.trips = tick.trips;
+                link.judge(&s, PERIOD)
+            })
+            .collect()
+    }
+
+    fn states(reports: &[PeerReport]) -> Vec<(WayState, WayState)> {
+        reports.iter().map(|r| (r.out.state, r.incoming.state)).collect()
+    }
+
+    fn many(n: usize, tick: impl Fn() -> Tick) -> impl Iterator<Item = Tick> {
+        (0..n).map(move |_| tick())
+    }
+
+    use WayState::{Cut, Fine, Lossy, Slow, Unknown};
+
+    #[test]
+    fn a_healthy_link_is_fine_both_ways_once_it_is_known() {
+        let reports = play(many(5, fine));
+        assert_eq!(states(&reports)[2..], [(Fine, Fine); 3]);
+        let last = reports[4].round_trip.unwrap();
+        assert_eq!((last.median_us, last.stamps), (200.0, Stamps::Kernel));
+    }
+
+    #[test]
+    fn loss_is_named_in_its_own_direction_at_the_next_tick() {
+        let out = play(many(5, fine).chain([Tick { out: 3, ..fine() }]));
+        assert_eq!(states(&out)[5], (Lossy, Fine));
+        let back = play(many(5, fine).chain([Tick { back: 2, ..fine() }]));
+        assert_eq!(states(&back)[5], (Fine, Lossy));
+        assert_eq!(back[5].incoming.loss, Some(0.2));
+    }
+
+    #[test]
+    fn one_lost_probe_is_no_alarm_and_a_lossy_way_recovers() {
+        let one = play(many(5, fine).chain([Tick { out: 4, ..fine() }]));
+        assert_eq!(states(&one)[5], (Fine, Fine));
+        let over = play(many(5, fine).chain([Tick { out: 0, ..fine() }]).chain(many(12, fine)));
+        assert_eq!(states(&over)[6], (Lossy, Fine));
+        assert_eq!(states(&over)[17], (Fine, Fine));
+    }
+
+    #[test]
+    fn a_way_that_is_cut_is_named_after_two_ticks_and_the_other_is_unknown_or_fine() {
+        let silent = || Tick { out: 0, back: 0, trips: vec![] };
+        let back = play(many(5, fine).chain(many(2, silent)));
+        assert_eq!(states(&back)[6], (Unknown, Cut));
+        let deaf = || Tick { out: 0, back: 5, trips: vec![] };
+        let out = play(many(5, fine).chain(many(2, deaf)));
+        assert_eq!(states(&out)[6], (Cut, Fine));
+    }
+
+    #[test]
+    fn a_peer_that_was_never_heard_is_unknown_first_and_cut_then() {
+        let mut link = Link::default();
+        let mut judge = |known_ms| {
+            let s = PeerSample { known_ms, sequence: known_ms as u32 / 200, ..PeerSample::default() };
+            let report = link.judge(&s, PERIOD);
+            (report.out.state, report.incoming.state)
+        };
+        assert_eq!(judge(1200), (Unknown, Unknown));
+        assert_eq!(judge(3200), (Unknown, Cut));
+    }
+
+    #[test]
+    fn the_slower_direction_is_named_whatever_the_clocks_say() {
+        let slow = |there, back| move || Tick { trips: vec![trip(there, back); 5], ..fine() };
+        let there = play(many(5, fine).chain(many(2, slow(50_100, 100))));
+        assert_eq!(states(&there)[6], (Slow, Fine));
+        assert!((there[6].out.delay_ms.unwrap() - 50.0).abs() < 1.0);
+        let back = play(many(5, fine).chain(many(2, slow(100, 50_100))));
+        assert_eq!(states(&back)[6], (Fine, Slow));
+        let both = play(many(5, fine).chain(many(2, slow(30_000, 30_000))));
+        assert_eq!(states(&both)[6], (Slow, Slow));
+    }
+
+    #[test]
+    fn one_slow_sample_is_no_alarm_and_a_slow_way_stays_slow() {
+        let slow = || Tick { trips: vec![trip(50_100, 100); 5], ..fine() };
+        assert_eq!(states(&play(many(5, fine).chain([slow()])))[5], (Fine, Fine));
+        let reports = play(many(5, fine).chain(many(100, slow)).chain(many(2, fine)));
+        assert_eq!(states(&reports)[104], (Slow, Fine));
+        assert_eq!(states(&reports)[106], (Fine, Fine));
+    }
+
+    #[test]
+    fn a_restarted_peer_begins_again_without_an_alarm() {
+        let mut link = Link::default();
+        let s = |session, heard| PeerSample {
+            known_ms: 60_000,
+            sequence: 300,
+            heard_session: session,
+            heard,
+            heard_highest: heard,
+            silent_ms: Some(200),
+            ..PeerSample::default()
+        };
+        link.judge(&s(1, 1000), PERIOD);
+        link.judge(&s(1, 1005), PERIOD);
+        assert_eq!(link.judge(&s(2, 5), PERIOD).incoming.state, Fine);
+    }
+
+    /// One tick of a healthy peer, of which all that was counted since some moment is left out.
+    fn since(tick: u32, heard_since: u32, peer_heard_since: u32) -> PeerSample {
+        PeerSample {
+            known_ms: 60_000,
+            sequence: tick * 5,
+            heard_session: 7,
+            heard: (tick - heard_since) * 5,
+            heard_highest: tick * 5,
+            peer_heard: (tick - peer_heard_since) * 5,
+            peer_highest: tick * 5,
+            silent_ms: Some(200),
+            ..PeerSample::default()
+        }
+    }
+
+    #[test]
+    fn an_end_that_counts_from_nothing_again_raises_no_alarm() {
+        // The session is heard to be new before the new counts are, and the other way round.
+        for (heard_since, peer_heard_since) in [(0, 4), (4, 0)] {
+            let mut link = Link::default();
+            let ticks = (1..10).map(|tick| match tick {
+                1..=4 => since(tick, 0, 0),
+                _ => since(tick, heard_since, peer_heard_since),
+            });
+            let reports: Vec<PeerReport> = ticks.map(|sample| link.judge(&sample, PERIOD)).collect();
+            assert_eq!(states(&reports), [(Fine, Fine); 9]);
+        }
+    }
+
+    #[test]
+    fn a_way_on_which_no_new_number_arrives_is_unknown_though_the_peer_is_heard() {
+        // As when the peer answers and does not probe, or numbers anew what was numbered higher.
+        let mut link = Link::default();
+        let reports: Vec<PeerReport> = (1..8)
+            .map(|tick| {
+                let mut sample = since(tick, 0, 0);
+                (sample.heard, sample.heard_highest) = (5, 5);
+                link.judge(&sample, PERIOD)
+            })
+            .collect();
+        assert_eq!(states(&reports)[..3], [(Fine, Fine); 3]);
+        assert_eq!(states(&reports)[3..], [(Fine, Unknown); 4]);
+    }
+}

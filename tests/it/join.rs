@@ -492,7 +492,10 @@ fn listen(lan: &Namespace, address: Ipv4Addr, said: &Path) -> Result<[Process; 2
     let mut mosquitto = lan.command("mosquitto");
     mosquitto.args(["-c", "/run/bed/mosquitto.conf"]).stdout(Stdio::null()).stderr(Stdio::null());
     let mut listener = lan.command("sh");
-    let listen = format!("until mosquitto_sub -h {address} -t '#' -v; do sleep 0.1; done");
+    // One process, which ends with this test: a loop around it would leave it behind.
+    let listen = format!(
+        "until mosquitto_sub -h {address} -t '#' -E; do sleep 0.1; done; exec mosquitto_sub -h {address} -t '#' -v"
+    );
     listener.args(["-c", &listen]).stdout(fs::File::create(said)?).stderr(Stdio::null());
     Ok([Process::spawn("mosquitto", mosquitto)?, Process::spawn("mosquitto_sub", listener)?])
 }

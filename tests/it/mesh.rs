@@ -8,13 +8,14 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use testbed::{
     fault::{Fault, Spec},
+    lab::{Binaries, Lab, Settings},
     mesh::{Ear, settle},
     naming::{self, By, LIMIT},
     watch::until,
 };
 use wire::report::Stamps;
 
-use crate::{SETTLING, bed, logged};
+use crate::{SETTLING, bed, logged, programs};
 
 pub(crate) fn three_nodes_find_each_other_and_the_kernel_stamps_their_round_trips() -> Result<()> {
     let lab = bed()?;
@@ -51,28 +52,32 @@ pub(crate) fn three_nodes_find_each_other_and_the_kernel_stamps_their_round_trip
 }
 
 pub(crate) fn loss_is_named_with_its_direction_and_forgotten_when_it_is_over() -> Result<()> {
-    name_and_forget("loss:n2-n3", 1)
+    name_and_forget("loss:n2-n3", 1, AS_SHIPPED)
 }
 
 pub(crate) fn delay_is_named_with_its_direction_and_forgotten_when_it_is_over() -> Result<()> {
-    name_and_forget("delay:n2-n3", 1)
+    name_and_forget("delay:n2-n3", 1, AS_SHIPPED)
 }
 
 pub(crate) fn a_cut_node_is_one_alert_and_not_one_per_link() -> Result<()> {
-    name_and_forget("cut:n2", 1)
+    name_and_forget("cut:n2", 1, AS_SHIPPED)
 }
 
 pub(crate) fn loss_is_named_ten_times_out_of_ten() -> Result<()> {
-    name_and_forget("loss:n3-n1", 10)
+    name_and_forget("loss:n3-n1", 10, FASTEST)
 }
 
 pub(crate) fn delay_is_named_ten_times_out_of_ten() -> Result<()> {
-    name_and_forget("delay:n1-n2", 10)
+    name_and_forget("delay:n1-n2", 10, FASTEST)
 }
 
 pub(crate) fn a_cut_is_named_ten_times_out_of_ten() -> Result<()> {
-    name_and_forget("cut:n3", 10)
+    name_and_forget("cut:n3", 10, FASTEST)
 }
+
+/// Time between two reports: what breaks is named no later where they are rare.
+const AS_SHIPPED: &str = "10s";
+const FASTEST: &str = "1s";
 
 /// Waits for the middle of a second. The probes of three ticks lie within the limit then: that half of all packets are lost and
 /// none of theirs, or one, happens once in a thousand times; of two ticks' probes, once in sixty.
@@ -83,8 +88,12 @@ fn half_way_between_ticks() {
 }
 
 /// Breaks it, waits until everybody named it and nobody named anything else, heals it, waits until all is fine.
-fn name_and_forget(fault: &str, times: u32) -> Result<()> {
-    let lab = bed()?;
+fn name_and_forget(fault: &str, times: u32, report: &'static str) -> Result<()> {
+    let mut lab = Lab::network(&Binaries::within(&programs()?)?, 3, 0)?;
+    for node in lab.nodes() {
+        node.configure(lab.broker(), Settings { report, ..Settings::default() })?;
+    }
+    lab.start_programs()?;
     logged(&lab, || {
         let spec: Spec = fault.parse()?;
         let ear = Ear::open(&lab)?;

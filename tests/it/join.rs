@@ -415,6 +415,43 @@ pub(crate) fn a_join_that_ends_otherwise_has_one_cause_and_one_next_step() -> Re
     Ok(())
 }
 
+/// The unit tries again what may be gone the next time, and nothing that only its owner can mend.
+pub(crate) fn what_is_written_wrong_ends_a_join_and_is_not_tried_again() -> Result<()> {
+    const SETTINGS: &str = "/etc/bramble/conf.d/k3s.toml";
+    let mut site = site(&Script::default(), Settings::new(PASSWORD)?)?;
+    let unit = fs::read_to_string(crate::root().join("systemd/system/bramble-join.service"))?;
+    fs::write(site.machine.path("/etc/systemd/system/bramble-join.service"), unit)?;
+    site.machine
+        .run("install -d /var/lib/bramble; touch /etc/bramble/join; systemctl daemon-reload")?
+        .good()?;
+    for (edit, says) in [
+        ("/^version/d", "it is not said which version"),
+        ("s/^version.*/version = \"v1.99.0+k3s1\"/", "v1.99.0+k3s1 are not known"),
+        ("s/^labels.*/settings = { node-nmae = \"a\" }/", "there is node-name"),
+        ("s/^source.*/source = \"http:\\/\\/mirror.lan\"/", "anybody on the way"),
+        ("s/^role.*/role = \"server\"/; s/^server.*//", "it is not said which cluster"),
+        ("s/^server/init = true\\nserver/", "take one of them away"),
+    ] {
+        configure(&mut site, Role::Agent)?;
+        site.machine.run(&format!("sed -i '{edit}' {SETTINGS}"))?.good()?;
+        let said = site.machine.run("bramble join --yes </dev/null")?;
+        ensure!(said.code == 64 && said.err.contains(says), "{edit}: {said:?}");
+    }
+    site.machine.run("systemctl start bramble-join")?;
+    let state = property(&mut site.machine, "bramble-join", "ActiveState")?;
+    ensure!(state == "failed", "what is written wrong is tried again: {}", joining(&mut site)?);
+    configure(&mut site, Role::Agent)?;
+    write_token(&mut site, "K10nonsense")?;
+    site.machine.run("systemctl start bramble-join")?;
+    let state = property(&mut site.machine, "bramble-join", "SubState")?;
+    ensure!(
+        state.starts_with("auto-restart"),
+        "the next token is waited for in vain: {}",
+        joining(&mut site)?
+    );
+    Ok(())
+}
+
 /// What a join said is past once K3s was well: the agent keeps that, and does not tell the old cause with the next trouble.
 pub(crate) fn the_cause_of_a_join_is_past_once_k3s_was_well() -> Result<()> {
     let mut site = site(&Script { cilium: Some(0), ..Script::default() }, Settings::new(PASSWORD)?)?;

@@ -277,6 +277,7 @@ const TESTS: &[&[Test]] = &[
         Container a_fresh_node_joins_until_it_is_ready_and_leaves_as_it_was,
         Container the_token_is_nowhere_where_others_look_and_status_tells_of_k3s,
         Container a_join_that_ends_otherwise_has_one_cause_and_one_next_step,
+        Container what_is_written_wrong_ends_a_join_and_is_not_tried_again,
         Container the_cause_of_a_join_is_past_once_k3s_was_well,
         Container a_token_that_was_corrected_reaches_a_k3s_that_still_asks_by_the_old_one,
         Container a_joined_node_is_left_as_its_owner_and_its_upgrades_have_it,

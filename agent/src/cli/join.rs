@@ -69,11 +69,11 @@ Exit codes:
   1   K3s was started, and the node is not Ready
   2   stopped before K3s was started: a person must act first
   3   with --check: something could not be told, and nothing else stands in the way
-  64  usage";
+  64  usage, or a fault of the configuration: to try again is in vain";
 
 /// K3s was started, and the node is not Ready.
 const NOT_READY: u8 = 1;
-/// Nothing was started.
+/// Nothing was started, and what stood in the way may be gone the next time. With [`USAGE`] bramble-join.service ends.
 const STOPPED: u8 = 2;
 /// A Pi without a clock of its own gets the time within seconds of the network; who has none gets no answer for ever.
 const CLOCK: Patience =
@@ -122,6 +122,11 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
     };
     let limits = Limits { total: Duration::from_secs(args.limit), ..Limits::default() };
     let joining = Joining { config, role, token_file, fits, limits, host };
+    let Some(version) = &config.k3s.version else {
+        let next = "write version = \"v1.35.2+k3s1\" (or that of your servers) into [k3s]";
+        let failed = NotDone::new("joining", "K3s", "it is not said which version", next);
+        return Ok(joining.stop(&failed, USAGE));
+    };
     // Nothing is started where K3s is up: what it waits for tells more than another look.
     if !joining.is_up() {
         if args.yes {
@@ -142,21 +147,20 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
             return Ok(ExitCode::from(STOPPED));
         }
     }
-    match joining.install(args.yes) {
+    match joining.install(version, args.yes) {
         Ok(true) => joining.wait(),
         Ok(false) => Ok(ExitCode::from(STOPPED)),
         Err(Stopped::Printing(error)) => Err(error),
-        Err(Stopped::NotDone(failed)) => {
-            joining.keep(Phase::Failed, "installing", Some(["install", &failed.to_string(), &failed.next]));
-            say("join", &failed);
-            Ok(ExitCode::from(STOPPED))
-        }
+        Err(Stopped::NotDone(failed)) => Ok(joining.stop(&failed, STOPPED)),
+        Err(Stopped::Misconfigured(failed)) => Ok(joining.stop(&failed, USAGE)),
     }
 }
 
 /// Why it ends before its end.
 enum Stopped {
     NotDone(NotDone),
+    /// Only a person can mend what is written.
+    Misconfigured(NotDone),
     Printing(anyhow::Error),
 }
 
@@ -261,11 +265,7 @@ impl Joining<'_> {
     }
 
     /// Puts everything in its place and asks for the start; false when its owner does not want it.
-    fn install(&self, yes: bool) -> Result<bool, Stopped> {
-        let Some(version) = &self.config.k3s.version else {
-            let next = "write version = \"v1.35.2+k3s1\" (or that of your servers) into [k3s]";
-            return Err(NotDone::new("joining", "K3s", "it is not said which version", next).into());
-        };
+    fn install(&self, version: &Version, yes: bool) -> Result<bool, Stopped> {
         let receipts = Receipts::open(&self.host)?;
         let open = heal(&self.host, &receipts)?;
         let work = self.work(version)?;
@@ -327,7 +327,7 @@ impl Joining<'_> {
     }
 
     /// What is not as it should be yet.
-    fn work(&self, version: &Version) -> Result<Work, NotDone> {
+    fn work(&self, version: &Version) -> Result<Work, Stopped> {
         let host = self.host.host();
         let machine = Machine::here().ok_or_else(|| {
             let why = format!("K3s is not known for {}", std::env::consts::ARCH);
@@ -337,7 +337,7 @@ impl Joining<'_> {
         let other = format!("/etc/systemd/system/{other}.service");
         if host.present(&other).map_err(unreadable)? {
             let why = format!("this node is set up in the other role already ({other})");
-            return Err(NotDone::new("joining", "K3s", why, "sudo bramble leave, then join again"));
+            return Err(NotDone::new("joining", "K3s", why, "sudo bramble leave, then join again").into());
         }
         let name = crate::k3s::unit(&self.role);
         let unit = host.text_if_present(&format!("/etc/systemd/system/{name}")).map_err(unreadable)?;
@@ -350,6 +350,7 @@ impl Joining<'_> {
         let found = match work.is_set_up {
             true => Vec::new(),
             false => {
+                binary::provable(&self.config.k3s).map_err(Stopped::Misconfigured)?;
                 block_on(binary::find(host, &self.config.k3s, version, machine)).map_err(|error| {
                     NotDone::new("finding", path::BINARY, error.to_string(), "run it again")
                 })??
@@ -365,7 +366,7 @@ impl Joining<'_> {
                         wanted.path
                     );
                     let why = "another one is there already, and nobody's file is overwritten";
-                    return Err(NotDone::new("writing", wanted.path, why, next));
+                    return Err(NotDone::new("writing", wanted.path, why, next).into());
                 }
             }
         }
@@ -387,14 +388,17 @@ impl Joining<'_> {
                 );
             }
             Err(refused) => {
-                return Err(NotDone::new("writing", "K3s' configuration", refused.what, refused.next));
+                let failed = NotDone::new("writing", "K3s' configuration", refused.what, refused.next);
+                return Err(Stopped::Misconfigured(failed));
             }
         }
         if self.role == Role::First && self.config.cluster.cilium && !work.is_set_up {
             let mut nodes = vec![cilium::Node::here(host, self.config)];
             nodes.extend(self.fits.iter().cloned());
-            let rendered = cilium::render(self.config, &nodes)
-                .map_err(|no| NotDone::new("rendering", "Cilium's values", no.to_string(), no.next()))?;
+            let rendered = cilium::render(self.config, &nodes).map_err(|no| {
+                let failed = NotDone::new("rendering", "Cilium's values", no.to_string(), no.next());
+                Stopped::Misconfigured(failed)
+            })?;
             for remark in &rendered.remarks {
                 eprintln!("bramble join: {remark}");
             }
@@ -410,7 +414,7 @@ impl Joining<'_> {
                     let why = "K3s was set up here by somebody else";
                     let next =
                         "remove it by its own script (ls /usr/local/bin/k3s*uninstall.sh), then join again";
-                    return Err(NotDone::new("writing", file.path, why, next));
+                    return Err(NotDone::new("writing", file.path, why, next).into());
                 }
                 _ => work.write(host, &file.path, file.content, file.mode)?,
             }
@@ -453,6 +457,13 @@ impl Joining<'_> {
         let why = format!("{version} is asked for, and it calls itself \"{}\"", printable(first));
         let next = "write its version into k3s.version, or give the program of that version; sudo bramble revert takes it away";
         Err(NotDone::new("joining by", path::BINARY, why, next))
+    }
+
+    /// Tells the agent and whoever called why K3s was not started.
+    fn stop(&self, failed: &NotDone, code: u8) -> ExitCode {
+        self.keep(Phase::Failed, "installing", Some(["install", &failed.to_string(), &failed.next]));
+        say("join", failed);
+        ExitCode::from(code)
     }
 
     /// Tells the agent how far it is. The join itself is as good without.

@@ -82,6 +82,7 @@ pub async fn find(
     version: &Version,
     machine: Machine,
 ) -> Result<Vec<Wanted>, NotDone> {
+    provable(k3s)?;
     match &k3s.source {
         Source::Path(source) => local(host, k3s, source, machine),
         Source::Mirror(mirror) => {
@@ -90,14 +91,6 @@ pub async fn find(
             let at = |name: &str| mirror.at(&format!("{release}/{name}"));
             let sha256 = match &k3s.sha256 {
                 Some(hash) => hash.clone(),
-                None if !mirror.is_https() => {
-                    return Err(NotDone::new(
-                        "finding",
-                        mirror.to_string(),
-                        "over http anybody on the way could change the program and its file of hashes alike",
-                        "write the program's hash into k3s.sha256, or ask an https mirror",
-                    ));
-                }
                 None => {
                     let url = at(&machine.hashes());
                     let text = fetch_small(&url, SMALL).await?;
@@ -107,6 +100,19 @@ pub async fn find(
             };
             Ok(vec![program(From::Url(at(machine.program)), sha256, machine)])
         }
+    }
+}
+
+/// Whether what is written says by what hash the program is known, or whom to believe about that.
+pub fn provable(k3s: &K3s) -> Result<(), NotDone> {
+    match (&k3s.source, &k3s.sha256) {
+        (Source::Mirror(mirror), None) if !mirror.is_https() => Err(NotDone::new(
+            "finding",
+            mirror.to_string(),
+            "over http anybody on the way could change the program and its file of hashes alike",
+            "write the program's hash into k3s.sha256, or ask an https mirror",
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -73,13 +73,12 @@ pub fn secret(name: &str, default: &str, named: Option<&str>, credentials: Optio
     }
 }
 
-/// The line, from 1, on which `text` sets `section.key`, or `key`.
+/// The line, from 1, on which `text` sets `section.key`, a key of a table in it, or `key`.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let document = toml::de::DeTable::parse(text).ok()?;
-    let (table, key) = match key.split_once('.') {
-        Some((section, key)) => (document.get_ref().get(section)?.get_ref().as_table()?, key),
-        None => (document.get_ref(), key),
-    };
+    let (tables, key) = key.rsplit_once('.').map_or(("", key), |(tables, key)| (tables, key));
+    let mut tables = tables.split('.').filter(|name| !name.is_empty());
+    let table = tables.try_fold(document.get_ref(), |table, name| table.get(name)?.get_ref().as_table())?;
     let (name, _) = table.iter().find(|(name, _)| name.get_ref() == key)?;
     Some(line_at(text, name.span().start))
 }

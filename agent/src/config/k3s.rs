@@ -230,6 +230,13 @@ impl RawK3s {
                 return Err(("k3s.settings", shown(name), (*why).to_owned()));
             }
         }
+        let name = self.settings.get("node-name").map(|name| match name {
+            Setting::Text(name) => name.as_str(),
+            _ => "",
+        });
+        if let Some(name) = name.filter(|name| !is_node_name(name)) {
+            return Err(("k3s.settings.node-name", shown(name), format!("a text of {NODE_NAME}")));
+        }
         Ok(K3s {
             init: self.init.unwrap_or(false),
             server,
@@ -312,6 +319,21 @@ fn is_name(text: &str) -> bool {
         && ends(text.chars().next())
         && ends(text.chars().next_back())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}
+
+/// What a node may be called.
+pub const NODE_NAME: &str =
+    "a-z, 0-9, - and . alone, no - at an end of a part, at most 63 letters a part, 253 in all";
+
+/// RFC 1123 as Kubernetes takes it: lower case, parts that neither begin nor end with a hyphen.
+pub fn is_node_name(name: &str) -> bool {
+    let part = |part: &str| {
+        (1..=63).contains(&part.len())
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(part)
 }
 
 fn is_key(text: &str) -> bool {
@@ -410,13 +432,24 @@ pub(crate) mod tests {
             "server = \"https://10.0.0.11:6443\"\nversion = \"v1.30.2+k3s2\"\nlabels = [\"node_type=worker\", \
              \"node.kubernetes.io/x=\"]\ntaints = [\"node-role.kubernetes.io/control-plane:NoSchedule\", \"a=b:NoExecute\"]\n\
              tls_san = [\"10.0.0.11\", \"fd00::1\", \"*.pi.lan\"]\nkubelet_args = [\"max-pods=50\"]\n\
-             settings = { etcd-expose-metrics = true, kube-scheduler-arg = [\"bind-address=0.0.0.0\"] }",
+             settings = { etcd-expose-metrics = true, node-name = \"pi-1.lan\", \
+             kube-scheduler-arg = [\"bind-address=0.0.0.0\"] }",
         )
         .unwrap();
         assert_eq!(k3s.server.unwrap().port(), 6443);
         assert_eq!(k3s.version.as_ref().unwrap().kubernetes, (1, 30));
         assert_eq!(k3s.settings["etcd-expose-metrics"], Setting::Switch(true));
         assert_eq!(k3s.source, Source::Mirror(Url::parse(RELEASES).unwrap()));
+    }
+
+    #[test]
+    fn a_node_name_is_lower_case_in_parts() {
+        for name in ["pi-1", "node1.home.arpa", "7"] {
+            assert!(is_node_name(name), "{name}");
+        }
+        for name in ["", "Pi", "pi_1", "-pi", "pi-", "a..b", ".", "p\u{e4}", &"a".repeat(64)] {
+            assert!(!is_node_name(name), "{name}");
+        }
     }
 
     #[test]
@@ -445,6 +478,8 @@ pub(crate) mod tests {
             ("kubelet_args = [\"config=/x\"]", "k3s.kubelet_args", "itself"),
             ("settings = { token = \"x\" }", "k3s.settings", "a file"),
             ("settings = { cluster-cidr = \"x\" }", "k3s.settings", "[cluster]"),
+            ("settings = { node-name = \"Pi_1\" }", "k3s.settings.node-name", "a-z, 0-9"),
+            ("settings = { node-name = 7 }", "k3s.settings.node-name", "a text"),
         ] {
             let (at, _, says) = check(text).unwrap_err();
             assert!(at == key && says.contains(why), "{text}: {at}: {says}");

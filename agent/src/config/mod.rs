@@ -455,6 +455,10 @@ mod tests {
             ("[probe]\nport = 0", &["line 2", "port", "nonzero"]),
             ("[probe]\nperiod = \"1ms\"", &["probe.period", "1ms", "500ms"]),
             ("[mqtt]\npassword_file = \"p\"", &["mqtt.password_file", "mqtt.user"]),
+            (
+                "[k3s]\n[k3s.settings]\nnode-name = \"-a\"",
+                &["line 3", "k3s.settings.node-name = \"-a\"", "253 in all"],
+            ),
             ("[node]\nstate_dir = \"\"", &["line 2", "node.state_dir", "whole path"]),
             ("[node]\nruntime_dir = \"run\"", &["line 2", "node.runtime_dir", "run", "whole path"]),
             (

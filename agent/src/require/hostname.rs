@@ -2,6 +2,7 @@
 
 use super::{Area, Finding, Requirement};
 use crate::config::cluster::Profile;
+use crate::config::k3s::{NODE_NAME, is_node_name};
 
 /// What images ship with: a second node of that name replaces the first.
 const SHIPPED: &[&str] = &["raspberrypi", "localhost", "ubuntu", "debian"];
@@ -23,39 +24,10 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
         }
         if !is_node_name(name) {
             return Finding::blocked(
-                format!(
-                    "\"{}\" is no node name: a-z, 0-9, - and . alone, at most 63 letters a part",
-                    name.escape_default()
-                ),
+                format!("\"{}\" is no node name: {NODE_NAME}", name.escape_default()),
                 next,
             );
         }
         Finding::met(&**name)
     },
 };
-
-/// RFC 1123 as Kubernetes takes it: lower case, parts that neither begin nor end with a hyphen.
-fn is_node_name(name: &str) -> bool {
-    let part = |part: &str| {
-        (1..=63).contains(&part.len())
-            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(part)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_name_is_lower_case_in_parts() {
-        for name in ["pi-1", "node1.home.arpa", "7"] {
-            assert!(is_node_name(name), "{name}");
-        }
-        for name in ["", "Pi", "pi_1", "-pi", "pi-", "a..b", ".", "p\u{e4}", &"a".repeat(64)] {
-            assert!(!is_node_name(name), "{name}");
-        }
-    }
-}

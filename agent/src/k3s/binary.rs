@@ -4,7 +4,7 @@
 //! The names are those of K3s' releases: `k3s-arm64`, `sha256sum-arm64.txt`, `k3s-airgap-images-arm64.tar.zst`.
 
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::k3s::{K3s, Source, Version, is_sha256};
 use crate::host::http::{Client, Limits, Request, Trouble, Trust, Url};
@@ -59,6 +59,9 @@ const REDIRECTS: usize = 5;
 const SMALL: Duration = Duration::from_secs(60);
 /// How often a connection that was cut off is begun anew while pieces still come.
 const RETRIES: usize = 8;
+/// The least that comes of a download in a time, over all its connections: a modem of old is as quick. A mirror that
+/// drips would keep a join for ever.
+const LEAST: (u64, Duration) = (2 << 20, Duration::from_secs(300));
 
 impl Machine {
     /// The one this runs on.
@@ -195,7 +198,7 @@ impl Wanted {
         if partial.length() == 0 || partial.sha256() != self.sha256 {
             match &self.from {
                 From::File(file) => copy(host, file, partial, self.largest(), tell)?,
-                From::Url(url) => download(url, partial, self.largest(), tell).await?,
+                From::Url(url) => download(url, partial, self.largest(), Pace::of(LEAST), tell).await?,
             }
         }
         let seen = partial.sha256();
@@ -290,16 +293,47 @@ fn too_large(from: &str, largest: u64) -> NotDone {
     NotDone::new("taking", from, why, "look at where it comes from, then join again")
 }
 
+/// Whether a download is worth waiting for.
+struct Pace {
+    least: u64,
+    within: Duration,
+    /// When it was quick enough last, and what has come since.
+    since: Instant,
+    come: u64,
+}
+
+impl Pace {
+    fn of((least, within): (u64, Duration)) -> Pace {
+        Pace { least, within, since: Instant::now(), come: 0 }
+    }
+
+    /// Counts what has come; refuses what is too slow.
+    fn count(&mut self, url: &Url, bytes: usize, partial: &Partial) -> Result<(), NotDone> {
+        self.come += bytes as u64;
+        if self.come >= self.least {
+            (self.since, self.come) = (Instant::now(), 0);
+        }
+        if self.since.elapsed() < self.within {
+            return Ok(());
+        }
+        let (within, come, have) = (self.within.as_secs(), self.come >> 10, partial.length() >> 10);
+        let why = format!("too slow: {come} KiB came within {within} s; {have} KiB of it are here");
+        let next = "join again, which goes on from there, or name another mirror or a file as k3s.source";
+        Err(NotDone::new("downloading", url.to_string(), why, next))
+    }
+}
+
 async fn download(
     url: &Url,
     partial: &mut Partial,
     largest: u64,
+    mut pace: Pace,
     tell: &mut dyn FnMut(u64, Option<u64>),
 ) -> Result<(), NotDone> {
     let mut retries = 0;
     loop {
         let before = partial.length();
-        let trouble = match download_once(url, partial, largest, tell).await? {
+        let trouble = match download_once(url, partial, largest, &mut pace, tell).await? {
             Ok(()) => return Ok(()),
             Err(trouble) => trouble,
         };
@@ -314,6 +348,7 @@ async fn download(
             };
             return Err(NotDone::new("downloading", url.to_string(), trouble.to_string(), next));
         }
+        pace.count(url, 0, partial)?;
         tokio::time::sleep(Duration::from_secs(1 << retries.min(4))).await;
     }
 }
@@ -323,6 +358,7 @@ async fn download_once(
     url: &Url,
     partial: &mut Partial,
     largest: u64,
+    pace: &mut Pace,
     tell: &mut dyn FnMut(u64, Option<u64>),
 ) -> Result<Result<(), Trouble>, NotDone> {
     let from = partial.length();
@@ -350,6 +386,7 @@ async fn download_once(
                 }
                 partial.add(&piece)?;
                 tell(partial.length(), all);
+                pace.count(url, piece.len(), partial)?;
             }
         }
     }
@@ -588,6 +625,29 @@ mod tests {
         fetched(&host, &wanted(&second)).unwrap();
         assert_eq!(fs::read(tree.0.join("usr/local/bin/k3s")).unwrap(), second);
         assert_eq!(fs::read_dir(tree.0.join("usr/local/bin")).unwrap().count(), 1);
+    }
+
+    /// Byte by byte, or by connections that end after a few: what has come is kept.
+    #[test]
+    fn a_mirror_that_drips_is_given_up_and_gone_on_with_the_next_time() {
+        let tree = Tree::new("drip");
+        let host = tree.host();
+        let body = vec![b'.'; 1000];
+        let slow = mirror(body.clone(), 100);
+        let download = |url: &Url, pace| {
+            let mut partial = host.partial(path::BINARY, &sha256(&body)).unwrap();
+            let done = block_on(download(url, &mut partial, 1000, pace, &mut |_, _| {}));
+            (done.map_err(|failed| format!("{failed}; {}", failed.next)), partial.length())
+        };
+        let mut have = 0;
+        for path in ["/drip", "/there"] {
+            let (done, length) = download(&slow.at(path), Pace::of((500, Duration::from_millis(400))));
+            let refused = done.unwrap_err();
+            let says = refused.contains(&format!("{path}: too slow: ")) && refused.contains("from there");
+            assert!(says && length > have && length < 1000, "{path}: {length}: {refused}");
+            have = length;
+        }
+        assert_eq!(download(&mirror(body.clone(), 1000).at("/there"), Pace::of(LEAST)), (Ok(()), 1000));
     }
 
     #[test]

@@ -399,7 +399,7 @@ impl<'a> Agent<'a> {
 
     fn say_once<T: serde::Serialize>(&self, leaf: NodeTopic, message: &T, expiry: Duration) {
         let topic = Topic::Node(self.speaker.node.clone(), leaf).in_cluster(&self.speaker.cluster);
-        self.bus.publish_event(topic, serde_json::to_vec(message).expect("a message is JSON"), None, expiry);
+        self.bus.publish_event(topic, serde_json::to_vec(message).expect("a message is JSON"), expiry);
     }
 
     /// Notes what the broker has done meanwhile; judges the requirements when something happened to the host.

@@ -334,7 +334,7 @@ mod tests {
 
     fn message(leaf: &str, payload: &str, retained: bool) -> Message {
         let topic = format!("bramble/home/node/n1/{leaf}");
-        Message { topic, payload: payload.to_owned().into(), retained, ..Message::default() }
+        Message { topic, payload: payload.to_owned().into(), retained }
     }
 
     #[test]

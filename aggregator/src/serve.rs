@@ -383,7 +383,7 @@ fn apply(shared: &Shared, bus: &Bus, effects: Vec<Effect>) {
                 bus.publish_latest(topic.in_cluster(shared.cluster().name()), payload, expiry);
             }
             Effect::Tell { topic, payload, expiry } => {
-                bus.publish_event(topic.in_cluster(shared.cluster().name()), payload, None, expiry);
+                bus.publish_event(topic.in_cluster(shared.cluster().name()), payload, expiry);
             }
             Effect::Remove(topic) => {
                 bus.publish_latest(topic.in_cluster(shared.cluster().name()), Vec::new(), None);

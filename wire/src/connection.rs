@@ -125,10 +125,6 @@ pub struct Message {
     pub payload: Bytes,
     /// Whether it was stored by the broker before we subscribed.
     pub retained: bool,
-    /// Where its sender waits for an answer.
-    pub response_topic: Option<String>,
-    /// What the answer has to repeat.
-    pub correlation: Option<Bytes>,
 }
 
 /// The sending half; clones share one outbox.
@@ -199,17 +195,10 @@ impl Bus {
         self.shared.wake.notify_one();
     }
 
-    /// Publishes something that is worth nothing after `expiry`, at least once, not retained; `correlation` goes with an
-    /// answer.
-    pub fn publish_event(
-        &self,
-        topic: String,
-        payload: Vec<u8>,
-        correlation: Option<Bytes>,
-        expiry: Duration,
-    ) {
+    /// Publishes something that is worth nothing after `expiry`, at least once, not retained.
+    pub fn publish_event(&self, topic: String, payload: Vec<u8>, expiry: Duration) {
         if fits(&topic, &payload) {
-            self.shared.lock().outbox.event(topic, payload.into(), correlation, expiry, Instant::now());
+            self.shared.lock().outbox.event(topic, payload.into(), expiry, Instant::now());
             self.shared.wake.notify_one();
         }
     }
@@ -774,13 +763,10 @@ fn take(
                     return Err(Ended::Because(why.to_owned()));
                 }
             }
-            let properties = publish.properties.unwrap_or_default();
             Ok(Some(Event::Message(Message {
                 topic: String::from_utf8_lossy(&publish.topic).into_owned(),
                 payload: publish.payload,
                 retained: publish.retain,
-                response_topic: properties.response_topic,
-                correlation: properties.correlation_data,
             })))
         }
         Packet::PubAck(ack) => {

@@ -108,8 +108,6 @@ struct Happened {
     number: u64,
     topic: String,
     payload: Bytes,
-    /// What goes with an answer.
-    correlation: Option<Bytes>,
     /// When it is worth nothing any more.
     until: Option<Instant>,
     state: Progress,
@@ -171,33 +169,20 @@ impl Outbox {
     }
 
     /// Takes an event up that is worth nothing after `expiry`.
-    pub(crate) fn event(
-        &mut self,
-        topic: String,
-        payload: Bytes,
-        correlation: Option<Bytes>,
-        expiry: Duration,
-        now: Instant,
-    ) -> u64 {
-        self.push(topic, payload, correlation, Some(now + expiry))
+    pub(crate) fn event(&mut self, topic: String, payload: Bytes, expiry: Duration, now: Instant) -> u64 {
+        self.push(topic, payload, Some(now + expiry))
     }
 
     /// Takes an event up that is told late rather than never.
     pub(crate) fn record(&mut self, topic: String, payload: Bytes) -> u64 {
-        self.push(topic, payload, None, None)
+        self.push(topic, payload, None)
     }
 
-    fn push(
-        &mut self,
-        topic: String,
-        payload: Bytes,
-        correlation: Option<Bytes>,
-        until: Option<Instant>,
-    ) -> u64 {
+    fn push(&mut self, topic: String, payload: Bytes, until: Option<Instant>) -> u64 {
         let number = self.number;
         self.number += 1;
         let state = Progress::Waiting;
-        let happened = Happened { number, topic, payload, correlation, until, state };
+        let happened = Happened { number, topic, payload, until, state };
         let records = happened.is_record();
         let bound = if records { RECORDS } else { EVENTS };
         if happened.size() > bound.bytes {
@@ -302,7 +287,7 @@ impl Outbox {
                     Some(left) => Some(left),
                 },
             };
-            if let Some(id) = self.write(&topic, value.payload, true, expiry, None, out) {
+            if let Some(id) = self.write(&topic, value.payload, true, expiry, out) {
                 match id {
                     0 => self.forget_removed(&topic),
                     id => drop(self.under_way.insert(id, Sent::Latest(topic))),
@@ -328,9 +313,8 @@ impl Outbox {
                     }
                 },
             };
-            let (number, topic) = (event.number, event.topic.clone());
-            let (payload, correlation) = (event.payload.clone(), event.correlation.clone());
-            match self.write(&topic, payload, false, expiry, correlation, out) {
+            let (number, topic, payload) = (event.number, event.topic.clone(), event.payload.clone());
+            match self.write(&topic, payload, false, expiry, out) {
                 Some(0) => self.events[at].state = Progress::Done,
                 Some(id) => {
                     self.events[at].state = Progress::UnderWay;
@@ -357,7 +341,6 @@ impl Outbox {
         payload: Bytes,
         retain: bool,
         expiry: Option<Duration>,
-        correlation: Option<Bytes>,
         out: &mut BytesMut,
     ) -> Option<u16> {
         let id = if self.grant.acknowledges { self.free_id() } else { 0 };
@@ -375,7 +358,6 @@ impl Outbox {
                 message_expiry_interval: expiry
                     .map(|left| u32::try_from(left.as_secs().max(1)).unwrap_or(u32::MAX)),
                 content_type: is_json.then(|| "application/json".to_owned()),
-                correlation_data: correlation,
                 ..PublishProperties::default()
             }),
         });
@@ -565,7 +547,7 @@ mod tests {
     fn what_expired_during_an_outage_is_not_said_as_if_it_were_fresh() {
         let (mut outbox, then) = (Outbox::default(), Instant::now());
         outbox.set("state".to_owned(), "x".into(), Some(Duration::from_secs(3)), then);
-        outbox.event("event".to_owned(), "x".into(), None, Duration::from_secs(3), then);
+        outbox.event("event".to_owned(), "x".into(), Duration::from_secs(3), then);
         outbox.connected("availability", None);
         let mut out = BytesMut::new();
         assert!(outbox.next(then + Duration::from_secs(1), &mut out));
@@ -622,7 +604,7 @@ mod tests {
         // An outage in which each change is told as an event and as a record.
         for number in 0..RECORDS.count {
             let payload = "x".repeat(100);
-            outbox.event("event".to_owned(), payload.into(), None, Duration::from_secs(3600), now);
+            outbox.event("event".to_owned(), payload.into(), Duration::from_secs(3600), now);
             record(&mut outbox, &number.to_string());
         }
         assert_eq!((outbox.load(true).count, outbox.load(false).count), (RECORDS.count, EVENTS.count));
@@ -701,7 +683,7 @@ mod tests {
         outbox.acknowledged(outbox.last_id, PubAckReason::QuotaExceeded);
         assert_eq!((outbox.dropped, outbox.takes_records(), outbox.idle()), (1, false, true));
         record(&mut outbox, "x");
-        outbox.event("event".to_owned(), "x".into(), None, Duration::from_secs(3), now);
+        outbox.event("event".to_owned(), "x".into(), Duration::from_secs(3), now);
         assert!(outbox.next(now, &mut out) && outbox.next(now, &mut out));
         outbox.acknowledged(outbox.last_id, PubAckReason::NotAuthorized);
         assert_eq!((outbox.dropped, outbox.takes_records()), (1, false), "an event is no record");

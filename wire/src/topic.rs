@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::written::visible;
+
 /// First level of all own topics.
 const ROOT: &str = "bramble";
 /// Level of the cluster's own device in Home Assistant's topics. No [`Name`] has a `_`, so it is never a node's.
@@ -38,7 +40,7 @@ impl Name {
         if fits {
             Ok(Self(text.to_owned()))
         } else {
-            Err(BadName { shown: text.chars().take(80).flat_map(char::escape_default).collect() })
+            Err(BadName { shown: visible(&text.chars().take(80).collect::<String>()) })
         }
     }
 

@@ -47,7 +47,7 @@ impl Written {
     pub fn wrong(&self, key: &str, value: &str, why: &str) -> Wrong {
         let why = match value {
             "" => format!("{key}: {why}"),
-            value => format!("{key} = {value:?}: {why}"),
+            value => format!("{key} = \"{}\": {why}", visible(value)),
         };
         Wrong { place: self.origin(key), why }
     }
@@ -61,6 +61,12 @@ impl Written {
             (None, None) => String::new(),
         }
     }
+}
+
+/// A text as somebody wrote it, for an error: only what cannot be seen is escaped.
+pub fn visible(text: &str) -> String {
+    // Of a text, not of its letters one by one: that would take marks off their letters, as `{:?}` does.
+    text.escape_debug().to_string().replace("\\'", "'")
 }
 
 /// Where to read a secret: a file that its owner named, or the `default`, which a unit's `LoadCredential=` hands over as
@@ -160,6 +166,18 @@ mod tests {
         }
         assert_eq!(written.wrong("mqtt.none", "", "no").to_string(), "a: mqtt.none: no");
         assert_eq!(written.wrong("name", "\u{1b}x", "no").why, "name = \"\\u{1b}x\": no");
+    }
+
+    #[test]
+    fn what_a_person_wrote_is_told_as_it_was_written_but_what_cannot_be_seen() {
+        for text in ["K\u{fc}che", "Ku\u{308}che", "pi's", "\u{53f0}\u{6240}"] {
+            assert_eq!(visible(text), text);
+        }
+        for (text, told) in
+            [("\u{1b}[2J", "\\u{1b}[2J"), ("a\n\"", "a\\n\\\""), ("\u{202e}\\'", "\\u{202e}\\\\'")]
+        {
+            assert_eq!(visible(text), told);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::check::{print, width, wrap};
 use super::plan::{NO_INPUT, page, plan};
 use super::{FAILURE, USAGE};
 use crate::change::Change;
-use crate::config::Config;
+use crate::config::{Config, visible};
 use crate::converge::apply::{carry_out, heal, receipt};
 use crate::converge::plan::{Edit, Gate, Plan, Step};
 use crate::converge::receipt::{Receipts, Writer};
@@ -54,7 +54,7 @@ const ROUNDS: usize = 3;
 pub fn run(args: &Apply, config: &Config) -> anyhow::Result<ExitCode> {
     if let Some(id) = args.consent.iter().find(|id| require::REQUIREMENTS.iter().all(|r| r.id != id.as_str()))
     {
-        let id = id.escape_default();
+        let id = visible(id);
         eprintln!(
             "bramble apply: --consent {id}: no requirement is called so; bramble plan names those that ask"
         );

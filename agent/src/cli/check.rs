@@ -12,7 +12,7 @@ mod explain;
 mod fit;
 
 use super::USAGE;
-use crate::config::Config;
+use crate::config::{Config, visible};
 use crate::facts::Facts;
 use crate::host::Host;
 use crate::k3s::doctor;
@@ -159,7 +159,7 @@ fn unknown_id(id: &str) -> Option<String> {
         true => "bramble check --list names them all".to_string(),
         false => format!("did you mean {}?", near.join(", ")),
     };
-    Some(format!("no requirement is called \"{}\"; {hint}", id.escape_default()))
+    Some(format!("no requirement is called \"{}\"; {hint}", visible(id)))
 }
 
 /// How many are in each state.

@@ -10,6 +10,7 @@ use super::USAGE;
 use super::apply::{open, say};
 use super::check::{print, width, wrap};
 use super::plan::NO_INPUT;
+use crate::config::visible;
 use crate::converge::apply::heal;
 use crate::converge::diff::versions;
 use crate::converge::receipt::{Act, Kept, Receipt, Receipts, State, seen};
@@ -107,7 +108,7 @@ fn undo(args: &Revert, host: &HostMut) -> Result<(String, ExitCode), NotDone> {
     heal(host, &receipts)?;
     let Some(receipt) = choose(&receipts, args.receipt.as_deref())? else {
         let Some(name) = &args.receipt else { return Ok(("nothing to undo\n".into(), ExitCode::SUCCESS)) };
-        let name = name.escape_default();
+        let name = visible(name);
         eprintln!("bramble revert: no receipt is called {name}; bramble revert --list names them");
         return Ok((String::new(), ExitCode::from(USAGE)));
     };
@@ -119,7 +120,7 @@ fn undo(args: &Revert, host: &HostMut) -> Result<(String, ExitCode), NotDone> {
     if let Some(strange) = args.keep.iter().find(|path| !is_kept(path)) {
         eprintln!(
             "bramble revert: --keep {}: receipt {} changed no such file; bramble revert --list names them",
-            strange.escape_default(),
+            visible(strange),
             receipt.name
         );
         return Ok((String::new(), ExitCode::from(USAGE)));

@@ -301,7 +301,7 @@ pub fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// What was written, for an error: short and printable, and without what nobody may see: a token in the wrong place, a
+/// What was written, for an error: short, and without what nobody may see: a token in the wrong place, a
 /// URL's user and password.
 fn shown(text: &str) -> String {
     let text = match text.split_once("://").zip(text.rsplit_once('@')) {
@@ -309,7 +309,7 @@ fn shown(text: &str) -> String {
         Some(((scheme, _), (_, place))) => format!("{scheme}://...@{place}"),
         None => text.to_owned(),
     };
-    text.chars().take(80).collect::<String>().escape_debug().to_string()
+    text.chars().take(80).collect()
 }
 
 /// Kubernetes' names: letters and digits, with `-_.` between them, at most 63.

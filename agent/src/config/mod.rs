@@ -24,6 +24,8 @@ pub mod cluster;
 /// `[k3s]`: how the node joins.
 pub mod k3s;
 
+pub use wire::written::visible;
+
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/bramble/bramble.toml";
 /// Where the owner's files are, which are read after it.
@@ -459,6 +461,8 @@ mod tests {
                 "[k3s]\n[k3s.settings]\nnode-name = \"-a\"",
                 &["line 3", "k3s.settings.node-name = \"-a\"", "253 in all"],
             ),
+            ("[node]\nname = \"K\u{fc}che\"", &["node.name = \"K\u{fc}che\"", "`K\u{fc}che` is no"]),
+            ("[k3s]\nversion = \"\\u001b\u{fc}\"", &["k3s.version = \"\\u{1b}\u{fc}\""]),
             ("[node]\nstate_dir = \"\"", &["line 2", "node.state_dir", "whole path"]),
             ("[node]\nruntime_dir = \"run\"", &["line 2", "node.runtime_dir", "run", "whole path"]),
             (

@@ -65,7 +65,7 @@ impl Url {
         let https = match scheme.to_ascii_lowercase().as_str() {
             "https" => true,
             "http" => false,
-            other => return Err(BadUrl::Unknown(other.escape_default().to_string())),
+            other => return Err(BadUrl::Unknown(other.escape_debug().to_string())),
         };
         if rest.contains('@') {
             return Err(BadUrl::User);

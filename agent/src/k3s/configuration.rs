@@ -12,9 +12,9 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 use super::path;
-use crate::config::Config;
 use crate::config::cluster::Range;
 use crate::config::k3s::{Role, Setting, Version};
+use crate::config::{Config, visible};
 use crate::converge::receipt::written;
 use crate::facts::table;
 use crate::host::{Host, Unreadable};
@@ -148,7 +148,7 @@ fn takes(name: &str, role: &Role, version: &Version) -> Result<(), String> {
         let like = |flag: &&Flag| (strsim::jaro_winkler(flag.name, name) * 1000.0) as u32;
         let nearest = FLAGS.iter().max_by_key(like).filter(|flag| like(flag) > 850);
         let hint = nearest.map_or(String::new(), |flag| format!("; there is {}", flag.name));
-        return Err(format!("K3s has no setting {}{hint}", name.escape_debug()));
+        return Err(format!("K3s has no setting {}{hint}", visible(name)));
     };
     let wanted = if role.is_server() { "server" } else { "agent" };
     if flag.role != "both" && flag.role != wanted {

@@ -3,6 +3,7 @@
 use super::{Area, Finding, Requirement};
 use crate::config::cluster::Profile;
 use crate::config::k3s::{NODE_NAME, is_node_name};
+use crate::config::visible;
 
 /// What images ship with: a second node of that name replaces the first.
 const SHIPPED: &[&str] = &["raspberrypi", "localhost", "ubuntu", "debian"];
@@ -23,10 +24,7 @@ pub(super) const REQUIREMENT: Requirement = Requirement {
             return Finding::blocked(format!("{name} is the name that every fresh image has"), next);
         }
         if !is_node_name(name) {
-            return Finding::blocked(
-                format!("\"{}\" is no node name: {NODE_NAME}", name.escape_default()),
-                next,
-            );
+            return Finding::blocked(format!("\"{}\" is no node name: {NODE_NAME}", visible(name)), next);
         }
         Finding::met(&**name)
     },

@@ -34,7 +34,7 @@ use crate::{
     facts::Facts,
     guard::Guard,
     home::Home,
-    host::{Host, clock, state::State, systemd, timer::Timer},
+    host::{Host, clock, led, state::State, systemd, timer::Timer},
     identity::{self, Answer, Question, Settled},
     journal,
     notify::{self, Asked, Service},
@@ -968,7 +968,10 @@ impl<'a> Agent<'a> {
                 self.say();
                 Ok(serde_json::Value::Null)
             }
-            Verb::Identify => systemd::start_obey("identify").map(|()| serde_json::json!({"seconds": 15})),
+            Verb::Identify => {
+                led::is_there().map_err(|none| none.to_string())?;
+                systemd::start_obey("identify").map(|()| serde_json::json!({"seconds": 15}))
+            }
             Verb::Apply if self.host.present("/etc/bramble/prepare") != Ok(true) => {
                 Err("root acts here only while /etc/bramble/prepare exists: sudo touch it".to_owned())
             }

@@ -45,6 +45,7 @@ const CONTAINER: &[Test] = &[
     test!(an_upgrade_keeps_settings_state_and_identity),
     test!(what_an_earlier_release_left_is_read_told_and_taken_back),
     test!(the_agent_may_start_what_its_rule_names_and_nothing_else),
+    test!(identify_is_asked_over_mqtt_and_refused_where_no_light_is),
     test!(a_daemon_that_hangs_is_ended_and_begins_anew),
     test!(the_journal_can_be_asked_by_field_and_is_quiet_otherwise),
     test!(what_the_owner_switched_off_stays_off),
@@ -536,7 +537,7 @@ fn the_agent_may_start_what_its_rule_names_and_nothing_else(machine: &mut dyn Ma
     // What was started looks itself whether its owner wants it.
     for (unit, said) in [
         ("bramble-prepare", "ondition check"),
-        ("bramble-obey@identify", "has neither ACT nor led0"),
+        ("bramble-obey@identify", "no light to blink"),
         ("bramble-obey@reboot", "reboot is not allowed: it is not listed under [commands]"),
     ] {
         until(PATIENCE, &format!("{unit} says {said:?}"), || {
@@ -545,6 +546,19 @@ fn the_agent_may_start_what_its_rule_names_and_nothing_else(machine: &mut dyn Ma
         })?;
     }
     ensure!(preparations(machine)? == 0, "it has acted");
+    Ok(())
+}
+
+fn identify_is_asked_over_mqtt_and_refused_where_no_light_is(machine: &mut dyn Machine) -> Result<()> {
+    install(machine)?;
+    machine.run("systemd-run --quiet --unit=bed-broker mosquitto")?.good()?;
+    let ask = "mosquitto_rr -V mqttv5 -W 2 -t bramble/home/node/bed/request/identify \
+               -e bramble/home/node/bed/response/identify -m '{\"transaction\":\"a\"}'";
+    let answer: Value =
+        until(PATIENCE, "identify is answered", || Ok(serde_json::from_str(&machine.run(ask)?.out).ok()))?;
+    // No container has a light of its own.
+    ensure!(answer["status"] == "error" && answer["transaction"] == "a", "{answer}");
+    ensure!(answer["error"].as_str().is_some_and(|why| why.contains("no light to blink")), "{answer}");
     Ok(())
 }
 

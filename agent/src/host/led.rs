@@ -20,9 +20,23 @@ pub fn blink(time: Duration) -> io::Result<()> {
     blink_at(&light(Path::new(LEDS))?, time)
 }
 
+/// Whether there is a light to blink; who may not switch it sees that, too.
+///
+/// # Errors
+/// There is none.
+pub fn is_there() -> io::Result<()> {
+    light(Path::new(LEDS)).map(drop)
+}
+
 fn light(leds: &Path) -> io::Result<PathBuf> {
     let found = NAMES.iter().map(|name| leds.join(name).join("trigger")).find(|trigger| trigger.exists());
-    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{LEDS} has neither ACT nor led0")))
+    found.ok_or_else(|| {
+        let none = format!(
+            "this machine has no light to blink ({} in {LEDS}); find it by its address",
+            NAMES.join(", ")
+        );
+        io::Error::new(io::ErrorKind::NotFound, none)
+    })
 }
 
 fn blink_at(trigger: &Path, time: Duration) -> io::Result<()> {

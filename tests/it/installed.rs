@@ -79,8 +79,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             (false, true) => BOARD,
             (false, false) => CONTAINER,
         };
-        let missing =
-            bare::missing(machine).or_else(|| packages(machine).err().map(|why| format!("{why:#}")));
+        let missing = bare::missing(machine)
+            .or_else(|| packages(machine).err().map(|why| format!("{why:#}")))
+            .or_else(|| too_long(machine));
         for test in tests {
             let name = format!("machine::{}::installed::{}", machine.name, test.name);
             let run = test.run;
@@ -94,6 +95,13 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
     }
     trials
+}
+
+/// An emulated machine needs a minute for the packages alone.
+fn too_long(machine: &Blueprint) -> Option<String> {
+    let is_change = std::env::var_os("BRAMBLE_CHANGE").is_some();
+    let why = || format!("minutes long; cargo xtask machine test {}", machine.name);
+    (is_change && machine.has_own_kernel()).then(why)
 }
 
 fn packages(machine: &Blueprint) -> Result<[PathBuf; 2]> {

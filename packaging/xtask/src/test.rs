@@ -17,6 +17,17 @@ pub(crate) struct Arguments {
     fast: bool,
 }
 
+/// How much is run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// What takes a few minutes.
+    Fast,
+    /// What a change waits for: on emulated boards not what installs the packages there.
+    Change,
+    /// Everything, on all machines that are built.
+    Whole,
+}
+
 /// What became of the tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -60,7 +71,7 @@ impl Tally {
 ///
 /// Something is missing that cannot be installed, or cargo cannot be started.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let tally = run_all(arguments.fast)?;
+    let tally = run_all(if arguments.fast { Effort::Fast } else { Effort::Whole })?;
     if tally.broken {
         eprintln!("a test program was not built or did not end well; its reason stands above");
     }
@@ -78,20 +89,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// # Errors
 ///
 /// As [`run`].
-pub(crate) fn run_all(fast: bool) -> Result<Tally> {
-    setup::ensure(if fast { &[Purpose::Demo] } else { &[Purpose::Demo, Purpose::Browser, Purpose::Filter] })?;
+pub(crate) fn run_all(effort: Effort) -> Result<Tally> {
+    setup::ensure(if effort == Effort::Fast {
+        &[Purpose::Demo]
+    } else {
+        &[Purpose::Demo, Purpose::Browser, Purpose::Filter]
+    })?;
     let mut tally = Tally::default();
     build::programs(Profile::Dev)?;
     let mut units = build::cargo(&["test", "--locked", "--no-fail-fast", "--workspace"]);
     units.args(["--exclude", "ebpf", "--exclude", "testbed"]);
     follow(units, &mut tally)?;
     let mut bed = build::cargo(&["test", "--locked", "--no-fail-fast", "--package", "testbed"]);
-    if fast {
-        bed.env("BRAMBLE_FAST", "1");
+    let switch = match effort {
+        Effort::Fast => Some("BRAMBLE_FAST"),
+        Effort::Change => Some("BRAMBLE_CHANGE"),
+        Effort::Whole => None,
+    };
+    if let Some(switch) = switch {
+        bed.env(switch, "1");
     }
     if !nix::unistd::geteuid().is_root() && is_root_or_may_be() {
-        let fast = if fast { "\"env\", \"BRAMBLE_FAST=1\"" } else { "\"env\"" };
-        bed.args(["--config", &format!("target.'cfg(all())'.runner = [\"sudo\", \"-n\", {fast}]")]);
+        let switch = switch.map(|switch| format!(", \"{switch}=1\"")).unwrap_or_default();
+        bed.args(["--config", &format!("target.'cfg(all())'.runner = [\"sudo\", \"-n\", \"env\"{switch}]")]);
     }
     follow(bed, &mut tally)?;
     Ok(tally)

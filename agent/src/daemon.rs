@@ -64,6 +64,8 @@ const INFO_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 const ANNOUNCED: Duration = Duration::from_secs(3);
 /// How long something that happened is worth being told.
 const EVENT_EXPIRY: Duration = Duration::from_secs(3600);
+/// For how long after a question the next one is waited for: `bramble mesh` asks once a second.
+const WATCHED: Duration = Duration::from_secs(5);
 /// How long after the first of them the broker has told of all peers.
 const GATHERED: Duration = Duration::from_secs(1);
 /// Peers that are listened to: more than the kernel's map holds are never probed.
@@ -136,6 +138,7 @@ async fn live(
             () = agent.guard.happened() => agent.watch(),
             () = agent.records.keep() => {}
             Some(asked) = questions.recv() => {
+                agent.is_asked();
                 // Who asked may have gone.
                 let _ = asked.send(serde_json::to_vec(&agent.snapshot()).expect("a snapshot is JSON"));
             }
@@ -268,6 +271,8 @@ struct Agent<'a> {
     machine: Machine,
     wanted: tokio::sync::watch::Sender<Option<Wanted>>,
     want_at: Option<Instant>,
+    /// Until when whoever asked last may ask again.
+    watched_until: Option<Instant>,
     peers: BTreeMap<Name, Peer>,
     /// Another node that speaks under our name: its id, and when it last did.
     namesake: Option<(String, Instant)>,
@@ -327,6 +332,7 @@ impl<'a> Agent<'a> {
             machine: Machine::default(),
             wanted,
             want_at: None,
+            watched_until: None,
             peers: BTreeMap::new(),
             namesake: None,
             sample: Err("bramble probe has not been reached yet".to_owned()),
@@ -692,6 +698,7 @@ impl<'a> Agent<'a> {
             self.guard.look_at(),
             self.silent_at(),
             self.want_at,
+            self.watched_until,
             self.announce_at,
             self.vouch_at,
             self.move_out_at,
@@ -708,6 +715,10 @@ impl<'a> Agent<'a> {
         }
         if is_due(self.want_at) {
             self.want();
+        }
+        if is_due(self.watched_until) {
+            self.watched_until = None;
+            self.tell_whether_watched();
         }
         if is_due(self.announce_at) {
             self.announce();
@@ -764,7 +775,7 @@ impl<'a> Agent<'a> {
     fn discover(&mut self, state: &NodeState) {
         let around = Around {
             interval: self.config.report.interval,
-            verbs: Verb::ALL.into_iter().filter(|verb| self.config.commands.allows(*verb)).collect(),
+            verbs: Verb::ALL.into_iter().filter(|verb| self.can(*verb)).collect(),
             hub: self.aggregator.as_ref().and_then(|aggregator| aggregator.device.clone()),
             page: self.aggregator.as_ref().and_then(|aggregator| aggregator.page.clone()),
         };
@@ -775,6 +786,11 @@ impl<'a> Agent<'a> {
             self.bus.publish_latest(topic, payload, None);
             self.vouch_at = Some(Instant::now() + HEARD_AFTER);
         }
+    }
+
+    /// Whether the owner lets it be asked for, and the machine has what it takes.
+    fn can(&self, verb: Verb) -> bool {
+        self.config.commands.allows(verb) && (verb != Verb::Identify || led::is_there().is_ok())
     }
 
     /// Says that this node is there, and who it is: for who heard of it a moment ago, and has only now begun to listen.
@@ -866,12 +882,13 @@ impl<'a> Agent<'a> {
             }
             Topic::Node(node, NodeTopic::Info) => {
                 let info = self.read_info(&node, payload)?;
-                let peer = self.peer(node)?;
+                let peer = self.peer(node.clone())?;
                 peer.address = info.address.filter(probeable);
                 peer.probe_port = Some(info.probe_port);
                 peer.version = Some(info.version);
                 peer.role = info.role;
                 self.want_soon();
+                self.reconsider(&node);
                 Ok(())
             }
             Topic::Node(node, NodeTopic::Availability) => {
@@ -881,10 +898,9 @@ impl<'a> Agent<'a> {
                     word if word == OFFLINE.as_bytes() => Some(false),
                     _ => return Err("neither online nor offline".to_owned()),
                 };
-                let before = std::mem::replace(&mut self.peer(node)?.online, online);
-                // It is in the reason of a link that is cut.
-                if before != online && self.judge(Pace::Sample) {
-                    self.say();
+                let before = std::mem::replace(&mut self.peer(node.clone())?.online, online);
+                if before != online {
+                    self.reconsider(&node);
                 }
                 Ok(())
             }
@@ -898,6 +914,16 @@ impl<'a> Agent<'a> {
                 Ok(())
             }
             _ => Err("not a topic that was subscribed to".to_owned()),
+        }
+    }
+
+    /// Judges anew where something is known now that is in the reason why a peer is not heard.
+    fn reconsider(&mut self, peer: &Name) {
+        let is_cut = |health: &Health| {
+            health.links.get(peer).is_some_and(|link| link.incoming.state == report::WayState::Cut)
+        };
+        if self.healths.iter().any(is_cut) && self.judge(Pace::Sample) {
+            self.say();
         }
     }
 
@@ -1077,13 +1103,32 @@ impl<'a> Agent<'a> {
         self.want_at.get_or_insert(Instant::now() + GATHERED);
     }
 
+    /// Somebody reads what there is, and may go on reading: the numbers are to be new.
+    fn is_asked(&mut self) {
+        let was_watched = self.watched_until.replace(Instant::now() + WATCHED).is_some();
+        if !was_watched {
+            self.tell_whether_watched();
+        }
+    }
+
+    fn tell_whether_watched(&self) {
+        let is_watched = self.watched_until.is_some();
+        self.wanted.send_if_modified(|wanted| {
+            // Whom to probe is said by who knows it.
+            wanted
+                .as_mut()
+                .is_some_and(|wanted| std::mem::replace(&mut wanted.is_watched, is_watched) != is_watched)
+        });
+    }
+
     /// Tells the companion whom to probe, if that changed.
     fn want(&mut self) {
         self.want_at = None;
         let peers =
             self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.address?))).collect();
+        let is_watched = self.watched_until.is_some();
         self.wanted.send_if_modified(|wanted| {
-            let now = Some(Wanted { peers });
+            let now = Some(Wanted { peers, is_watched });
             let changed = *wanted != now;
             *wanted = now;
             changed

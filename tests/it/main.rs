@@ -137,6 +137,7 @@ const TESTS: &[&[Test]] = &[
     tests![
         mesh,
         Root three_nodes_find_each_other_and_the_kernel_stamps_their_round_trips,
+        Root who_watches_sees_new_numbers_every_second,
         Root loss_is_named_with_its_direction_and_forgotten_when_it_is_over,
         Root delay_is_named_with_its_direction_and_forgotten_when_it_is_over,
         Root a_cut_node_is_one_alert_and_not_one_per_link,

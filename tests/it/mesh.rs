@@ -87,13 +87,41 @@ fn half_way_between_ticks() {
     std::thread::sleep(Duration::from_secs(1) - Duration::from_nanos(past_the_middle.into()));
 }
 
-/// Breaks it, waits until everybody named it and nobody named anything else, heals it, waits until all is fine.
-fn name_and_forget(fault: &str, times: u32, report: &'static str) -> Result<()> {
+/// Three nodes with everything running.
+fn bed_that_reports(report: &'static str) -> Result<Lab> {
     let mut lab = Lab::network(&Binaries::within(&programs()?)?, 3, 0)?;
     for node in lab.nodes() {
         node.configure(lab.broker(), Settings { report, ..Settings::default() })?;
     }
     lab.start_programs()?;
+    Ok(lab)
+}
+
+pub(crate) fn who_watches_sees_new_numbers_every_second() -> Result<()> {
+    let lab = bed_that_reports(AS_SHIPPED)?;
+    logged(&lab, || {
+        settle(&lab, &Ear::open(&lab)?, SETTLING)?;
+        let sent = || -> Result<u64> {
+            let status = lab.node("n1")?.status()?;
+            status["mesh"]["peers"]["n2"]["sent"].as_u64().with_context(|| status["mesh"].to_string())
+        };
+        // The first look is of whenever the last report was.
+        sent()?;
+        std::thread::sleep(Duration::from_millis(1500));
+        let mut before = sent()?;
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(1500));
+            let now = sent()?;
+            ensure!(now > before, "{now} probes were sent, as {before} 1.5 s ago");
+            before = now;
+        }
+        Ok(())
+    })
+}
+
+/// Breaks it, waits until everybody named it and nobody named anything else, heals it, waits until all is fine.
+fn name_and_forget(fault: &str, times: u32, report: &'static str) -> Result<()> {
+    let lab = bed_that_reports(report)?;
     logged(&lab, || {
         let spec: Spec = fault.parse()?;
         let ear = Ear::open(&lab)?;

@@ -125,7 +125,7 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
     let Some(version) = &config.k3s.version else {
         let next = "write version = \"v1.35.2+k3s1\" (or that of your servers) into [k3s]";
         let failed = NotDone::new("joining", "K3s", "it is not said which version", next);
-        return Ok(joining.stop(&failed, USAGE));
+        return Ok(joining.stop(&failed, USAGE, args.yes));
     };
     // Nothing is started where K3s is up: what it waits for tells more than another look.
     if !joining.is_up() {
@@ -151,8 +151,8 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
         Ok(true) => joining.wait(),
         Ok(false) => Ok(ExitCode::from(STOPPED)),
         Err(Stopped::Printing(error)) => Err(error),
-        Err(Stopped::NotDone(failed)) => Ok(joining.stop(&failed, STOPPED)),
-        Err(Stopped::Misconfigured(failed)) => Ok(joining.stop(&failed, USAGE)),
+        Err(Stopped::NotDone(failed)) => Ok(joining.stop(&failed, STOPPED, args.yes)),
+        Err(Stopped::Misconfigured(failed)) => Ok(joining.stop(&failed, USAGE, args.yes)),
     }
 }
 
@@ -397,7 +397,11 @@ impl Joining<'_> {
             nodes.extend(self.fits.iter().cloned());
             let rendered = cilium::render(self.config, &nodes).map_err(|no| {
                 let failed = NotDone::new("rendering", "Cilium's values", no.to_string(), no.next());
-                Stopped::Misconfigured(failed)
+                match no {
+                    // A module may come.
+                    cilium::Refused::WorksNot { .. } => Stopped::NotDone(failed),
+                    _ => Stopped::Misconfigured(failed),
+                }
             })?;
             for remark in &rendered.remarks {
                 eprintln!("bramble join: {remark}");
@@ -459,9 +463,11 @@ impl Joining<'_> {
         Err(NotDone::new("joining by", path::BINARY, why, next))
     }
 
-    /// Tells the agent and whoever called why K3s was not started.
-    fn stop(&self, failed: &NotDone, code: u8) -> ExitCode {
-        self.keep(Phase::Failed, "installing", Some(["install", &failed.to_string(), &failed.next]));
+    /// Tells whoever called why K3s was not started, and the agent, unless somebody only looked around, or K3s is up all the same.
+    fn stop(&self, failed: &NotDone, code: u8, yes: bool) -> ExitCode {
+        if yes && !self.is_up() {
+            self.keep(Phase::Failed, "installing", Some(["install", &failed.to_string(), &failed.next]));
+        }
         say("join", failed);
         ExitCode::from(code)
     }

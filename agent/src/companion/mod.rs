@@ -4,7 +4,7 @@
 //! peer credentials that the kernel gives, and speaks to one agent at a time: the newest. Both sides send one JSON
 //! object a line, at most [`LONGEST_LINE`] bytes. The agent sends [`Wanted`] once it knows its peers and whenever they change; until
 //! then those of the agent before are probed on. The companion looks at everything once a period, and sends a [`Sample`] when
-//! something in it is new, and in time for each report.
+//! something in it is new, and in any case as often as the agent reports. Numbers are so old at most.
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr, path::Path};
 
@@ -32,6 +32,9 @@ const LONGEST_LINE: u64 = 1 << 20;
 pub struct Wanted {
     /// All peers, by name.
     pub peers: BTreeMap<Name, Ipv4Addr>,
+    /// Whether somebody watches the numbers: then they are told every period.
+    #[serde(default)]
+    pub is_watched: bool,
 }
 
 /// Companion to agent: what was seen.
@@ -188,6 +191,37 @@ mod tests {
         other.write_all(b"\"198.18.0.2\"}}\n{\"peers\":{}}\n").await.unwrap();
         assert_eq!(link.receive::<Wanted>().await.unwrap().peers.len(), 1);
         assert_eq!(link.receive::<Wanted>().await.unwrap(), Wanted::default());
+    }
+
+    #[test]
+    fn a_state_is_news_and_a_number_is_none() {
+        use wire::report::{Stamps, Way};
+        let way = |state, loss| Way { state, loss: Some(loss), delay_ms: None };
+        let sample = |state, loss, settings| Sample {
+            tier: Tier { stamps: Stamps::Kernel, attached: None, why: String::new() },
+            address: None,
+            period_ms: 1000,
+            next_ms: 10_000,
+            settings,
+            mesh: Ok(BTreeMap::from([(
+                Name::new("n2").unwrap(),
+                PeerReport {
+                    sent: 1,
+                    answered: 1,
+                    heard: 1,
+                    out: way(WayState::Fine, 0.0),
+                    incoming: way(state, loss),
+                    round_trip: None,
+                },
+            )])),
+            sources: None,
+        };
+        let before = sample(WayState::Lossy, 0.4, 0);
+        assert!(!sample(WayState::Lossy, 0.5, 0).is_news_after(&before));
+        assert!(sample(WayState::Fine, 0.4, 0).is_news_after(&before));
+        assert!(sample(WayState::Lossy, 0.4, 1).is_news_after(&before));
+        let blind = Sample { mesh: Err("no uplink".to_owned()), ..before.clone() };
+        assert!(blind.is_news_after(&before) && before.is_news_after(&blind));
     }
 
     #[tokio::test]

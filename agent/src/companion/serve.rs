@@ -227,6 +227,8 @@ impl Companion<'_> {
     fn open_again(&mut self, unfit: Option<String>) {
         // The old one is dropped first: its port must be free.
         let was_open = std::mem::replace(&mut self.prober, Err(String::new())).is_ok();
+        // By another link, or stamped otherwise, what was fast before is no measure.
+        self.links = Links::default();
         self.prober = Prober::open(self.host, self.config, unfit);
         if let (Ok(prober), Some(wanted)) = (&mut self.prober, &self.wanted) {
             prober.set_peers(&wanted.peers);
@@ -294,7 +296,8 @@ impl Companion<'_> {
             return;
         }
         let are_sources_due = self.periods.is_multiple_of(SOURCES_EVERY);
-        let is_due = are_sources_due || self.periods.is_multiple_of(self.say_every());
+        let is_watched = self.wanted.as_ref().is_some_and(|wanted| wanted.is_watched);
+        let is_due = are_sources_due || is_watched || self.periods.is_multiple_of(self.say_every());
         self.periods = self.periods.wrapping_add(1);
         if !is_due && self.said.as_ref().is_some_and(|said| !sample.is_news_after(said)) {
             return;
@@ -311,8 +314,7 @@ impl Companion<'_> {
 
     /// How often something is said in any case, in periods: as often as the agent reports.
     fn say_every(&self) -> u32 {
-        let periods = self.config.report.interval.as_millis() / self.config.probe.period.as_millis();
-        periods.clamp(1, SOURCES_EVERY.into()) as u32
+        say_every(self.config.report.interval, self.config.probe.period)
     }
 
     /// What is seen now.
@@ -322,10 +324,7 @@ impl Companion<'_> {
         let mesh = match (&mut self.prober, &self.wanted) {
             (Ok(prober), Some(_)) => Ok(self.links.judge(prober.sample(), period.as_millis() as u64)),
             (Ok(_), None) => Err("no peers are known yet; the broker tells of them".to_owned()),
-            (Err(why), _) => {
-                self.links = Links::default();
-                Err(why.clone())
-            }
+            (Err(why), _) => Err(why.clone()),
         };
         Sample {
             tier: match &self.prober {
@@ -339,5 +338,25 @@ impl Companion<'_> {
             mesh,
             sources: None,
         }
+    }
+}
+
+/// How often something is said in any case, in periods.
+fn say_every(interval: Duration, period: Duration) -> u32 {
+    (interval.as_millis() / period.as_millis()).clamp(1, SOURCES_EVERY.into()) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_speaks_as_often_as_reports_are_made_and_no_less_than_every_tenth_period() {
+        let every =
+            |interval, period| say_every(Duration::from_millis(interval), Duration::from_millis(period));
+        assert_eq!(
+            [every(10_000, 1_000), every(1_000, 1_000), every(1_000, 60_000), every(3_600_000, 500)],
+            [10, 1, 1, 10]
+        );
     }
 }

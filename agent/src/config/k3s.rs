@@ -234,7 +234,8 @@ impl RawK3s {
             Setting::Text(name) => name.as_str(),
             _ => "",
         });
-        if let Some(name) = name.filter(|name| !is_node_name(name)) {
+        // K3s takes capitals and makes them small.
+        if let Some(name) = name.filter(|name| !is_node_name(&name.to_lowercase())) {
             return Err(("k3s.settings.node-name", shown(name), format!("a text of {NODE_NAME}")));
         }
         Ok(K3s {
@@ -432,7 +433,7 @@ pub(crate) mod tests {
             "server = \"https://10.0.0.11:6443\"\nversion = \"v1.30.2+k3s2\"\nlabels = [\"node_type=worker\", \
              \"node.kubernetes.io/x=\"]\ntaints = [\"node-role.kubernetes.io/control-plane:NoSchedule\", \"a=b:NoExecute\"]\n\
              tls_san = [\"10.0.0.11\", \"fd00::1\", \"*.pi.lan\"]\nkubelet_args = [\"max-pods=50\"]\n\
-             settings = { etcd-expose-metrics = true, node-name = \"pi-1.lan\", \
+             settings = { etcd-expose-metrics = true, node-name = \"Pi-1.lan\", \
              kube-scheduler-arg = [\"bind-address=0.0.0.0\"] }",
         )
         .unwrap();
@@ -478,7 +479,7 @@ pub(crate) mod tests {
             ("kubelet_args = [\"config=/x\"]", "k3s.kubelet_args", "itself"),
             ("settings = { token = \"x\" }", "k3s.settings", "a file"),
             ("settings = { cluster-cidr = \"x\" }", "k3s.settings", "[cluster]"),
-            ("settings = { node-name = \"Pi_1\" }", "k3s.settings.node-name", "a-z, 0-9"),
+            ("settings = { node-name = \"pi_1\" }", "k3s.settings.node-name", "a-z, 0-9"),
             ("settings = { node-name = 7 }", "k3s.settings.node-name", "a text"),
         ] {
             let (at, _, says) = check(text).unwrap_err();

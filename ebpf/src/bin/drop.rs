@@ -11,7 +11,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::PerCpuHashMap;
 use aya_ebpf::programs::RawTracePointContext;
-use ebpf as _;
+use ebpf::atomic;
 use ebpf_records::drop::{MAX_REASONS, OTHER};
 
 /// Whether the event has a reason (kernel 5.17), not 0: a program that reads an argument too many is not attached.
@@ -39,7 +39,7 @@ pub fn kfree_skb(event: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn add(reason: u32) -> Option<()> {
     let count = DROPS.get_ptr_mut(reason)?;
-    // SAFETY: per CPU, and a tracepoint program does not interrupt itself.
-    unsafe { *count += 1 };
+    // SAFETY: the map hands out valid, aligned values. Before kernel 6.1 this program may interrupt itself.
+    unsafe { atomic::add(count, 1) };
     Some(())
 }

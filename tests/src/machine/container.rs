@@ -172,7 +172,7 @@ fn spawn(name: &str, namespace: &Namespace, groups: &Groups) -> Result<Process> 
     command.args([&format!("--machine=bed-{name}"), &format!("--directory={ROOT}")]);
     // The namespace is the container's own, so it may do with links what it likes.
     command.arg("--network-namespace-path=/proc/self/ns/net");
-    command.args(["--capability=all", "--system-call-filter=bpf perf_event_open @keyring @module"]);
+    command.args(["--capability=all", "--system-call-filter=bpf @keyring @module"]);
     command.args(["--console=pipe", "--resolv-conf=off", "--timezone=off", "--link-journal=no"]);
     command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
     command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);

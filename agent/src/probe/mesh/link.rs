@@ -3,7 +3,7 @@
 //! What arrives here tells about the way to this node: the peer numbers its requests, so a gap is a loss. What the
 //! peer says it heard tells about the way from here. A way of which nothing can be seen is unknown, never fine.
 //! Round trips are compared with the fastest one that was ever seen; which way became slower is told by the
-//! one-way differences, whose unknown clock offset is constant as long as neither machine restarts.
+//! one-way differences, whose unknown clock offset is constant as long as neither machine is started anew, which shows.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -74,6 +74,8 @@ const SLOW: u32 = 2;
 const LEARNT: u32 = 5;
 /// Clock drift that is forgiven when directions are compared: two undisciplined crystals, ns per second.
 const DRIFT: i64 = 100_000;
+/// No packet is so late, ns: a one-way difference that changes by more tells that the peer was started anew, and its clock with it.
+const CLOCK_BEGAN_ANEW: u64 = 10_000_000_000;
 
 /// What is remembered of all peers.
 #[derive(Debug, Default)]
@@ -124,6 +126,9 @@ impl Delay {
         let Some(round_trip) = median(trips.iter().map(|t| t.round_trip)) else { return };
         let there = median(trips.iter().map(|t| t.outbound)).unwrap_or_default();
         let back = median(trips.iter().map(|t| t.round_trip as i64 - t.outbound)).unwrap_or_default();
+        if self.there.is_some_and(|base| there.abs_diff(base) > CLOCK_BEGAN_ANEW) {
+            (self.there, self.back, self.excess) = (None, None, None);
+        }
         let user_space = trips.iter().any(|t| t.stamps != Stamps::Kernel);
         let fastest = self.fastest.map_or(round_trip, |f| f.min(round_trip));
         self.fastest = Some(fastest);
@@ -387,6 +392,19 @@ mod tests {
         assert_eq!(states(&back)[6], (Fine, Slow));
         let both = play(many(5, fine).chain(many(2, slow(30_000, 30_000))));
         assert_eq!(states(&both)[6], (Slow, Slow));
+    }
+
+    #[test]
+    fn a_peer_that_was_started_anew_has_another_clock() {
+        const UP: i64 = 3_600_000_000_000;
+        let after = |there, back| {
+            let mut trip = trip(there, back);
+            trip.outbound -= UP;
+            move || Tick { trips: vec![trip; 5], ..fine() }
+        };
+        let reports = play(many(5, fine).chain(many(5, after(100, 100))).chain(many(2, after(50_100, 100))));
+        assert!(reports[9].incoming.delay_ms.unwrap() < 1.0, "{:?}", reports[9]);
+        assert_eq!(states(&reports)[11], (Slow, Fine));
     }
 
     #[test]

@@ -46,7 +46,7 @@ const _: () = assert!(BURST * 3 <= SAMPLES);
 /// stamps this time drops out of the round trip. It is slept away and not awaited: a short sleep wakes the process once.
 const GATHER: Duration = Duration::from_millis(2);
 /// A batch of which nothing came for this long, ns, has arrived or is lost.
-const ARRIVED: u64 = 20_000_000;
+const ARRIVED: u64 = 100_000_000;
 /// Most datagrams that are taken in one go, so that a flood cannot hold the tick up.
 const MOST: usize = 4096;
 

@@ -182,7 +182,7 @@ pub(crate) fn build(place: &Place, arch: Arch, lto: Lto) -> Result<Vec<Built>> {
         }
         // What is shipped is the same wherever it is built.
         Lto::Fat => {
-            cargo.env("RUSTFLAGS", without_paths(&place.source)?);
+            cargo.env("CARGO_ENCODED_RUSTFLAGS", without_paths(&place.source)?);
         }
     }
     succeed(cargo)?;
@@ -190,14 +190,14 @@ pub(crate) fn build(place: &Place, arch: Arch, lto: Lto) -> Result<Vec<Built>> {
     PROGRAMS.iter().map(|program| judge(arch, program, &folder.join(program))).collect()
 }
 
-/// The compiler's options that keep this machine's paths out of what panics say.
+/// The compiler's options that keep this machine's paths out of what panics say, which may hold spaces: as cargo takes them apart.
 fn without_paths(source: &Path) -> Result<String> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
     let home = home.context("neither CARGO_HOME nor HOME says where cargo keeps its crates")?;
     let (home, source) = (home.canonicalize()?, source.canonicalize()?);
     Ok(format!(
-        "--remap-path-prefix={}=/cargo --remap-path-prefix={}=/bramble",
+        "--remap-path-prefix={}=/cargo\u{1f}--remap-path-prefix={}=/bramble",
         home.display(),
         source.display()
     ))

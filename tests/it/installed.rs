@@ -64,6 +64,8 @@ const CARD: &[Test] = &[test!(it_mends_the_cards_boot_file_and_gives_it_back)];
 
 /// How long anything may take in a machine; an emulated one on a busy host needs most of it.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a line may take to the journal.
+const SOON: Duration = Duration::from_secs(40);
 const UNITS: [&str; 3] = ["bramble", "bramble-probe", "bramble-aggregator"];
 /// The one that runs only where its owner switched it on.
 const OPTIONAL: &str = "bramble-kubernetes";
@@ -543,15 +545,20 @@ fn the_agent_may_start_what_its_rule_names_and_nothing_else(machine: &mut dyn Ma
         );
     }
     // What was started looks itself whether its owner wants it.
-    // Not by unit: journald looks that up, and may find that who said it has ended.
-    for said in [
-        "as its owner wants it was skipped",
-        "no light to blink",
-        "reboot is not allowed: it is not listed under [commands]",
+    // What a process says that has ended is not looked for by its unit: journald may not know it any more.
+    for (of, said) in [
+        ("--unit=bramble-prepare", "ondition check"),
+        ("", "no light to blink"),
+        ("", "reboot is not allowed: it is not listed under [commands]"),
     ] {
-        until(PATIENCE, &format!("the journal says {said:?}"), || {
-            Ok(machine.run("journalctl -b --no-pager -o cat")?.out.contains(said).then_some(()))
-        })?;
+        until(SOON, &format!("the journal says {said:?}"), || {
+            Ok(machine
+                .run(&format!("journalctl -b --no-pager -o cat {of}"))?
+                .out
+                .contains(said)
+                .then_some(()))
+        })
+        .with_context(|| machine.run("journalctl -b --no-pager -n 60").map(|j| j.out).unwrap_or_default())?;
     }
     ensure!(preparations(machine)? == 0, "it has acted");
     Ok(())

@@ -17,7 +17,7 @@ use tokio::{
     },
 };
 use wire::{
-    report::{PeerReport, Tier, WayState},
+    report::{PeerReport, Tier},
     topic::Name,
 };
 
@@ -62,15 +62,15 @@ pub struct Sample {
 impl Sample {
     /// Whether it says something else than `before`: all but the numbers, which change all the time.
     fn is_news_after(&self, before: &Self) -> bool {
-        let states = |sample: &Self| -> Result<BTreeMap<Name, [WayState; 2]>, String> {
-            let mesh = sample.mesh.as_ref().map_err(Clone::clone)?;
-            Ok(mesh
-                .iter()
-                .map(|(name, peer)| (name.clone(), [peer.out.state, peer.incoming.state]))
-                .collect())
+        let states = |(_, peer): (&Name, &PeerReport)| (peer.out.state, peer.incoming.state);
+        let is_same = match (&self.mesh, &before.mesh) {
+            (Ok(now), Ok(then)) => {
+                now.keys().eq(then.keys()) && now.iter().map(states).eq(then.iter().map(states))
+            }
+            (now, then) => now == then,
         };
-        (&self.tier, self.address, self.settings) != (&before.tier, before.address, before.settings)
-            || states(self) != states(before)
+        !is_same
+            || (&self.tier, self.address, self.settings) != (&before.tier, before.address, before.settings)
     }
 }
 
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_state_is_news_and_a_number_is_none() {
-        use wire::report::{Stamps, Way};
+        use wire::report::{Stamps, Way, WayState};
         let way = |state, loss| Way { state, loss: Some(loss), delay_ms: None };
         let sample = |state, loss, settings| Sample {
             tier: Tier { stamps: Stamps::Kernel, attached: None, why: String::new() },

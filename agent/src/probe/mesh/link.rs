@@ -89,11 +89,13 @@ impl Links {
         period_ms: u64,
     ) -> BTreeMap<Name, PeerReport> {
         self.0.retain(|name, _| samples.contains_key(name));
-        let mut judge = |(name, sample): (Name, PeerSample)| {
-            let report = self.0.entry(name.clone()).or_default().judge(&sample, period_ms);
-            (name, report)
-        };
-        samples.into_iter().map(&mut judge).collect()
+        samples
+            .into_iter()
+            .map(|(name, sample)| {
+                let report = self.0.entry(name.clone()).or_default().judge(&sample, period_ms);
+                (name, report)
+            })
+            .collect()
     }
 }
 

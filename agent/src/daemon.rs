@@ -474,7 +474,9 @@ impl<'a> Agent<'a> {
             self.sources = sources;
         }
         self.sample_at = Instant::now();
-        self.guard.hear(self.sample.as_ref().ok().map(|s| (s.settings, Duration::from_millis(s.period_ms))));
+        if let Ok(sample) = &mut self.sample {
+            self.guard.hear(std::mem::take(&mut sample.changes), self.sample_at);
+        }
         if moved && address(&self.sample).is_some() {
             self.introduce();
         }
@@ -732,7 +734,7 @@ impl<'a> Agent<'a> {
         if is_due(self.restart.as_ref().map(|(at, _)| *at)) {
             self.restart();
         }
-        if is_due(self.guard.look_at()) {
+        if is_due(self.guard.look_at()) || self.report_at <= now {
             self.watch();
         }
         if self.check_at <= now {
@@ -752,7 +754,6 @@ impl<'a> Agent<'a> {
     fn companion_is_silent(&mut self) {
         self.sample = Err("bramble probe is connected and says nothing".to_owned());
         self.tried = true;
-        self.guard.hear(None);
         self.judge(Pace::Sample);
         self.say();
     }

@@ -15,6 +15,7 @@ use std::{
 use wire::report::{Finding, FindingState, Severity, Status};
 
 use crate::{
+    companion::Change,
     config::cluster::Cluster,
     converge::receipt::{self, RECEIPTS},
     facts::{board, sysctl},
@@ -28,14 +29,12 @@ use crate::{
     probe::Statement,
 };
 
-/// How often the settings are looked at of which no event tells: a loss is to be noticed within a second.
-const LOOK_EVERY: Duration = Duration::from_millis(950);
-/// How often the companion has to look at them to be a help.
-const HELPFUL: Duration = Duration::from_secs(1);
+/// From an event to the pass that it causes: the rest of a burst comes meanwhile, and so does who did it.
+const SETTLE: Duration = Duration::from_millis(150);
 /// Shortest time between two passes that events cause, and the time while passes follow on each other, as pods come and go in
 /// bursts: a loss is noticed within a second then too, with no more work than that.
 const PAUSE: Duration = Duration::from_millis(400);
-const LONGEST_PAUSE: Duration = LOOK_EVERY;
+const LONGEST_PAUSE: Duration = Duration::from_millis(950);
 /// After so long without a pass the pause is the shortest again.
 const QUIET: Duration = Duration::from_secs(6);
 /// What started so recently before a loss may have caused it.
@@ -121,13 +120,11 @@ pub struct Guard {
     lost: BTreeMap<String, Loss>,
     links: BTreeMap<String, Loss>,
     checked: Option<Instant>,
-    /// When the settings were looked at.
-    looked: Instant,
-    /// How often the companion saw one of them change; whether it looks often enough.
-    changes: Option<u32>,
-    is_helped: bool,
     pause: Duration,
-    due: bool,
+    /// Since when a pass is due.
+    due: Option<Instant>,
+    /// The settings that the companion saw change, by name, and when.
+    changes: BTreeMap<String, (Change, Instant)>,
     /// Whether something was lost that root could mend, and was not asked to yet.
     owed: bool,
     /// What was said to the last thing that was owed.
@@ -153,12 +150,10 @@ impl Guard {
             Some((then, ids)) => (then, ids.lines().map(str::to_owned).collect()),
             None => (reverts, BTreeSet::new()),
         };
-        let mut settings = Settings::default();
-        settings.extend(sysctl::silent(host));
-        Guard {
+        let mut guard = Guard {
             watch: Watch::open()
                 .map_err(|e| format!("the host cannot be watched: {e}; check fs.inotify.max_user_instances")),
-            settings,
+            settings: Settings::default(),
             of,
             held: kept.clone(),
             inherited: kept.clone(),
@@ -171,32 +166,39 @@ impl Guard {
             lost: BTreeMap::new(),
             links: BTreeMap::new(),
             checked: None,
-            looked: now,
-            changes: None,
-            is_helped: false,
             pause: PAUSE,
-            due: false,
+            due: None,
+            changes: BTreeMap::new(),
             owed: false,
             answer: None,
             restored: Vec::new(),
+        };
+        guard.extend(host);
+        guard
+    }
+
+    /// Watches what came.
+    fn extend(&mut self, host: &Host) {
+        self.settings.extend(sysctl::watched(host));
+        if let Ok(watch) = &mut self.watch {
+            watch.extend();
+            watch.heed(&self.settings);
         }
     }
 
     /// When [`Guard::is_due`] is to be asked the next time, if nothing happens before.
     pub fn look_at(&self) -> Option<Instant> {
-        if self.due {
-            return Some(self.checked.map_or(self.looked, |at| at + self.pause));
-        }
-        let settings = (!self.is_helped).then(|| self.looked + LOOK_EVERY);
-        [settings, self.starting].into_iter().flatten().min()
+        let pass = self.due.map(|at| (at + SETTLE).max(self.checked.map_or(at, |at| at + self.pause)));
+        [pass, self.starting].into_iter().flatten().min()
     }
 
-    /// Takes what the companion says: how often it saw a setting change, and how often it looks. While it looks once a second,
-    /// nobody else need be woken for that.
-    pub fn hear(&mut self, companion: Option<(u32, Duration)>) {
-        self.is_helped = companion.is_some_and(|(_, period)| period <= HELPFUL);
-        if let Some((changes, _)) = companion {
-            self.due |= self.changes.replace(changes).is_some_and(|before| before != changes);
+    /// Takes the settings that the companion saw change: also those that were written by another mount of proc, of which no
+    /// event comes.
+    pub fn hear(&mut self, changes: Vec<Change>, now: Instant) {
+        self.changes.retain(|_, (_, at)| now.duration_since(*at) <= RECENT);
+        for change in changes {
+            self.due.get_or_insert(now);
+            self.changes.insert(change.setting.clone(), (change, now));
         }
     }
 
@@ -204,12 +206,13 @@ impl Guard {
     pub async fn happened(&mut self) {
         match &mut self.watch {
             // What more happens before the pass that is due anyway is seen with it.
-            Ok(watch) if !self.due => watch.happened().await,
+            Ok(watch) if self.due.is_none() => watch.happened().await,
             _ => std::future::pending().await,
         }
     }
 
-    /// Whether something happened that makes a new pass over the requirements worth its while.
+    /// Whether something happened that makes a new pass over the requirements worth its while. To be asked with every report as
+    /// well: a setting that is written by another mount of proc is no event.
     pub fn is_due(&mut self, host: &Host, now: Instant) -> bool {
         if let Ok(watch) = &mut self.watch {
             for event in watch.seen() {
@@ -224,25 +227,26 @@ impl Guard {
                     Event::LinkCame(name) => {
                         self.links.remove(&name);
                     }
-                    _ => self.due = true,
+                    // Its value tells.
+                    Event::Setting => {}
+                    _ => {
+                        self.due.get_or_insert(now);
+                    }
                 }
             }
         }
-        self.looked = now;
-        self.due |=
-            (!self.is_helped && self.settings.changed()) | self.starting.take_if(|end| *end <= now).is_some();
-        let since = self.checked.map(|at| now.duration_since(at));
-        let due = self.due && since.is_none_or(|since| since >= self.pause);
+        let has_started = self.starting.take_if(|end| *end <= now).is_some();
+        if !self.settings.changed().is_empty() || has_started {
+            self.due.get_or_insert(now);
+        }
+        let due = self.due.is_some() && self.look_at().is_some_and(|at| at <= now);
         if due {
-            self.due = false;
-            self.pause = match since {
-                Some(since) if since < QUIET => (self.pause * 2).min(LONGEST_PAUSE),
+            self.due = None;
+            self.pause = match self.checked {
+                Some(at) if now.duration_since(at) < QUIET => (self.pause * 2).min(LONGEST_PAUSE),
                 _ => PAUSE,
             };
-            if let Ok(watch) = &mut self.watch {
-                watch.extend();
-            }
-            self.settings.extend(sysctl::silent(host));
+            self.extend(host);
         }
         due
     }
@@ -289,7 +293,10 @@ impl Guard {
             tracing::info!(bramble_finding = finding.id, "taken back by bramble: {}", finding.title);
             return;
         }
-        let by = if is_old { Some("while bramble did not run".to_owned()) } else { suspect(host) };
+        let by = match is_old {
+            true => Some("while bramble did not run".to_owned()),
+            false => self.writer(&finding.id).or_else(|| suspect(host)),
+        };
         let loss = Loss { title: finding.title.clone(), detail: finding.detail.clone(), by };
         tracing::warn!(
             message_id = journal::LOST,
@@ -300,6 +307,17 @@ impl Guard {
         self.lost.insert(finding.id.clone(), loss);
         // What only a person can mend, root need not try.
         self.owed |= finding.state == FindingState::Unmet;
+    }
+
+    /// Who wrote last, and just now, a setting that this requirement judges.
+    fn writer(&self, requirement: &str) -> Option<String> {
+        let is_judged = |name: &str| {
+            sysctl::TABLE.iter().any(|setting| setting.requirement == requirement && setting.covers(name))
+        };
+        let judged = self.changes.values().filter(|(change, at)| at.elapsed() <= RECENT && is_judged(&change.setting));
+        let (change, _) = judged.filter(|(change, _)| change.writer.is_some()).max_by_key(|(_, at)| *at)?;
+        let writer = change.writer.as_ref()?;
+        Some(format!("{} was written by {writer}", change.setting))
     }
 
     /// Keeps what holds for the next start; what is lost is missed then too.
@@ -574,7 +592,7 @@ mod tests {
         let mut now = Instant::now();
         let (end, mut passes, mut longest) = (now + Duration::from_secs(60), 0, Duration::ZERO);
         while now < end {
-            guard.due = true;
+            guard.due = Some(now);
             let before = std::mem::replace(&mut now, guard.look_at().unwrap());
             assert!(guard.is_due(&host, now));
             guard.compare(&host, &[], now);
@@ -584,31 +602,38 @@ mod tests {
         assert!((60..=66).contains(&passes), "{passes} passes in a minute");
         assert!(longest < Duration::from_secs(1), "{longest:?}");
         now += QUIET;
-        guard.due = true;
-        assert!(guard.is_due(&host, now) && guard.pause == PAUSE);
+        guard.due = Some(now);
+        assert!(!guard.is_due(&host, now), "the rest of the burst is waited for");
+        assert!(guard.is_due(&host, now + SETTLE) && guard.pause == PAUSE);
     }
 
     #[test]
-    fn settings_are_looked_at_by_the_companion_or_else_by_the_agent() {
+    fn who_wrote_a_setting_is_named_where_that_is_what_was_lost() {
+        use FindingState::{Met, Unmet};
         let (mut guard, host) = guard();
-        guard.compare(&host, &[], Instant::now());
-        guard.due = false;
-        let says = |changes, seconds| Some((changes, Duration::from_secs(seconds)));
-        assert!(guard.look_at().is_some(), "there is no companion yet");
-        guard.hear(says(3, 1));
-        assert!(guard.look_at().is_none() && !guard.due, "what was before is no news");
-        guard.hear(says(3, 1));
-        assert!(!guard.due);
-        guard.hear(says(4, 1));
-        assert!(guard.due && guard.look_at().is_some());
-        guard.due = false;
-        guard.hear(says(4, 2));
-        assert!(guard.look_at().is_some(), "it looks too seldom");
-        guard.hear(says(4, 1));
-        guard.hear(None);
-        assert!(guard.look_at().is_some(), "it went");
-        guard.hear(says(0, 1));
-        assert!(guard.due, "another one may have missed something");
+        let now = Instant::now();
+        guard.compare(&host, &[finding("forwarding", Met), finding("accept-ra", Met)], now);
+        let change = |setting: &str, writer: Option<&str>| Change {
+            setting: setting.to_owned(),
+            writer: writer.map(str::to_owned),
+        };
+        guard.hear(vec![], now);
+        assert!(guard.look_at().is_none(), "nothing changed");
+        guard.hear(
+            vec![
+                change("net.ipv4.ip_forward", Some("sysctl (process 7 of cron.service)")),
+                change("net.ipv4.conf.default.forwarding", None),
+            ],
+            now,
+        );
+        assert_eq!(guard.look_at(), Some(now + guard.pause), "the last pass was just now");
+        assert!(guard.is_due(&host, now + guard.pause));
+        guard.compare(&host, &[finding("forwarding", Unmet), finding("accept-ra", Unmet)], now);
+        assert_eq!(
+            guard.lost["forwarding"].sentence(),
+            "forwarding: why, net.ipv4.ip_forward was written by sysctl (process 7 of cron.service)"
+        );
+        assert!(!guard.lost["accept-ra"].sentence().contains("written by"));
     }
 
     #[test]
@@ -684,8 +709,9 @@ mod tests {
         // What was seen since the start is missed at once.
         guard.compare(&host, &[finding("a", Blocked), finding("b", Blocked)], now);
         assert_eq!(raised(&guard), ["b"]);
-        guard.due = false;
-        assert!(guard.is_due(&host, end), "it is looked at again at the end");
+        guard.due = None;
+        assert!(!guard.is_due(&host, end), "it settles");
+        assert!(guard.is_due(&host, end + SETTLE), "it is looked at again at the end");
         guard.compare(&host, &[finding("a", Blocked), finding("b", Blocked)], end);
         assert_eq!(raised(&guard), ["a", "b"]);
     }

@@ -415,7 +415,7 @@ mod tests {
             address: None,
             period_ms: 1000,
             next_ms: 1000,
-            settings: 0,
+            changes: Vec::new(),
             mesh: Ok(Links::default().judge(peers.collect(), 1000)),
             sources: None,
         };

@@ -9,6 +9,7 @@ use testbed::{
     namespace::run_in,
     watch::until,
 };
+use wire::report::Status;
 
 use crate::{SETTLING, bed, logged};
 
@@ -47,8 +48,36 @@ fn forwarding(value: u8) -> String {
     )
 }
 
-/// Nothing tells of it; somebody has to look. The node gets a setting of its own, because the kernel has one for all.
-pub(crate) fn a_setting_of_which_no_event_tells_is_named_at_once_with_and_without_a_companion() -> Result<()>
+/// By the host's own mount of proc, and by another one, as a container has it.
+pub(crate) fn who_undid_a_setting_is_named() -> Result<()> {
+    let lab = bed()?;
+    let ear = Ear::open(&lab)?;
+    settle(&lab, &ear, SETTLING)?;
+    let namespace = lab.node("n1")?.namespace();
+    let by = |program: &str, arguments: &[&str]| -> Result<()> {
+        run_in(namespace, "sh", &["-ec", &forwarding(1)])?;
+        until(SETTLING, "n1 is right", || Ok((!drifted(&ear, "forwarding")?).then_some(())))?;
+        std::thread::sleep(Duration::from_secs(2));
+        run_in(namespace, program, arguments)?;
+        let undone = Instant::now();
+        let said = until(SETTLING, "n1 names what was undone", || {
+            let state = ear.state("n1").context("n1 reports")?;
+            let mut raised = state.conditions.into_iter().filter(|c| c.status == Status::Raised);
+            Ok(raised.find(|c| c.subject.as_deref() == Some("forwarding")).map(|c| c.evidence))
+        })?;
+        ensure!(undone.elapsed() <= AT_ONCE, "it was named after {:?}", undone.elapsed());
+        ensure!(said.contains("net.ipv4.ip_forward was written by sh (process "), "{said}");
+        Ok(())
+    };
+    let undo = "echo 0 > /proc/sys/net/ipv4/ip_forward";
+    logged(&lab, || {
+        by("sh", &["-ec", undo])?;
+        by("unshare", &["--mount", "--pid", "--fork", "--mount-proc", "sh", "-ec", undo])
+    })
+}
+
+/// rtnetlink does not tell of it. The node gets a setting of its own, because the kernel has one for all.
+pub(crate) fn a_setting_of_the_whole_machine_is_named_at_once_with_and_without_a_companion() -> Result<()>
 {
     let mut lab = bed()?;
     let ear = Ear::open(&lab)?;

@@ -684,7 +684,7 @@ fn said_of(tree: &std::path::Path) -> Result<(wire::report::NodeState, Value)> {
         address: None,
         period_ms: 1000,
         next_ms: 1000,
-        settings: 0,
+        changes: Vec::new(),
         mesh: Err(String::new()),
         sources: None,
     };

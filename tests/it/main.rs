@@ -187,7 +187,8 @@ const TESTS: &[&[Test]] = &[
     tests![
         drift,
         Root a_setting_that_is_undone_is_named_at_once_and_forgotten_when_it_is_right,
-        Root a_setting_of_which_no_event_tells_is_named_at_once_with_and_without_a_companion,
+        Root a_setting_of_the_whole_machine_is_named_at_once_with_and_without_a_companion,
+        Root who_undid_a_setting_is_named,
         Root a_lost_default_route_is_named_at_once_and_forgotten_when_it_is_back,
         Root a_lost_rule_is_named_at_once_and_forgotten_when_it_is_back,
         Root a_lost_route_is_named_at_once_and_forgotten_when_it_is_back,

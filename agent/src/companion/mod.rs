@@ -22,6 +22,9 @@ use wire::{
 };
 
 pub mod serve;
+mod settings;
+
+pub use settings::Change;
 
 /// A thousand peers fit.
 const LONGEST_LINE: u64 = 1 << 20;
@@ -48,9 +51,9 @@ pub struct Sample {
     pub period_ms: u64,
     /// Time until the next sample, at most, ms.
     pub next_ms: u64,
-    /// How often a setting of the kernel was seen to change of which no event tells. The companion looks at them because it is
-    /// awake once a period anyway, and the agent is not.
-    pub settings: u32,
+    /// Settings of the kernel that changed since the last sample.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
     /// Both ways of each peer, or why none is known.
     pub mesh: Result<BTreeMap<Name, PeerReport>, String>,
     /// Counts of the other kernel programs by probe id, or why there are none. They change slowly and cost a system call
@@ -69,8 +72,7 @@ impl Sample {
             }
             (now, then) => now == then,
         };
-        !is_same
-            || (&self.tier, self.address, self.settings) != (&before.tier, before.address, before.settings)
+        !is_same || (&self.tier, self.address) != (&before.tier, before.address)
     }
 }
 
@@ -197,12 +199,12 @@ mod tests {
     fn a_state_is_news_and_a_number_is_none() {
         use wire::report::{Stamps, Way, WayState};
         let way = |state, loss| Way { state, loss: Some(loss), delay_ms: None };
-        let sample = |state, loss, settings| Sample {
+        let sample = |state, loss| Sample {
             tier: Tier { stamps: Stamps::Kernel, attached: None, why: String::new() },
             address: None,
             period_ms: 1000,
             next_ms: 10_000,
-            settings,
+            changes: Vec::new(),
             mesh: Ok(BTreeMap::from([(
                 Name::new("n2").unwrap(),
                 PeerReport {
@@ -216,10 +218,9 @@ mod tests {
             )])),
             sources: None,
         };
-        let before = sample(WayState::Lossy, 0.4, 0);
-        assert!(!sample(WayState::Lossy, 0.5, 0).is_news_after(&before));
-        assert!(sample(WayState::Fine, 0.4, 0).is_news_after(&before));
-        assert!(sample(WayState::Lossy, 0.4, 1).is_news_after(&before));
+        let before = sample(WayState::Lossy, 0.4);
+        assert!(!sample(WayState::Lossy, 0.5).is_news_after(&before));
+        assert!(sample(WayState::Fine, 0.4).is_news_after(&before));
         let blind = Sample { mesh: Err("no uplink".to_owned()), ..before.clone() };
         assert!(blind.is_news_after(&before) && before.is_news_after(&blind));
     }

@@ -8,15 +8,17 @@ use std::{
 use tokio::net::UnixListener;
 use wire::report::{Stamps, Tier};
 
-use super::{Link, Sample, Wanted, listen, trusted};
+use super::{
+    Change, Link, Sample, Wanted, listen,
+    settings::Watched,
+    trusted,
+};
 use crate::{
     config::Config,
     datapath::rights::{PROGRAMS, missing},
-    facts::sysctl,
     host::{
         Host,
         timer::{Timer, until_next},
-        watch::Settings,
     },
     notify::{Asked, Service},
     probe::{
@@ -27,6 +29,8 @@ use crate::{
 
 /// How long after a batch the counts are read: round trips in a home are over by then.
 const SETTLE: Duration = Duration::from_millis(200);
+/// How long after a setting is written it has its value, and the rest of a burst is there.
+const WRITTEN: Duration = Duration::from_millis(50);
 /// How often the uplink is looked at again, in periods.
 const UPLINK_EVERY: u32 = 5;
 /// Programs that see nothing are attached again; those that see nothing within this time again are given up.
@@ -47,8 +51,8 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         prober: Prober::open(host, config, None),
         links: Links::default(),
         reattached: None,
-        settings: Settings::default(),
-        changes: 0,
+        settings: Watched::open(host),
+        changes: Vec::new(),
         sources: PROBES
             .iter()
             .filter_map(|probe| Some((probe.id, probe.kernel?)))
@@ -60,15 +64,17 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         periods: 0,
         said: None,
     };
-    companion.settings.extend(sysctl::silent(host));
     for (id, source) in &companion.sources {
         if let Err(why) = source {
             tracing::warn!("the {id} program does not run: {why}");
         }
     }
+    if let Some(why) = companion.settings.blind() {
+        tracing::info!("who writes a setting is not known: {why}{}", missing(host, PROGRAMS));
+    }
     companion.say_tier();
     service.ready(&companion.status());
-    let (mut tick, mut settle) = (Timer::new()?, Timer::new()?);
+    let (mut tick, mut settle, mut written) = (Timer::new()?, Timer::new()?, Timer::new()?);
     tick.set(until_next(config.probe.period))?;
     loop {
         tokio::select! {
@@ -84,7 +90,14 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
                 fired?;
                 companion.tell().await;
             }
-            step = companion.next(&listener) => companion.take(step),
+            fired = written.fired() => {
+                fired?;
+                companion.tell_of_settings().await;
+            }
+            step = companion.next(&listener) => match step {
+                Step::Written => written.set(WRITTEN)?,
+                step => companion.take(step),
+            },
         }
     }
 }
@@ -96,9 +109,9 @@ struct Companion<'a> {
     links: Links,
     /// When programs that saw nothing were last attached again.
     reattached: Option<Instant>,
-    /// What the agent's guard wants to know of, and how often that changed.
-    settings: Settings,
-    changes: u32,
+    settings: Watched,
+    /// Those that changed and that the agent has to hear of.
+    changes: Vec<Change>,
     sources: BTreeMap<&'static str, Result<Box<dyn Source>, String>>,
     /// `None` until an agent has said whom.
     wanted: Option<Wanted>,
@@ -117,6 +130,8 @@ enum Step {
     AgentGone,
     Asked,
     Answered,
+    /// A setting of the kernel is being written.
+    Written,
 }
 
 impl Companion<'_> {
@@ -157,6 +172,7 @@ impl Companion<'_> {
             },
             () = asked => Step::Asked,
             () = answered => Step::Answered,
+            () = self.settings.written() => Step::Written,
         }
     }
 
@@ -167,7 +183,7 @@ impl Companion<'_> {
                 // A new agent knows nothing yet.
                 (self.periods, self.said) = (0, None);
             }
-            Step::Agent(None) => {}
+            Step::Agent(None) | Step::Written => {}
             // Peers are probed on: the mesh must not go blind because the agent restarts.
             Step::AgentGone => self.agent = None,
             Step::Wanted(wanted) => {
@@ -193,7 +209,7 @@ impl Companion<'_> {
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(UPLINK_EVERY) {
             self.follow_uplink();
-            self.settings.extend(sysctl::silent(self.host));
+            self.settings.extend(self.host);
         }
         if let Ok(prober) = &mut self.prober {
             prober.send();
@@ -299,11 +315,33 @@ impl Companion<'_> {
         let is_watched = self.wanted.as_ref().is_some_and(|wanted| wanted.is_watched);
         let is_due = are_sources_due || is_watched || self.periods.is_multiple_of(self.say_every());
         self.periods = self.periods.wrapping_add(1);
-        if !is_due && self.said.as_ref().is_some_and(|said| !sample.is_news_after(said)) {
+        let is_news = self.said.as_ref().is_none_or(|said| sample.is_news_after(said));
+        if !is_due && !is_news && self.changes.is_empty() {
             return;
         }
         self.said = Some(sample.clone());
         sample.sources = are_sources_due.then(|| self.read_sources());
+        self.send(sample).await;
+    }
+
+    /// Says at once which settings changed, with what was said last of all else.
+    async fn tell_of_settings(&mut self) {
+        self.look_at_settings();
+        if let (false, Some(said)) = (self.changes.is_empty(), &self.said) {
+            self.send(said.clone()).await;
+        }
+    }
+
+    fn look_at_settings(&mut self) {
+        let changed = self.settings.changed(self.host);
+        // Who listens later compares with what held before.
+        if self.agent.is_some() {
+            self.changes.extend(changed);
+        }
+    }
+
+    async fn send(&mut self, mut sample: Sample) {
+        sample.changes = std::mem::take(&mut self.changes);
         let Some(agent) = &mut self.agent else { return };
         // An agent that does not read must not stop the probing.
         let sent = tokio::time::timeout(SETTLE, agent.send(&sample)).await;
@@ -320,7 +358,7 @@ impl Companion<'_> {
     /// What is seen now.
     fn sample(&mut self) -> Sample {
         let period = self.config.probe.period;
-        self.changes = self.changes.wrapping_add(u32::from(self.settings.changed()));
+        self.look_at_settings();
         let mesh = match (&mut self.prober, &self.wanted) {
             (Ok(prober), Some(_)) => Ok(self.links.judge(prober.sample(), period.as_millis() as u64)),
             (Ok(_), None) => Err("no peers are known yet; the broker tells of them".to_owned()),
@@ -334,7 +372,7 @@ impl Companion<'_> {
             address: self.prober.as_ref().ok().map(|p| p.uplink().address),
             period_ms: period.as_millis() as u64,
             next_ms: (period * self.say_every()).as_millis() as u64,
-            settings: self.changes,
+            changes: Vec::new(),
             mesh,
             sources: None,
         }

@@ -5,19 +5,31 @@
 //! On tcx every program runs first and returns "next", on tc it returns "unspecified": what Cilium or anybody else
 //! attached runs as before. On tc the first one is the newest of the lowest priority. Never XDP, never a name that begins with `cil_`.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    mem::offset_of,
+    net::Ipv4Addr,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuHashMap},
+    maps::{HashMap, MapData, PerCpuHashMap, RingBuf},
     programs::{
-        LinkOrder, RawTracePoint, SchedClassifier, TcAttachType,
+        CgroupAttachMode, CgroupSysctl, LinkOrder, RawTracePoint, SchedClassifier, TcAttachType,
         tc::{self, NlOptions, TcAttachOptions, TcHandle},
     },
 };
-use ebpf_records::{drop as drop_records, mesh::Peer};
+use ebpf_records::{
+    drop as drop_records,
+    mesh::Peer,
+    sysctl::{NAME, PROGRAM, Written},
+};
 
-use crate::{config::Attach, host::Host};
+use crate::{
+    config::Attach,
+    host::{Host, cgroup},
+};
 
 /// The capabilities that the programs take.
 pub mod rights;
@@ -77,6 +89,7 @@ pub struct MeshPrograms {
 
 static MESH: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/mesh.bpf.o");
 static DROP: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/drop.bpf.o");
+static SYSCTL: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/sysctl.bpf.o");
 
 /// Program and direction; the program's name is also the tc filter's, by which a stale one is known as ours.
 pub const DIRECTIONS: [(&str, TcAttachType); 2] =
@@ -216,6 +229,97 @@ impl DropProgram {
     }
 }
 
+/// The program that tells who writes a kernel setting.
+pub struct SysctlProgram {
+    _ebpf: Ebpf,
+    asked: HashMap<MapData, [u8; NAME], u8>,
+    written: RingBuf<MapData>,
+}
+
+/// Somebody wrote a kernel setting, or tried to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Writer {
+    /// The setting's path.
+    pub path: String,
+    /// Name and number of the process.
+    pub program: String,
+    /// See `program`.
+    pub pid: u32,
+    /// Inode number of its cgroup in the unified hierarchy.
+    pub cgroup: u64,
+}
+
+const SETTINGS: &str = "/proc/sys/";
+
+impl SysctlProgram {
+    /// Attaches to all control groups: kernel 6.0 or newer, because before a program of this kind is not told who runs.
+    ///
+    /// # Errors
+    /// There is no unified hierarchy; the kernel's refusal, with the step.
+    pub fn attach(host: &Host) -> Result<Self, Refused> {
+        let root = cgroup::root(host)
+            .map_err(|e| Refused { doing: "opening the control groups".to_owned(), why: e.to_string() })?;
+        let mut ebpf =
+            EbpfLoader::new().load(SYSCTL).map_err(refused("loading the program of the settings"))?;
+        let asked = HashMap::try_from(ebpf.take_map("ASKED").expect("the object has the map"))
+            .map_err(refused("opening the settings' map"))?;
+        let written = RingBuf::try_from(ebpf.take_map("WRITTEN").expect("the object has the map"))
+            .map_err(refused("opening the settings' ring"))?;
+        let program: &mut CgroupSysctl = ebpf
+            .program_mut("sysctl")
+            .expect("the object has the program")
+            .try_into()
+            .map_err(refused("loading sysctl"))?;
+        program.load().map_err(refused("loading sysctl"))?;
+        // A link may always stand beside others; a kernel that has links knows no word for it.
+        program.attach(root, CgroupAttachMode::Single).map_err(refused("attaching to the settings"))?;
+        Ok(Self { _ebpf: ebpf, asked, written })
+    }
+
+    /// Tells of this setting as well.
+    ///
+    /// # Errors
+    /// The map is full, or the name too long.
+    pub fn ask(&mut self, path: &str) -> Result<(), Refused> {
+        let name = path.strip_prefix(SETTINGS).unwrap_or(path).as_bytes();
+        let mut key = [0; NAME];
+        let Some(place) = key.get_mut(..name.len()).filter(|_| name.len() < NAME) else {
+            return Err(Refused { doing: format!("asking for {path}"), why: "its name is too long".to_owned() });
+        };
+        place.copy_from_slice(name);
+        self.asked.insert(key, 0, 0).map_err(refused(format!("asking for {path}")))
+    }
+
+    /// What was written since the last call, the last one last.
+    pub fn written(&mut self) -> Vec<Writer> {
+        let mut all = Vec::new();
+        while let Some(item) = self.written.next() {
+            all.extend(writer(&item));
+        }
+        all
+    }
+}
+
+impl AsFd for SysctlProgram {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.written.as_fd()
+    }
+}
+
+fn writer(record: &[u8]) -> Option<Writer> {
+    let at = |start: usize, length: usize| record.get(start..start + length);
+    let text = |bytes: &[u8]| {
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
+    };
+    Some(Writer {
+        path: format!("{SETTINGS}{}", text(at(offset_of!(Written, setting), NAME)?)),
+        program: text(at(offset_of!(Written, program), PROGRAM)?),
+        pid: u32::from_ne_bytes(at(offset_of!(Written, pid), 4)?.try_into().ok()?),
+        cgroup: u64::from_ne_bytes(at(offset_of!(Written, cgroup), 8)?.try_into().ok()?),
+    })
+}
+
 /// A tracepoint's `format` file: which fields it has and what its symbols are called. Both change between kernels.
 #[derive(Debug, Default)]
 pub struct TracepointFormat {
@@ -280,6 +384,23 @@ mod tests {
             "NOT_SPECIFIED",
         ),
     ];
+
+    #[test]
+    fn a_record_of_the_kernel_is_read_field_by_field() {
+        let mut record = [0; size_of::<Written>()];
+        record[..19].copy_from_slice(b"net/ipv4/ip_forward");
+        record[64] = 7;
+        record[72] = 9;
+        record[80..86].copy_from_slice(b"sysctl");
+        let expected = Writer {
+            path: "/proc/sys/net/ipv4/ip_forward".to_owned(),
+            program: "sysctl".to_owned(),
+            pid: 9,
+            cgroup: 7,
+        };
+        assert_eq!(writer(&record), Some(expected));
+        assert_eq!(writer(&record[1..]), None);
+    }
 
     #[test]
     fn fields_and_names_come_from_the_kernel_s_own_text() {

@@ -48,6 +48,17 @@ impl Setting {
         self.name.contains(['*', '?', '<'])
     }
 
+    /// Whether it is the setting of this name, or stands for it.
+    pub fn covers(&self, name: &str) -> bool {
+        let (own, other) = (|| self.name.split('.'), || name.split('.'));
+        let mut parts = own().zip(other());
+        own().count() == other().count()
+            && parts.all(|(own, other)| match own.strip_suffix('*') {
+                Some(start) => other.starts_with(start),
+                None => own == other || own.starts_with('<'),
+            })
+    }
+
     /// Whether a value is as good as the one that is asked for.
     ///
     /// # Errors
@@ -106,6 +117,11 @@ pub fn path(key: &str) -> String {
     format!("/proc/sys/{}", turned(key))
 }
 
+/// The key of what lies at such a path.
+pub fn key(path: &str) -> String {
+    turned(path.strip_prefix("/proc/sys/").unwrap_or(path))
+}
+
 /// The key of an interface's setting: of `net.ipv4.conf.<uplink>.rp_filter`, with the name in place of what stands for it.
 pub fn of_interface(template: &str, interface: &str) -> String {
     match (template.find('<'), template.find('>')) {
@@ -127,17 +143,12 @@ pub(super) fn turned(key: &str) -> String {
         .collect()
 }
 
-/// Last words of the settings of which rtnetlink tells who listens to it, each time that they are written with another value.
-const TOLD: [&str; 3] = ["ip_forward", "forwarding", "rp_filter"];
-
-/// Paths of the settings that a change of bramble's may set and that no event tells of; those of the way out with its name.
-pub fn silent(host: &Host) -> Vec<String> {
+/// Paths of the settings that a change of bramble's may set; those of the way out with its name.
+pub fn watched(host: &Host) -> Vec<String> {
     let routes = route::read(host);
     let way_out = routes.default6().ok().flatten().map(|default| &*default.interface);
     let way_out = way_out.or(routes.uplink().ok().flatten());
-    let is_told = |name: &str| TOLD.iter().any(|word| name.rsplit('.').next() == Some(word));
-    let of_ours =
-        TABLE.iter().filter(|setting| ["set", "own"].contains(&setting.action) && !is_told(setting.name));
+    let of_ours = TABLE.iter().filter(|setting| ["set", "own"].contains(&setting.action));
     let named = of_ours.filter_map(|setting| match setting.name.contains("<uplink>") {
         true => Some(path(&of_interface(setting.name, way_out?))),
         false => (!setting.is_pattern()).then(|| path(setting.name)),
@@ -209,20 +220,34 @@ mod tests {
     }
 
     #[test]
-    fn what_no_event_tells_of_is_looked_at_by_its_path() {
+    fn what_bramble_sets_is_watched_by_its_path_and_a_path_has_its_key() {
         let hosts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/hosts");
-        let paths = silent(&Host::tree(&hosts.join("pi5-bookworm-16k")).unwrap());
+        let paths = watched(&Host::tree(&hosts.join("pi5-bookworm-16k")).unwrap());
         let interface = paths
             .iter()
             .find_map(|path| path.strip_prefix("/proc/sys/net/ipv6/conf/")?.strip_suffix("/accept_ra"));
         assert!(interface.is_some_and(|name| name.len() > 2 && !name.contains(['<', '/'])), "{paths:?}");
-        for name in ["net.core.bpf_jit_enable", "net.ipv6.conf.all.disable_ipv6"] {
+        for name in ["net.core.bpf_jit_enable", "net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter"] {
             assert!(paths.contains(&path(name)), "{name}");
         }
-        for name in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.all.rp_filter"] {
-            assert!(!paths.contains(&path(name)), "{name}");
+        for path in &paths {
+            let key = key(path);
+            assert!(TABLE.iter().any(|setting| setting.covers(&key)), "{key}");
         }
         assert!(paths.iter().all(|path| path.starts_with("/proc/sys/") && !path.contains(['*', '<', '.'])));
+    }
+
+    #[test]
+    fn a_row_covers_its_name_and_what_stands_for_an_interface() {
+        let row = |name: &str| TABLE.iter().find(|setting| setting.name == name).unwrap();
+        for (name, covered, other) in [
+            ("net.ipv4.ip_forward", "net.ipv4.ip_forward", "net.ipv4.ip_forward_use_pmtu"),
+            (RP_FILTER, "net.ipv4.conf.eth0/1.rp_filter", "net.ipv4.conf.eth0.forwarding"),
+            ("net.ipv4.conf.lxc*.rp_filter", "net.ipv4.conf.lxc12.rp_filter", "net.ipv4.conf.eth0.rp_filter"),
+            ("kernel.panic", "kernel.panic", "kernel.panic.x"),
+        ] {
+            assert!(row(name).covers(covered) && !row(name).covers(other), "{name}");
+        }
     }
 
     #[test]

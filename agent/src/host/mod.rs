@@ -18,6 +18,7 @@ use nix::sys::stat::{Mode, fstat};
 pub mod archive;
 pub mod bpf;
 pub mod bpf_offer;
+pub mod cgroup;
 pub mod clock;
 pub mod disk;
 pub mod ethtool;

@@ -1,9 +1,9 @@
-//! Watches what bramble prepares: configuration directories by inotify(7), rules, routes, Cilium's links and interface
-//! settings by rtnetlink(7). Needs no rights. Costs nothing while nothing happens.
+//! Watches what bramble prepares: configuration directories and kernel settings by inotify(7), rules, routes, Cilium's links
+//! and interface settings by rtnetlink(7). Needs no rights. Costs nothing while nothing happens.
 #![allow(clippy::disallowed_methods, reason = "the door")]
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::File,
     io,
     os::{
@@ -73,6 +73,8 @@ pub enum Event {
     Route,
     /// An interface's forwarding or reverse path filter was set.
     InterfaceSetting,
+    /// A setting that is heeded was written, perhaps with the value that it had.
+    Setting,
     /// A link of Cilium's went.
     LinkGone(String),
     /// A link of Cilium's came.
@@ -87,8 +89,9 @@ pub struct Watch {
     inotify: Inotify,
     /// What is to be watched.
     watched: &'static [&'static str],
-    /// What is.
+    /// What is: directories, and files of settings.
     directories: BTreeMap<WatchDescriptorKey, String>,
+    settings: BTreeSet<WatchDescriptorKey>,
     netlink: OwnedFd,
     /// Opened when it is first waited for.
     ready: Option<[Ready; 2]>,
@@ -125,6 +128,7 @@ impl Watch {
             inotify,
             watched,
             directories: BTreeMap::new(),
+            settings: BTreeSet::new(),
             netlink,
             ready: None,
             buffer: vec![0; 32 << 10],
@@ -157,6 +161,17 @@ impl Watch {
         }
     }
 
+    /// Watches these settings as well. Only [`Settings`] that has them open makes that last, and who writes by another mount
+    /// of proc, as a container may have, is not seen.
+    pub fn heed(&mut self, settings: &Settings) {
+        for path in settings.paths() {
+            // One that went needs no watching.
+            if let Ok(descriptor) = self.inotify.add_watch(path, AddWatchFlags::IN_MODIFY) {
+                self.settings.insert(key(descriptor));
+            }
+        }
+    }
+
     /// Waits until there is something for [`Watch::seen`], which has to be called then. Needs a tokio runtime. Cancel-safe.
     pub async fn happened(&mut self) {
         let ready = match &mut self.ready {
@@ -184,8 +199,13 @@ impl Watch {
             for event in batch {
                 let name = event.name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
                 if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                    // The directory is gone; the kernel gives its number to no other.
+                    // It is gone; the kernel gives its number to no other.
                     self.directories.remove(&key(event.wd));
+                    self.settings.remove(&key(event.wd));
+                    continue;
+                }
+                if self.settings.contains(&key(event.wd)) {
+                    events.push(Event::Setting);
                     continue;
                 }
                 match self.directories.get(&key(event.wd)) {
@@ -212,8 +232,8 @@ impl Watch {
     }
 }
 
-/// Kernel settings that are looked at again and again. /proc/sys tells nobody when it is written, so the files stay open: one
-/// system call a setting instead of five.
+/// Kernel settings that are looked at again and again. Their files stay open: one system call a look instead of five, and
+/// [`Watch::heed`] lasts.
 #[derive(Debug, Default)]
 pub struct Settings {
     open: BTreeMap<String, (File, Vec<u8>)>,
@@ -233,19 +253,22 @@ impl Settings {
         }
     }
 
-    /// Whether one of them has another value than at the last call, or went.
-    pub fn changed(&mut self) -> bool {
-        let mut changed = false;
-        self.open.retain(|_, (file, before)| {
-            let Ok(now) = value(file) else {
-                changed = true;
-                return false;
-            };
-            changed |= now != *before;
-            *before = now;
-            true
+    /// Paths of those that have another value than at the last call, or went.
+    pub fn changed(&mut self) -> Vec<String> {
+        let mut changed = Vec::new();
+        self.open.retain(|path, (file, before)| {
+            let now = value(file);
+            if now.as_ref().ok() != Some(&*before) {
+                changed.push(path.clone());
+            }
+            now.map(|now| *before = now).is_ok()
         });
         changed
+    }
+
+    /// The paths of all.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.open.keys().map(String::as_str)
     }
 }
 
@@ -362,10 +385,11 @@ mod tests {
         let extend =
             |settings: &mut Settings| settings.extend([shown.clone(), "/proc/sys/no/such".to_owned()]);
         extend(&mut settings);
-        assert!(!settings.changed());
+        assert!(settings.changed().is_empty());
         std::fs::write(&file, "1\n").unwrap();
         extend(&mut settings);
-        assert!(settings.changed() && !settings.changed());
+        assert_eq!(settings.changed(), [shown.clone()]);
+        assert!(settings.changed().is_empty());
         std::fs::remove_file(&file).unwrap();
     }
 

@@ -292,7 +292,7 @@ pub(crate) mod scene {
                 address: None,
                 period_ms: 1000,
                 next_ms: 1000,
-                settings: 0,
+                changes: Vec::new(),
                 mesh,
                 sources: None,
             };

@@ -5,3 +5,4 @@
 pub mod drop;
 pub mod fault;
 pub mod mesh;
+pub mod sysctl;

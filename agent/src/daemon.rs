@@ -734,7 +734,7 @@ impl<'a> Agent<'a> {
         if is_due(self.restart.as_ref().map(|(at, _)| *at)) {
             self.restart();
         }
-        if is_due(self.guard.look_at()) || self.report_at <= now {
+        if is_due(self.guard.look_at()) {
             self.watch();
         }
         if self.check_at <= now {

@@ -211,9 +211,9 @@ impl Guard {
         }
     }
 
-    /// Whether something happened that makes a new pass over the requirements worth its while. To be asked with every report as
-    /// well: a setting that is written by another mount of proc is no event.
+    /// Whether something happened that makes a new pass over the requirements worth its while.
     pub fn is_due(&mut self, host: &Host, now: Instant) -> bool {
+        let mut is_written = false;
         if let Ok(watch) = &mut self.watch {
             for event in watch.seen() {
                 match event {
@@ -227,8 +227,7 @@ impl Guard {
                     Event::LinkCame(name) => {
                         self.links.remove(&name);
                     }
-                    // Its value tells.
-                    Event::Setting => {}
+                    Event::Setting => is_written = true,
                     _ => {
                         self.due.get_or_insert(now);
                     }
@@ -236,7 +235,7 @@ impl Guard {
             }
         }
         let has_started = self.starting.take_if(|end| *end <= now).is_some();
-        if !self.settings.changed().is_empty() || has_started {
+        if is_written && !self.settings.changed().is_empty() || has_started {
             self.due.get_or_insert(now);
         }
         let due = self.due.is_some() && self.look_at().is_some_and(|at| at <= now);
@@ -314,7 +313,8 @@ impl Guard {
         let is_judged = |name: &str| {
             sysctl::TABLE.iter().any(|setting| setting.requirement == requirement && setting.covers(name))
         };
-        let judged = self.changes.values().filter(|(change, at)| at.elapsed() <= RECENT && is_judged(&change.setting));
+        let judged =
+            self.changes.values().filter(|(change, at)| at.elapsed() <= RECENT && is_judged(&change.setting));
         let (change, _) = judged.filter(|(change, _)| change.writer.is_some()).max_by_key(|(_, at)| *at)?;
         let writer = change.writer.as_ref()?;
         Some(format!("{} was written by {writer}", change.setting))

@@ -77,8 +77,7 @@ pub(crate) fn who_undid_a_setting_is_named() -> Result<()> {
 }
 
 /// rtnetlink does not tell of it. The node gets a setting of its own, because the kernel has one for all.
-pub(crate) fn a_setting_of_the_whole_machine_is_named_at_once_with_and_without_a_companion() -> Result<()>
-{
+pub(crate) fn a_setting_of_the_whole_machine_is_named_at_once_with_and_without_a_companion() -> Result<()> {
     let mut lab = bed()?;
     let ear = Ear::open(&lab)?;
     settle(&lab, &ear, SETTLING)?;

@@ -12,7 +12,8 @@ use anyhow::Result;
 use crate::{process::MARK, watch::until};
 
 /// The programs of `ebpf/src/bin`, as the kernel names them.
-const PROGRAMS: [&str; 5] = ["bramble_egress", "bramble_ingress", "bramble_nop", "fault", "kfree_skb"];
+const PROGRAMS: [&str; 6] =
+    ["bramble_egress", "bramble_ingress", "bramble_nop", "bramble_sysctl", "fault", "kfree_skb"];
 /// Folders in which a file of ours would lie, if one did.
 const FOLDERS: [&str; 8] =
     ["/run", "/tmp", "/var/tmp", "/var/lib", "/var/log", "/etc", "/sys/fs/bpf", "/dev/shm"];

@@ -8,11 +8,7 @@ use std::{
 use tokio::net::UnixListener;
 use wire::report::{Stamps, Tier};
 
-use super::{
-    Change, Link, Sample, Wanted, listen,
-    settings::Watched,
-    trusted,
-};
+use super::{Change, Link, Sample, Wanted, listen, settings::Watched, trusted};
 use crate::{
     config::Config,
     datapath::rights::{PROGRAMS, missing},

@@ -266,11 +266,11 @@ impl SysctlProgram {
         let written = RingBuf::try_from(ebpf.take_map("WRITTEN").expect("the object has the map"))
             .map_err(refused("opening the settings' ring"))?;
         let program: &mut CgroupSysctl = ebpf
-            .program_mut("sysctl")
+            .program_mut("bramble_sysctl")
             .expect("the object has the program")
             .try_into()
-            .map_err(refused("loading sysctl"))?;
-        program.load().map_err(refused("loading sysctl"))?;
+            .map_err(refused("loading bramble_sysctl"))?;
+        program.load().map_err(refused("loading bramble_sysctl"))?;
         // A link may always stand beside others; a kernel that has links knows no word for it.
         program.attach(root, CgroupAttachMode::Single).map_err(refused("attaching to the settings"))?;
         Ok(Self { _ebpf: ebpf, asked, written })
@@ -284,7 +284,10 @@ impl SysctlProgram {
         let name = path.strip_prefix(SETTINGS).unwrap_or(path).as_bytes();
         let mut key = [0; NAME];
         let Some(place) = key.get_mut(..name.len()).filter(|_| name.len() < NAME) else {
-            return Err(Refused { doing: format!("asking for {path}"), why: "its name is too long".to_owned() });
+            return Err(Refused {
+                doing: format!("asking for {path}"),
+                why: "its name is too long".to_owned(),
+            });
         };
         place.copy_from_slice(name);
         self.asked.insert(key, 0, 0).map_err(refused(format!("asking for {path}")))

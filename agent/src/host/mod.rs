@@ -4,11 +4,14 @@
 //! answer the same calls. It never writes and never runs a program.
 #![allow(clippy::disallowed_methods, reason = "the door")]
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -61,6 +64,14 @@ const PAGE: usize = 4096;
 /// been there all the same.
 pub const ABSENT: &str = "absent";
 
+/// Files that stay open, by path.
+#[derive(Debug, Default)]
+struct Open {
+    files: BTreeMap<String, File>,
+    /// Into which they are read, one after the other.
+    buffer: Vec<u8>,
+}
+
 /// A machine, opened for reading.
 #[derive(Debug)]
 pub struct Host {
@@ -69,6 +80,8 @@ pub struct Host {
     origin: Origin,
     /// What is asked, while somebody wants to know it.
     record: Option<record::Record>,
+    /// What is read again and again.
+    open: Mutex<Open>,
 }
 
 #[derive(Debug, Clone)]
@@ -185,11 +198,43 @@ pub enum NotATree {
     },
 }
 
+fn text_of(path: &str, bytes: Vec<u8>) -> Result<String, Unreadable> {
+    if bytes.len() as u64 > LARGEST {
+        return Err(Unreadable { path: path.into(), why: Why::TooLarge });
+    }
+    if bytes.contains(&0) {
+        return Err(Unreadable::malformed(path, "text"));
+    }
+    Ok(match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    })
+}
+
+/// A file from its beginning; of one that has more than [`LARGEST`] bytes, more than these.
+fn whole<'a>(file: &File, buffer: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
+    let mut length = 0;
+    loop {
+        if length == buffer.len() {
+            buffer.resize(length.max(PAGE / 2) * 2, 0);
+        }
+        let read = file.read_at(&mut buffer[length..], length as u64)?;
+        length += read;
+        if read == 0 || length as u64 > LARGEST {
+            return Ok(&buffer[..length]);
+        }
+    }
+}
+
 impl Host {
     /// The machine this runs on.
     pub fn live() -> Result<Host, Unreadable> {
         let root = open_directory(Path::new("/")).map_err(|errno| failed("/", errno))?;
-        Ok(Host { root, origin: Origin::Live, record: None })
+        Ok(Host::of(root, Origin::Live))
+    }
+
+    fn of(root: OwnedFd, origin: Origin) -> Host {
+        Host { root, origin, record: None, open: Mutex::default() }
     }
 
     /// A captured tree; `/`, however it is spelt, is the machine itself.
@@ -201,10 +246,9 @@ impl Host {
             Ok::<_, Errno>((status.st_dev, status.st_ino) == (machine.st_dev, machine.st_ino))
         };
         if is_machine() == Ok(true) {
-            return Ok(Host { root, origin: Origin::Live, record: None });
+            return Ok(Host::of(root, Origin::Live));
         }
-        let mut host =
-            Host { root, origin: Origin::Tree { dir: dir.into(), absent: Vec::new() }, record: None };
+        let mut host = Host::of(root, Origin::Tree { dir: dir.into(), absent: Vec::new() });
         let known = ["proc", "sys", "etc", "boot", "usr", "lib"];
         if !known.iter().any(|name| host.open(name, OFlag::O_PATH).is_ok()) {
             return Err(NotATree::Bare { dir: dir.into() });
@@ -225,7 +269,7 @@ impl Host {
     /// The same host for another thread; `None` when no descriptor is free.
     pub fn again(&self) -> Option<Host> {
         let root = self.root.try_clone().ok()?;
-        Some(Host { root, origin: self.origin.clone(), record: None })
+        Some(Host::of(root, self.origin.clone()))
     }
 
     /// Whether this is the running machine and not a captured tree.
@@ -243,14 +287,26 @@ impl Host {
 
     /// The text of a file; a byte that is not UTF-8 becomes U+FFFD, a NUL makes it malformed.
     pub fn text(&self, path: &str) -> Result<String, Unreadable> {
-        let bytes = self.bytes(path)?;
-        if bytes.contains(&0) {
-            return Err(Unreadable::malformed(path, "text"));
+        text_of(path, self.bytes(path)?)
+    }
+
+    /// The same of a file in `/proc` or `/sys` that is read with each report: it stays open, which saves half of the work.
+    pub fn text_again(&self, path: &str) -> Result<String, Unreadable> {
+        if !self.is_live() {
+            return self.text(path);
         }
-        Ok(match String::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
-        })
+        // Whoever panicked while holding it left a map that is whole.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Open { files, buffer } = &mut *open;
+        if let Some(content) = files.get(path).and_then(|file| whole(file, buffer).ok()) {
+            return text_of(path, content.to_vec());
+        }
+        // Opened for the first time, or what it told of went.
+        files.remove(path);
+        let (file, _) = self.file(path)?;
+        let content = whole(&file, buffer).map_err(|error| self.unreadable(path, errno_of(&error)))?;
+        files.insert(path.to_owned(), file);
+        text_of(path, content.to_vec())
     }
 
     /// The text of a file, or `None` when the machine is known not to have it.
@@ -472,6 +528,25 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn a_file_that_stays_open_is_read_anew_each_time() {
+        let host = Host::live().unwrap();
+        let uptime = || host.text_again("/proc/uptime").unwrap();
+        let first = uptime();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        assert_ne!(first, uptime());
+        for path in ["/proc/kallsyms", "/proc/crypto", "/proc/cmdline"] {
+            for _ in 0..2 {
+                assert_eq!(host.text_again(path), host.text(path));
+            }
+        }
+        assert_eq!(host.text_again("/proc/none"), host.text("/proc/none"));
+        // What it was opened for is gone: the kernel refuses to read it.
+        let directory = File::open("/").unwrap();
+        host.open.lock().unwrap().files.insert("/proc/version".to_owned(), directory);
+        assert!(host.text_again("/proc/version").unwrap().starts_with("Linux"));
     }
 
     #[test]

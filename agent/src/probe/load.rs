@@ -34,7 +34,7 @@ struct Ticks {
 impl Judge for Load {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
         let mut health = Health::default();
-        let stat = seen.host.text("/proc/stat").ok();
+        let stat = seen.host.text_again("/proc/stat").ok();
         let now = stat.as_deref().and_then(ticks);
         let busy = now.zip(self.before).and_then(|(now, before)| busy(before, now));
         self.before = now;

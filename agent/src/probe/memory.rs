@@ -19,7 +19,7 @@ struct Memory;
 impl Judge for Memory {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
         let mut health = Health::default();
-        let used = seen.host.text("/proc/meminfo").ok().and_then(|text| used(&text));
+        let used = seen.host.text_again("/proc/meminfo").ok().and_then(|text| used(&text));
         health.reading("memory-usage", "Memory usage", used, Unit::Percent, Kind::Gauge);
         health
     }

@@ -39,7 +39,7 @@ impl Judge for Pressure {
 /// Percent of the last minute.
 fn average(host: &Host, resource: &str, who: &str) -> Result<Option<f64>, Unreadable> {
     let path = format!("/proc/pressure/{resource}");
-    let text = match host.text(&path) {
+    let text = match host.text_again(&path) {
         Ok(text) => text,
         Err(why) if why.is_absence() => return Ok(None),
         // Kernels before 6.1 have the files with psi=0 and refuse to read them.

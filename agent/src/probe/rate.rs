@@ -35,9 +35,10 @@ const IDS: [(&str, &str); 4] = [
 impl Judge for Rates {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
         let mut health = Health::default();
-        let uplink = seen.host.text("/proc/net/route").ok().and_then(|text| uplink(&text));
+        let uplink = seen.host.text_again("/proc/net/route").ok().and_then(|text| uplink(&text));
         let (received, sent) = uplink.as_deref().and_then(|link| traffic(seen.host, link)).unzip();
-        let (read, written) = seen.host.text("/proc/diskstats").ok().and_then(|text| drives(&text)).unzip();
+        let (read, written) =
+            seen.host.text_again("/proc/diskstats").ok().and_then(|text| drives(&text)).unzip();
         let now = [received, sent, read, written];
         for (index, (id, title)) in IDS.iter().enumerate() {
             if now[index].is_none() {
@@ -71,8 +72,9 @@ fn uplink(routes: &str) -> Option<String> {
 /// Bytes received and sent by a link. A node's table of all links has a line for each pod, so the link's own files are read.
 fn traffic(host: &Host, link: &str) -> Option<(u64, u64)> {
     // The name comes from a table of the kernel's; it is a name of one directory.
-    let count =
-        |file: &str| host.text(&format!("/sys/class/net/{link}/statistics/{file}")).ok()?.trim().parse().ok();
+    let count = |file: &str| {
+        host.text_again(&format!("/sys/class/net/{link}/statistics/{file}")).ok()?.trim().parse().ok()
+    };
     Some((count("rx_bytes")?, count("tx_bytes")?))
 }
 

@@ -27,7 +27,7 @@ static WRITTEN: RingBuf = RingBuf::with_byte_size(4096, 0);
 
 /// One read or write of a setting.
 #[cgroup_sysctl]
-pub fn sysctl(context: SysctlContext) -> i32 {
+pub fn bramble_sysctl(context: SysctlContext) -> i32 {
     // SAFETY: the kernel hands out its own context, and the verifier knows this field.
     if unsafe { (*context.sysctl).write } != 0 {
         let _ = tell(&context);
@@ -39,8 +39,7 @@ pub fn sysctl(context: SysctlContext) -> i32 {
 #[inline(always)]
 fn tell(context: &SysctlContext) -> Option<()> {
     // Everything is written in its place: to move bytes costs a small machine many instructions.
-    let mut written =
-        Written { setting: [0; NAME], cgroup: 0, pid: 0, unused: 0, program: [0; PROGRAM] };
+    let mut written = Written { setting: [0; NAME], cgroup: 0, pid: 0, unused: 0, program: [0; PROGRAM] };
     // SAFETY: the buffer is as long as is said.
     let length = unsafe {
         bpf_sysctl_get_name(context.as_ptr().cast(), written.setting.as_mut_ptr().cast(), NAME as u64, 0)

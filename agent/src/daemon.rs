@@ -5,6 +5,7 @@
 //! more than most of what is done in it.
 
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     net::Ipv4Addr,
     sync::Arc,
@@ -292,6 +293,8 @@ struct Agent<'a> {
     /// Whether systemd is to be told how things are now.
     is_news: bool,
     findings: Vec<Finding>,
+    /// Whether the board has a light to blink.
+    has_light: bool,
     records: Records,
     guard: Guard,
     broker: Result<jiff::Timestamp, String>,
@@ -348,6 +351,7 @@ impl<'a> Agent<'a> {
             is_news: false,
             conditions: Vec::new(),
             findings: Vec::new(),
+            has_light: false,
             records,
             guard: Guard::open(host, State::new(&config.node.state_dir), &config.cluster, Instant::now()),
             broker: Err("not connected yet".to_owned()),
@@ -440,6 +444,7 @@ impl<'a> Agent<'a> {
             role: self.config.cluster.k3s.then(|| self.config.cluster.role.as_str().to_owned()),
             newest: self.newest(),
         };
+        self.has_light = led::is_there().is_ok();
         let findings: Vec<Finding> = require::judge(require::REQUIREMENTS, &facts, self.config)
             .map(|judged| Finding {
                 id: judged.requirement.id.to_owned(),
@@ -497,6 +502,7 @@ impl<'a> Agent<'a> {
             self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.online?))).collect();
         let seen = Seen {
             host: self.host,
+            chips: &OnceCell::new(),
             companion: self.sample.as_ref().map_err(String::as_str),
             sources: &self.sources,
             online: &online,
@@ -791,7 +797,7 @@ impl<'a> Agent<'a> {
 
     /// Whether the owner lets it be asked for, and the machine has what it takes.
     fn can(&self, verb: Verb) -> bool {
-        self.config.commands.allows(verb) && (verb != Verb::Identify || led::is_there().is_ok())
+        self.config.commands.allows(verb) && (verb != Verb::Identify || self.has_light)
     }
 
     /// Says that this node is there, and who it is: for who heard of it a moment ago, and has only now begun to listen.

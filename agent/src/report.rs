@@ -422,6 +422,7 @@ mod tests {
         let mut judge = (PROBES[0].judge)();
         let health = judge.judge(&Seen {
             host: &Host::live().unwrap(),
+            chips: &std::cell::OnceCell::new(),
             companion: Ok(&sample),
             sources: &Sources::new(),
             online: &BTreeMap::new(),

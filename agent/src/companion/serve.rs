@@ -15,6 +15,7 @@ use crate::{
     host::{
         Host,
         timer::{Timer, until_next},
+        watch::Ways,
     },
     notify::{Asked, Service},
     probe::{
@@ -27,7 +28,7 @@ use crate::{
 const SETTLE: Duration = Duration::from_millis(200);
 /// How long after a setting is written it has its value, and the rest of a burst is there.
 const WRITTEN: Duration = Duration::from_millis(50);
-/// How often the uplink is looked at again, in periods.
+/// How often an uplink is looked for where there is none, in periods.
 const UPLINK_EVERY: u32 = 5;
 /// Programs that see nothing are attached again; those that see nothing within this time again are given up.
 const LASTING: Duration = Duration::from_secs(60);
@@ -56,6 +57,7 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             .collect(),
         wanted: None,
         agent: None,
+        ways: Ways::open(),
         ticks: 0,
         periods: 0,
         said: None,
@@ -80,7 +82,10 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
                 companion.tick();
                 service.status(&companion.status());
                 tick.set(until_next(config.probe.period))?;
-                settle.set(SETTLE)?;
+                match companion.is_waiting() {
+                    true => settle.set(SETTLE)?,
+                    false => companion.tell().await,
+                }
             }
             fired = settle.fired() => {
                 fired?;
@@ -112,6 +117,8 @@ struct Companion<'a> {
     /// `None` until an agent has said whom.
     wanted: Option<Wanted>,
     agent: Option<Link>,
+    /// When another uplink is to be looked for.
+    ways: Ways,
     ticks: u32,
     /// Periods that this agent was there.
     periods: u32,
@@ -203,7 +210,7 @@ impl Companion<'_> {
 
     fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
-        if self.ticks.is_multiple_of(UPLINK_EVERY) {
+        if self.ways.changed() || self.prober.is_err() && self.ticks.is_multiple_of(UPLINK_EVERY) {
             self.follow_uplink();
             self.settings.extend(self.host);
         }
@@ -213,6 +220,11 @@ impl Companion<'_> {
         for source in self.sources.values_mut().flatten() {
             source.look();
         }
+    }
+
+    /// Whether answers are to come.
+    fn is_waiting(&self) -> bool {
+        self.wanted.as_ref().is_some_and(|wanted| !wanted.peers.is_empty())
     }
 
     /// Opens again when there was no uplink, or when it is another one now.

@@ -22,7 +22,7 @@ impl Host {
             .iter()
             .filter_map(|entry| {
                 let directory = format!("{CLASS}/{entry}");
-                let name = self.text(&format!("{directory}/name")).ok()?.trim().to_owned();
+                let name = self.text_again(&format!("{directory}/name")).ok()?.trim().to_owned();
                 Some(Chip { name, directory })
             })
             .collect()

@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -64,10 +65,15 @@ const PAGE: usize = 4096;
 /// been there all the same.
 pub const ABSENT: &str = "absent";
 
+/// How long what is read again and again and was not there is taken for absent.
+const MISSING: Duration = Duration::from_secs(60);
+
 /// Files that stay open, by path.
 #[derive(Debug, Default)]
 struct Open {
     files: BTreeMap<String, File>,
+    /// What was not there, when, and why.
+    missing: BTreeMap<String, (Instant, Unreadable)>,
     /// Into which they are read, one after the other.
     buffer: Vec<u8>,
 }
@@ -211,6 +217,14 @@ fn text_of(path: &str, bytes: Vec<u8>) -> Result<String, Unreadable> {
     })
 }
 
+fn number_of(path: &str, text: Result<String, Unreadable>) -> Result<Option<i64>, Unreadable> {
+    match text {
+        Ok(text) => text.trim().parse().map(Some).map_err(|_| Unreadable::malformed(path, "a number")),
+        Err(why) if why.is_absence() => Ok(None),
+        Err(why) => Err(why),
+    }
+}
+
 /// A file from its beginning; of one that has more than [`LARGEST`] bytes, more than these.
 fn whole<'a>(file: &File, buffer: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
     let mut length = 0;
@@ -290,20 +304,31 @@ impl Host {
         text_of(path, self.bytes(path)?)
     }
 
-    /// The same of a file in `/proc` or `/sys` that is read with each report: it stays open, which saves half of the work.
+    /// The same of a file in `/proc` or `/sys` that is read with each report: it stays open, which saves half of the work. One
+    /// that is not there is looked for again after a while.
     pub fn text_again(&self, path: &str) -> Result<String, Unreadable> {
         if !self.is_live() {
             return self.text(path);
         }
         // Whoever panicked while holding it left a map that is whole.
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let Open { files, buffer } = &mut *open;
+        let Open { files, missing, buffer } = &mut *open;
         if let Some(content) = files.get(path).and_then(|file| whole(file, buffer).ok()) {
             return text_of(path, content.to_vec());
         }
         // Opened for the first time, or what it told of went.
         files.remove(path);
-        let (file, _) = self.file(path)?;
+        if let Some((_, why)) = missing.get(path).filter(|(at, _)| at.elapsed() < MISSING) {
+            return Err(why.clone());
+        }
+        let file = match self.file(path) {
+            Ok((file, _)) => file,
+            Err(why) if !why.is_absence() => return Err(why),
+            Err(why) => {
+                missing.insert(path.to_owned(), (Instant::now(), why.clone()));
+                return Err(why);
+            }
+        };
         let content = whole(&file, buffer).map_err(|error| self.unreadable(path, errno_of(&error)))?;
         files.insert(path.to_owned(), file);
         text_of(path, content.to_vec())
@@ -316,11 +341,12 @@ impl Host {
 
     /// The number that is all of a file, as those of /sys are; `None` when there is no such file.
     pub fn number(&self, path: &str) -> Result<Option<i64>, Unreadable> {
-        match self.text(path) {
-            Ok(text) => text.trim().parse().map(Some).map_err(|_| Unreadable::malformed(path, "a number")),
-            Err(why) if why.is_absence() => Ok(None),
-            Err(why) => Err(why),
-        }
+        number_of(path, self.text(path))
+    }
+
+    /// The same of a file that is read with each report, see [`Host::text_again`].
+    pub fn number_again(&self, path: &str) -> Result<Option<i64>, Unreadable> {
+        number_of(path, self.text_again(path))
     }
 
     /// The content of a file of at most [`LARGEST`] bytes.

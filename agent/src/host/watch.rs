@@ -116,14 +116,7 @@ impl Watch {
 
     fn over(watched: &'static [&'static str]) -> io::Result<Watch> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let netlink = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            SockProtocol::NetlinkRoute,
-        )?;
-        let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
-        bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        let netlink = listen(&GROUPS)?;
         let mut watch = Watch {
             inotify,
             watched,
@@ -230,6 +223,42 @@ impl Watch {
         events.dedup();
         events
     }
+}
+
+/// Multicast groups of what decides by which link a node is reached: links, IPv4 addresses, routes of both families.
+const WAYS: [u32; 4] = [1, 5, 7, 11];
+
+/// Tells whether links, addresses or routes changed. Costs a system call a question.
+#[derive(Debug)]
+pub struct Ways(Option<OwnedFd>);
+
+impl Ways {
+    /// Of the network namespace of the calling thread.
+    pub fn open() -> Ways {
+        Ways(listen(&WAYS).ok())
+    }
+
+    /// Whether something changed since the last call; where the kernel does not tell, perhaps.
+    pub fn changed(&self) -> bool {
+        let Some(netlink) = &self.0 else { return true };
+        let (mut changed, mut buffer) = (false, [0; 64]);
+        loop {
+            match recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(_) | Err(Errno::ENOBUFS) => changed = true,
+                Err(Errno::EINTR) => {}
+                Err(_) => return changed,
+            }
+        }
+    }
+}
+
+/// Listens to multicast groups of rtnetlink, without waiting.
+fn listen(groups: &[u32]) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    let groups = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+    bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    Ok(netlink)
 }
 
 /// Kernel settings that are looked at again and again. Their files stay open: one system call a look instead of five, and

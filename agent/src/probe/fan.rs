@@ -25,8 +25,8 @@ struct Fan {
 impl Judge for Fan {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
         let mut health = Health::default();
-        let read = |chip: &str, file: &str| seen.host.number(&format!("{chip}/{file}"));
-        let chips = seen.host.hwmon();
+        let read = |chip: &str, file: &str| seen.host.number_again(&format!("{chip}/{file}"));
+        let chips = seen.chips();
         let fans = chips.iter().filter(|chip| !matches!(read(&chip.directory, "fan1_input"), Ok(None)));
         let mut stopped = None;
         for (index, chip) in fans.enumerate() {

@@ -75,7 +75,7 @@ impl Judge for Frequency {
 
 /// One file of the first policy; a Pi's cores have one in common.
 fn megahertz(host: &Host, file: &str) -> Result<Option<f64>, Unreadable> {
-    let kilohertz = host.number(&format!("/sys/devices/system/cpu/cpufreq/policy0/{file}"))?;
+    let kilohertz = host.number_again(&format!("/sys/devices/system/cpu/cpufreq/policy0/{file}"))?;
     Ok(kilohertz.map(|kilohertz| kilohertz as f64 / 1000.0))
 }
 

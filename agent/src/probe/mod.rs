@@ -5,6 +5,7 @@
 //! condition, not a crash and not silence.
 
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     ops::RangeInclusive,
     time::{Duration, Instant},
@@ -18,7 +19,7 @@ use wire::{
 use crate::{
     companion::{Sample, Sources},
     datapath::Refused,
-    host::{Host, Unreadable, state::State},
+    host::{Host, Unreadable, hwmon::Chip, state::State},
 };
 
 mod drop;
@@ -121,6 +122,8 @@ pub trait Source {
 pub struct Seen<'a> {
     /// The machine, reading half.
     pub host: &'a Host,
+    /// Its hardware monitors, once somebody has asked.
+    pub chips: &'a OnceCell<Vec<Chip>>,
     /// The companion's newest sample, or why there is none.
     pub companion: Result<&'a Sample, &'a str>,
     /// The newest counts of the kernel halves, by probe id.
@@ -144,6 +147,11 @@ pub struct Seen<'a> {
 }
 
 impl Seen<'_> {
+    /// The machine's hardware monitors.
+    pub fn chips(&self) -> &[Chip] {
+        self.chips.get_or_init(|| self.host.hwmon())
+    }
+
     /// What the kernel half of probe `id` counted.
     ///
     /// # Errors
@@ -332,6 +340,7 @@ pub(crate) mod scene {
         pub(crate) fn look<T>(&self, look: impl FnOnce(&Seen<'_>) -> T) -> T {
             look(&Seen {
                 host: &self.host,
+                chips: &OnceCell::new(),
                 companion: self.companion.as_ref().map_err(String::as_str),
                 sources: &self.sources,
                 online: &BTreeMap::new(),

@@ -25,7 +25,7 @@ struct Temperature;
 impl Judge for Temperature {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
         let mut health = Health::default();
-        let chips = seen.host.hwmon();
+        let chips = seen.chips();
         let processor = chips.iter().find(|chip| PROCESSORS.contains(&chip.name.as_str()));
         let celsius = match processor {
             Some(chip) => celsius(seen.host, &format!("{}/temp1_input", chip.directory)),
@@ -35,7 +35,7 @@ impl Judge for Temperature {
             health.sensor(id, title, Unit::Celsius, -40.0..=150.0, read);
         };
         add("cpu-temperature", "CPU temperature", celsius);
-        for chip in &chips {
+        for chip in chips {
             let read = || celsius_of(seen.host, chip);
             match chip.name.as_str() {
                 "rp1_adc" => add("rp1-temperature", "RP1 temperature", read()),
@@ -59,7 +59,7 @@ fn celsius_of(host: &Host, chip: &Chip) -> Result<Option<f64>, Unreadable> {
 }
 
 fn celsius(host: &Host, path: &str) -> Result<Option<f64>, Unreadable> {
-    Ok(host.number(path)?.map(|thousandths| thousandths as f64 / 1000.0))
+    Ok(host.number_again(path)?.map(|thousandths| thousandths as f64 / 1000.0))
 }
 
 fn zone(host: &Host) -> Result<Option<f64>, Unreadable> {

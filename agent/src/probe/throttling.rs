@@ -176,7 +176,7 @@ struct Throttling {
 impl Judge for Throttling {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
         let mut health = Health::default();
-        let alarm = alarm(seen.host, &mut health);
+        let alarm = alarm(seen, &mut health);
         let counts: Result<Counts, String> = seen.kernel("throttling");
         let word = counts.as_ref().ok().and_then(|c| c.word);
         if alarm.is_none() && word.is_none() && !is_raspberry_pi(seen.host) {
@@ -353,9 +353,9 @@ impl Throttling {
 }
 
 /// hwmon's alarm; `None` where there is none.
-fn alarm(host: &Host, health: &mut Health) -> Option<bool> {
-    let chip = host.hwmon().into_iter().find(|chip| chip.name == "rpi_volt")?;
-    match host.number(&format!("{}/in0_lcrit_alarm", chip.directory)) {
+fn alarm(seen: &Seen<'_>, health: &mut Health) -> Option<bool> {
+    let chip = seen.chips().iter().find(|chip| chip.name == "rpi_volt")?;
+    match seen.host.number_again(&format!("{}/in0_lcrit_alarm", chip.directory)) {
         Ok(number) => number.map(|number| number != 0),
         Err(why) => {
             health.statements.push(super::unbelievable("under-voltage", why.to_string()));

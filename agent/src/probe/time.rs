@@ -1,7 +1,7 @@
 //! The wall clock: who keeps it right, how far off it can be, and whether somebody set it. That nobody keeps it right is the
 //! finding of the requirement `clock`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wire::report::{Kind, Rank, Severity, Status, Unit};
 
@@ -32,8 +32,13 @@ const STEP: Duration = Duration::from_secs(2);
 /// How long a step is told.
 const TOLD: Duration = Duration::from_secs(600);
 
+/// How often the keeper is looked for.
+const KEEPER_EVERY: Duration = Duration::from_secs(60);
+
 #[derive(Default)]
 struct Time {
+    /// Who keeps the clock, and when that was looked for.
+    keeper: Option<(Instant, Option<&'static str>)>,
     /// Wall clock and time since boot at the last look.
     before: Option<(jiff::Timestamp, Duration)>,
     /// The newest step: time since boot, and its size.
@@ -43,7 +48,8 @@ struct Time {
 impl Judge for Time {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
         let mut health = Health::default();
-        let keeper = keeper(seen.host);
+        let known = self.keeper.filter(|(at, _)| seen.now.duration_since(*at) < KEEPER_EVERY);
+        let (_, keeper) = *self.keeper.insert(known.unwrap_or_else(|| (seen.now, keeper(seen.host))));
         health.about.insert("time-source", keeper.unwrap_or("none that is known").to_owned());
         discipline(&mut health, seen.host.clock_discipline(), keeper);
         health.rank(Rank::Diagnostic, |id| id == "clock-offset");
@@ -146,12 +152,13 @@ mod tests {
 
     #[test]
     fn who_keeps_the_clock_is_named_and_chronys_offset_is_not_believed() {
-        let scene = Scene::new();
+        let mut scene = Scene::new();
         let mut judge = (PROBE.judge)();
         let health = scene.judge(&mut judge);
         assert_eq!(health.about["time-source"], "none that is known");
         assert_eq!(health.value("clock-error"), Some(None), "a tree has no clock");
         scene.write("/sys/fs/cgroup/system.slice/chrony.service/cgroup.procs", "1\n");
+        scene.wait(KEEPER_EVERY.as_secs());
         assert_eq!(scene.judge(&mut judge).about["time-source"], "chrony");
         let kept = Discipline { offset_us: 1500, error: Some(Duration::from_millis(20)) };
         for (keeper, offset) in [(Some("chrony"), None), (Some("systemd-timesyncd"), Some(Some(1.5)))] {

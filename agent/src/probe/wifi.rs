@@ -22,7 +22,7 @@ struct Wifi;
 impl Judge for Wifi {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
         let mut health = Health::default();
-        let Ok(Some(table)) = seen.host.text_if_present(TABLE) else { return health };
+        let Ok(table) = seen.host.text_again(TABLE) else { return health };
         // Two lines of headings; then one a link: "wlan0: 0000   54.  -56.  -256 ...".
         for line in table.lines().skip(2) {
             let Some((link, columns)) = line.trim().split_once(':') else { continue };

@@ -206,11 +206,14 @@ impl Prober {
 
     /// Sends one batch: a few requests to every peer.
     pub fn send(&mut self) {
+        if self.peers.is_empty() {
+            return;
+        }
         if self.stamped_by_kernel() {
             // Counted and timed by the kernel already.
             drain(&self.requests, |_, _| {});
         }
-        let burst = (BUDGET / self.peers.len().max(1)).clamp(1, BURST);
+        let burst = (BUDGET / self.peers.len()).clamp(1, BURST);
         let sent = now_ns();
         let mut batch = Vec::with_capacity(burst * self.peers.len());
         for following in (0..burst as u16).rev() {
@@ -233,7 +236,7 @@ impl Prober {
             }
         }
         send_batch(&self.requests, &batch);
-        if self.stamped_by_kernel() && !self.peers.is_empty() {
+        if self.stamped_by_kernel() {
             // The peers have sent theirs at this very moment.
             std::thread::sleep(GATHER);
             self.answer();
@@ -295,7 +298,7 @@ impl Prober {
 
     /// What was counted for every peer, and the round trips since the last call.
     pub fn sample(&mut self) -> BTreeMap<Name, PeerSample> {
-        if self.stamped_by_kernel() {
+        if self.stamped_by_kernel() && !self.peers.is_empty() {
             let (passed, session) = (&mut self.passed, self.session);
             // Before the programs' counts are read, because they counted before.
             drain(&self.requests, |bytes, _| {

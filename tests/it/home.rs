@@ -701,6 +701,7 @@ fn said_of(tree: &std::path::Path) -> Result<(wire::report::NodeState, Value)> {
         now += Duration::from_secs(10);
         uptime += Duration::from_secs(10);
         let seen = Seen {
+            chips: &std::cell::OnceCell::new(),
             host: &host,
             companion: Ok(&sample),
             sources: &Sources::new(),

@@ -417,7 +417,7 @@ mod tests {
         assert!(settings.changed().is_empty());
         std::fs::write(&file, "1\n").unwrap();
         extend(&mut settings);
-        assert_eq!(settings.changed(), [shown.clone()]);
+        assert_eq!(settings.changed(), std::slice::from_ref(&shown));
         assert!(settings.changed().is_empty());
         std::fs::remove_file(&file).unwrap();
     }

@@ -717,7 +717,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_no_event_tells_of_is_looked_at() {
+    fn the_settings_that_bramble_sets_are_watched() {
         let (guard, _) = guard();
         assert!(format!("{:?}", guard.settings).contains("/proc/sys/net/core/bpf_jit_enable"));
     }

@@ -49,6 +49,7 @@ const SHARED_KERNEL: &[Test] = &[
 /// On machines with a kernel of their own.
 const OWN_KERNEL: &[Test] = &[
     test!(the_companion_loads_its_programs_into_the_machines_kernel),
+    test!(who_undid_a_setting_is_named_with_their_unit),
     test!(limits_of_a_unit_reach_the_kernel),
     test!(apply_and_revert_give_every_byte_back_over_a_reboot),
 ];
@@ -289,6 +290,38 @@ fn the_companion_loads_its_programs_into_the_machines_kernel(machine: &mut dyn M
     });
     loaded.with_context(|| journal(machine))?;
     machine.run("systemctl stop bed-probe")?.good()?;
+    Ok(())
+}
+
+fn who_undid_a_setting_is_named_with_their_unit(machine: &mut dyn Machine) -> Result<()> {
+    start_units(machine)?;
+    let set = |value| {
+        format!("for k in ip_forward conf/default/forwarding; do echo {value} >/proc/sys/net/ipv4/$k; done")
+    };
+    machine.run(&set(1))?.good()?;
+    let right = until(PATIENCE, "the agent sees it right, and hears the companion", || {
+        let said = status(machine)?.unwrap_or_default();
+        let holds = |list: &Value, id: &str, key: &str, value: &str| {
+            list.as_array().is_some_and(|all| all.iter().any(|one| one["id"] == id && one[key] == value))
+        };
+        let is_right = holds(&said["findings"]["findings"], "forwarding", "state", "met");
+        Ok((is_right && holds(&said["state"]["conditions"], "companion", "status", "clear")).then_some(()))
+    });
+    right.with_context(|| journal(machine))?;
+    // As a container does it, by its own mount of proc.
+    let undo = format!("{}; sleep 10", set(0));
+    let start = "systemd-run --quiet --unit=bed-culprit unshare --mount --pid --fork --mount-proc";
+    machine.run(&format!("{start} sh -c '{undo}'"))?.good()?;
+    let said = until(PATIENCE, "the agent names who undid it", || {
+        let log = machine.run("journalctl --no-pager -u bed-agent | grep 'no longer so'")?.out;
+        Ok(Some(log).filter(|log| log.contains("net.ipv4.ip_forward is 0")))
+    });
+    let said = said.with_context(|| journal(machine))?;
+    ensure!(
+        said.contains(" was written by sh (process ") && said.contains(" of bed-culprit.service)"),
+        "{said}"
+    );
+    machine.run("systemctl stop bed-culprit bed-probe bed-agent")?.good()?;
     Ok(())
 }
 

@@ -414,9 +414,12 @@ mod tests {
         let extend =
             |settings: &mut Settings| settings.extend([shown.clone(), "/proc/sys/no/such".to_owned()]);
         extend(&mut settings);
-        assert!(settings.changed().is_empty());
+        let mut watch = Watch::over(&[]).unwrap();
+        watch.heed(&settings);
+        assert!(settings.changed().is_empty() && !watch.seen().contains(&Event::Setting));
         std::fs::write(&file, "1\n").unwrap();
         extend(&mut settings);
+        assert!(watch.seen().contains(&Event::Setting));
         assert_eq!(settings.changed(), std::slice::from_ref(&shown));
         assert!(settings.changed().is_empty());
         std::fs::remove_file(&file).unwrap();

@@ -277,6 +277,11 @@ impl Alerts {
         }
     }
 
+    /// Whether none stands, nor waits for what others have to say.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Looks again at every cause that has an entry, because time has passed.
     pub(crate) fn review_raised(&mut self, sight: &Sight<'_>) {
         let causes: Vec<Cause> = self.entries.keys().cloned().collect();

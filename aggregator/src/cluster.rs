@@ -23,6 +23,9 @@ use wire::{
 
 use crate::alert::{Alerts, Sight};
 
+/// How often the cluster notices that time passes, where that is urgent.
+pub const TICK: Duration = Duration::from_millis(250);
+
 /// All nodes by name.
 pub type Nodes = BTreeMap<Name, Node>;
 
@@ -542,7 +545,23 @@ impl Cluster {
         }));
     }
 
-    /// Lets time pass; to be called about four times a second.
+    /// Whether nothing is raised, nor waits to be.
+    pub fn is_calm(&self) -> bool {
+        self.alerts.is_empty()
+    }
+
+    /// How long until [`Cluster::tick`] is to be called the next time: about four times a second while something is raised, or
+    /// is late by little.
+    pub fn pace(&self) -> Duration {
+        let soonest =
+            self.nodes.values().filter_map(|node| node.row.as_ref()).map(|row| interval(&row.what)).min();
+        match soonest {
+            Some(interval) if self.is_calm() => (interval / 8).unsigned_abs().clamp(TICK, 4 * TICK),
+            _ => TICK,
+        }
+    }
+
+    /// Lets time pass, see [`Cluster::pace`].
     pub fn tick(&mut self, now: Timestamp) -> Vec<Effect> {
         let mut effects = Vec::new();
         let silence = self.silence_counts(now);

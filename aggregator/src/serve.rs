@@ -31,7 +31,6 @@ use nix::sys::socket::{setsockopt, sockopt::ReusePort};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{Notify, watch},
-    time::{MissedTickBehavior, interval},
 };
 use wire::{
     connection::{self, Bus, Event},
@@ -48,8 +47,6 @@ use crate::{
     publish::{home_assistant, prometheus, web},
 };
 
-/// How often the cluster notices that time passes.
-const TICK: Duration = Duration::from_millis(250);
 /// Shortest time between two updates of the page.
 const UPDATE: Duration = Duration::from_millis(200);
 /// An event without content, so that the page can tell a quiet cluster from a lost connection.
@@ -219,8 +216,7 @@ pub async fn run(
     // Kept by the connection, and said again whenever it is new.
     announce(&config, &shared, &bus);
     service.ready(&shared.status());
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tick_at = Instant::now();
     let births = config.home_assistant.births(&name);
     let (mut announce_at, mut vouch_at) = (None, None);
     let next = loop {
@@ -249,9 +245,12 @@ pub async fn run(
                 bus.publish_latest(availability(&config), ONLINE.into(), None);
                 Vec::new()
             }
-            _ = ticks.tick() => {
+            () = at(Some(tick_at)) => {
                 service.status(shared.status());
-                shared.cluster().tick(shared.clock.now())
+                let mut cluster = shared.cluster();
+                let effects = cluster.tick(shared.clock.now());
+                tick_at = Instant::now() + cluster.pace();
+                effects
             }
             event = events.recv() => match event {
                 Some(Event::Message(message)) if births.contains(&message.topic) => {
@@ -270,6 +269,9 @@ pub async fn run(
                 None => anyhow::bail!("the MQTT connection's task has ended"),
             },
         };
+        if !shared.cluster().is_calm() {
+            tick_at = tick_at.min(Instant::now() + cluster::TICK);
+        }
         apply(&shared, &bus, effects);
     };
     if next.is_none() {

@@ -473,6 +473,9 @@ impl<'a> Agent<'a> {
     fn take_sample(&mut self, sample: Result<Sample, String>) {
         let address = |s: &Result<Sample, String>| s.as_ref().ok().and_then(|s| s.address);
         let moved = address(&sample) != address(&self.sample);
+        if self.sample.is_err() && sample.is_ok() {
+            self.guard.look_again(Instant::now());
+        }
         self.sample = sample;
         self.tried = true;
         if let Some(sources) = self.sample.as_mut().ok().and_then(|s| s.sources.take()) {

@@ -1,6 +1,10 @@
 //! The drift guard: notices within a second when something that held does not hold any more, says what it was and, where
 //! it can be known, who did it, and lets the owner's choice restore it.
 //!
+//! A setting that is written by another mount of proc, as a container may have one, makes no event: the companion sees it, at
+//! once or (before Linux 6.0) within a period. Without a companion, which is a condition of its own, it is seen with the next
+//! pass over everything.
+//!
 //! It compares verdicts, not files: what matters is that a requirement was met and is not. So it needs no receipt, and a
 //! change by hand is seen like one by an upgrade. What held is kept on disk: an upgrade with a reboot is the usual way to
 //! lose something. It decides nothing about how to mend: `bramble apply` does. What `bramble revert` or `leave` takes back
@@ -18,7 +22,10 @@ use crate::{
     companion::Change,
     config::cluster::Cluster,
     converge::receipt::{self, RECEIPTS},
-    facts::{board, sysctl},
+    facts::{
+        board,
+        sysctl::{self, Setting},
+    },
     host::{
         Host,
         state::State,
@@ -93,6 +100,8 @@ struct Loss {
     detail: String,
     /// What may have caused it, as a clause.
     by: Option<String>,
+    /// When it was found, while it is not known who did it.
+    found: Option<Instant>,
 }
 
 /// Remembers what held.
@@ -193,13 +202,30 @@ impl Guard {
     }
 
     /// Takes the settings that the companion saw change: also those that were written by another mount of proc, of which no
-    /// event comes.
+    /// event comes. Who wrote them is said of a loss that was found before this was known, too.
     pub fn hear(&mut self, changes: Vec<Change>, now: Instant) {
-        self.changes.retain(|_, (_, at)| now.duration_since(*at) <= RECENT);
-        for change in changes {
-            self.due.get_or_insert(now);
-            self.changes.insert(change.setting.clone(), (change, now));
+        if changes.is_empty() {
+            return;
         }
+        self.due.get_or_insert(now);
+        self.changes.retain(|_, (_, at)| now.duration_since(*at) <= RECENT);
+        self.changes.extend(changes.into_iter().map(|change| (change.setting.clone(), (change, now))));
+        let is_fresh = |loss: &Loss| loss.found.is_some_and(|found| now.duration_since(found) <= RECENT);
+        let unnamed: Vec<String> =
+            self.lost.iter().filter(|(_, loss)| is_fresh(loss)).map(|(id, _)| id.clone()).collect();
+        for id in unnamed {
+            if let Some(writer) = self.writer(&id, now)
+                && let Some(loss) = self.lost.get_mut(&id)
+            {
+                tracing::warn!(bramble_finding = id, "{}: {writer}", loss.title);
+                (loss.by, loss.found) = (Some(writer), None);
+            }
+        }
+    }
+
+    /// Takes note that something may have happened of which nobody told: the companion was away.
+    pub fn look_again(&mut self, now: Instant) {
+        self.due.get_or_insert(now);
     }
 
     /// Waits until something happened after which [`Guard::is_due`] is to be asked. Cancel-safe.
@@ -213,21 +239,19 @@ impl Guard {
 
     /// Whether something happened that makes a new pass over the requirements worth its while.
     pub fn is_due(&mut self, host: &Host, now: Instant) -> bool {
-        let mut is_written = false;
         if let Ok(watch) = &mut self.watch {
             for event in watch.seen() {
                 match event {
                     Event::LinkGone(_) if is_taken_back(host, RECENT) => {}
                     Event::LinkGone(name) => {
                         let by = suspect(host);
-                        let loss =
-                            Loss { title: format!("link {name}"), detail: "it was deleted".to_owned(), by };
+                        let (title, detail) = (format!("link {name}"), "it was deleted".to_owned());
+                        let loss = Loss { title, detail, by, found: None };
                         self.links.insert(name, loss);
                     }
                     Event::LinkCame(name) => {
                         self.links.remove(&name);
                     }
-                    Event::Setting => is_written = true,
                     _ => {
                         self.due.get_or_insert(now);
                     }
@@ -235,7 +259,7 @@ impl Guard {
             }
         }
         let has_started = self.starting.take_if(|end| *end <= now).is_some();
-        if is_written && !self.settings.changed().is_empty() || has_started {
+        if has_started {
             self.due.get_or_insert(now);
         }
         let due = self.due.is_some() && self.look_at().is_some_and(|at| at <= now);
@@ -265,7 +289,7 @@ impl Guard {
                 }
                 FindingState::Unmet | FindingState::Blocked if self.held.contains(id) => {
                     let is_old = self.inherited.contains(id);
-                    self.lose(host, finding, is_old);
+                    self.lose(host, finding, is_old, now);
                 }
                 FindingState::Met | FindingState::NotNeeded if self.lost.remove(id).is_some() => {
                     tracing::info!(bramble_finding = id, "so again: {}", finding.title);
@@ -287,16 +311,17 @@ impl Guard {
     }
 
     /// Takes note that something does not hold any more; `is_old` when that happened before this start.
-    fn lose(&mut self, host: &Host, finding: &Finding, is_old: bool) {
+    fn lose(&mut self, host: &Host, finding: &Finding, is_old: bool, now: Instant) {
         if is_old && self.taken_back || is_taken_back(host, RECENT) {
             tracing::info!(bramble_finding = finding.id, "taken back by bramble: {}", finding.title);
             return;
         }
-        let by = match is_old {
-            true => Some("while bramble did not run".to_owned()),
-            false => self.writer(&finding.id).or_else(|| suspect(host)),
+        let (by, found) = match (is_old, self.writer(&finding.id, now)) {
+            (true, _) => (Some("while bramble did not run".to_owned()), None),
+            (false, Some(writer)) => (Some(writer), None),
+            (false, None) => (suspect(host), Some(now)),
         };
-        let loss = Loss { title: finding.title.clone(), detail: finding.detail.clone(), by };
+        let loss = Loss { title: finding.title.clone(), detail: finding.detail.clone(), by, found };
         tracing::warn!(
             message_id = journal::LOST,
             bramble_finding = finding.id,
@@ -308,16 +333,17 @@ impl Guard {
         self.owed |= finding.state == FindingState::Unmet;
     }
 
-    /// Who wrote last, and just now, a setting that this requirement judges.
-    fn writer(&self, requirement: &str) -> Option<String> {
-        let is_judged = |name: &str| {
-            sysctl::TABLE.iter().any(|setting| setting.requirement == requirement && setting.covers(name))
+    /// Who gave just now a setting that this requirement judges a value that is not good.
+    fn writer(&self, requirement: &str, now: Instant) -> Option<String> {
+        let is_wrong = |change: &Change| {
+            let judges =
+                |setting: &&Setting| setting.requirement == requirement && setting.covers(&change.setting);
+            sysctl::TABLE.iter().filter(judges).any(|setting| setting.holds(&change.value) == Ok(false))
         };
-        let judged =
-            self.changes.values().filter(|(change, at)| at.elapsed() <= RECENT && is_judged(&change.setting));
-        let (change, _) = judged.filter(|(change, _)| change.writer.is_some()).max_by_key(|(_, at)| *at)?;
-        let writer = change.writer.as_ref()?;
-        Some(format!("{} was written by {writer}", change.setting))
+        let fresh = self.changes.values().filter(|(_, at)| now.duration_since(*at) <= RECENT);
+        let wrong = fresh.filter(|(change, _)| change.writer.is_some() && is_wrong(change));
+        let (change, _) = wrong.max_by_key(|(_, at)| *at)?;
+        Some(format!("{} was written by {}", change.setting, change.writer.as_ref()?))
     }
 
     /// Keeps what holds for the next start; what is lost is missed then too.
@@ -613,16 +639,18 @@ mod tests {
         let (mut guard, host) = guard();
         let now = Instant::now();
         guard.compare(&host, &[finding("forwarding", Met), finding("accept-ra", Met)], now);
-        let change = |setting: &str, writer: Option<&str>| Change {
+        let change = |setting: &str, value: &str, writer: &str| Change {
             setting: setting.to_owned(),
-            writer: writer.map(str::to_owned),
+            value: value.to_owned(),
+            writer: (!writer.is_empty()).then(|| writer.to_owned()),
         };
         guard.hear(vec![], now);
         assert!(guard.look_at().is_none(), "nothing changed");
         guard.hear(
             vec![
-                change("net.ipv4.ip_forward", Some("sysctl (process 7 of cron.service)")),
-                change("net.ipv4.conf.default.forwarding", None),
+                change("net.ipv4.ip_forward", "0", "sysctl (process 7 of cron.service)"),
+                change("net.ipv4.conf.default.forwarding", "1", "bramble (process 8)"),
+                change("net.ipv6.conf.eth0.accept_ra", "0", ""),
             ],
             now,
         );
@@ -634,6 +662,14 @@ mod tests {
             "forwarding: why, net.ipv4.ip_forward was written by sysctl (process 7 of cron.service)"
         );
         assert!(!guard.lost["accept-ra"].sentence().contains("written by"));
+        // Whose word comes after the pass is heard too; whose write was good is not blamed.
+        let later = now + Duration::from_secs(2);
+        guard.hear(vec![change("net.ipv6.conf.eth0.accept_ra", "2", "bramble (process 8)")], later);
+        assert!(!guard.lost["accept-ra"].sentence().contains("written by"));
+        guard.hear(vec![change("net.ipv6.conf.eth0.accept_ra", "0", "dhcpcd (process 9)")], later);
+        assert!(guard.lost["accept-ra"].sentence().ends_with("accept_ra was written by dhcpcd (process 9)"));
+        guard.hear(vec![change("net.ipv4.ip_forward", "0", "sh (process 10)")], later + RECENT);
+        assert!(guard.lost["forwarding"].sentence().contains("sysctl (process 7"));
     }
 
     #[test]

@@ -855,7 +855,7 @@ mod tests {
     use super::*;
     use crate::{
         mesh,
-        scene::{Scene, condition, row, state},
+        scene::{Fault, Scene, condition, row, state},
     };
     use wire::report::WayState;
 
@@ -865,6 +865,29 @@ mod tests {
 
     fn link(scene: &Scene, from: &str, to: &str) -> WayState {
         mesh::between(scene.cluster.nodes(), &name(from), &name(to), scene.now).way.state
+    }
+
+    #[test]
+    fn time_is_looked_at_closely_while_something_is_wrong_or_reports_are_frequent() {
+        let mut scene = Scene::new(Settings::default());
+        assert_eq!(scene.cluster.pace(), TICK, "nobody has said how often it reports");
+        let all = ["n1", "n2"];
+        let slow = |node: &str, faults: &[Fault<'_>]| {
+            let mut row = row(node, &all, faults);
+            row["interval_ms"] = json!(10_000);
+            row.to_string()
+        };
+        for node in all {
+            scene.node(node, "mesh", &slow(node, &[]));
+        }
+        assert!(scene.cluster.is_calm());
+        assert_eq!(scene.cluster.pace(), 4 * TICK);
+        scene.node("n2", "mesh", &slow("n2", &[("n1", "n2", "cut")]));
+        scene.wait_ms(5000);
+        assert!(!scene.cluster.is_calm());
+        assert_eq!(scene.cluster.pace(), TICK);
+        scene.node("n2", "mesh", &row("n2", &all, &[]).to_string());
+        assert_eq!(scene.cluster.pace(), TICK, "it reports once a second");
     }
 
     #[test]

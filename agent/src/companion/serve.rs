@@ -183,8 +183,9 @@ impl Companion<'_> {
         match step {
             Step::Agent(Some(link)) => {
                 self.agent = Some(link);
-                // A new agent knows nothing yet.
+                // A new agent knows nothing yet, and looks at everything itself.
                 (self.periods, self.said) = (0, None);
+                self.changes.clear();
             }
             Step::Agent(None) | Step::Written => {}
             // Peers are probed on: the mesh must not go blind because the agent restarts.
@@ -210,8 +211,12 @@ impl Companion<'_> {
 
     fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
-        if self.ways.changed() || self.prober.is_err() && self.ticks.is_multiple_of(UPLINK_EVERY) {
+        let is_moved = self.ways.changed();
+        if is_moved || self.prober.is_err() && self.ticks.is_multiple_of(UPLINK_EVERY) {
             self.follow_uplink();
+        }
+        // Some come with a module of the kernel's.
+        if is_moved || self.ticks.is_multiple_of(SOURCES_EVERY) {
             self.settings.extend(self.host);
         }
         if let Ok(prober) = &mut self.prober {
@@ -342,7 +347,7 @@ impl Companion<'_> {
 
     fn look_at_settings(&mut self) {
         let changed = self.settings.changed(self.host);
-        // Who listens later compares with what held before.
+        // Who comes later looks at everything itself.
         if self.agent.is_some() {
             self.changes.extend(changed);
         }

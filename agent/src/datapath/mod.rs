@@ -23,7 +23,7 @@ use aya::{
 use ebpf_records::{
     drop as drop_records,
     mesh::Peer,
-    sysctl::{NAME, PROGRAM, Written},
+    sysctl::{NAME, PROGRAM, VALUE, Written},
 };
 
 use crate::{
@@ -241,6 +241,8 @@ pub struct SysctlProgram {
 pub struct Writer {
     /// The setting's path.
     pub path: String,
+    /// The value that it is to have, without white space around it; empty where it is not known.
+    pub value: String,
     /// Name and number of the process.
     pub program: String,
     /// See `program`.
@@ -317,6 +319,7 @@ fn writer(record: &[u8]) -> Option<Writer> {
     };
     Some(Writer {
         path: format!("{SETTINGS}{}", text(at(offset_of!(Written, setting), NAME)?)),
+        value: text(at(offset_of!(Written, value), VALUE)?).trim().to_owned(),
         program: text(at(offset_of!(Written, program), PROGRAM)?),
         pid: u32::from_ne_bytes(at(offset_of!(Written, pid), 4)?.try_into().ok()?),
         cgroup: u64::from_ne_bytes(at(offset_of!(Written, cgroup), 8)?.try_into().ok()?),
@@ -392,11 +395,13 @@ mod tests {
     fn a_record_of_the_kernel_is_read_field_by_field() {
         let mut record = [0; size_of::<Written>()];
         record[..19].copy_from_slice(b"net/ipv4/ip_forward");
-        record[64] = 7;
-        record[72] = 9;
-        record[80..86].copy_from_slice(b"sysctl");
+        record[64..66].copy_from_slice(b"0\n");
+        record[80] = 7;
+        record[88] = 9;
+        record[96..102].copy_from_slice(b"sysctl");
         let expected = Writer {
             path: "/proc/sys/net/ipv4/ip_forward".to_owned(),
+            value: "0".to_owned(),
             program: "sysctl".to_owned(),
             pid: 9,
             cgroup: 7,

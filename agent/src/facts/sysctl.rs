@@ -143,13 +143,23 @@ pub(super) fn turned(key: &str) -> String {
         .collect()
 }
 
+/// The other name of a setting that has two.
+pub fn twin(path: &str) -> Option<&'static str> {
+    match path {
+        "/proc/sys/net/ipv4/ip_forward" => Some("/proc/sys/net/ipv4/conf/all/forwarding"),
+        "/proc/sys/net/netfilter/nf_conntrack_max" => Some("/proc/sys/net/nf_conntrack_max"),
+        _ => None,
+    }
+}
+
 /// Paths of the settings that a change of bramble's may set; those of the way out with its name.
 pub fn watched(host: &Host) -> Vec<String> {
     let routes = route::read(host);
-    let way_out = routes.default6().ok().flatten().map(|default| &*default.interface);
-    let way_out = way_out.or(routes.uplink().ok().flatten());
+    let uplink = routes.uplink().ok().flatten();
+    let way_out = routes.default6().ok().flatten().map(|default| &*default.interface).or(uplink);
     let of_ours = TABLE.iter().filter(|setting| ["set", "own"].contains(&setting.action));
     let named = of_ours.filter_map(|setting| match setting.name.contains("<uplink>") {
+        true if setting.name.starts_with("net.ipv4.") => Some(path(&of_interface(setting.name, uplink?))),
         true => Some(path(&of_interface(setting.name, way_out?))),
         false => (!setting.is_pattern()).then(|| path(setting.name)),
     });

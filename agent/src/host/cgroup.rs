@@ -28,7 +28,11 @@ pub fn root(host: &Host) -> Result<File, Unreadable> {
 
 /// The unit of systemd whose group has this inode number, while it runs: `cron.service`, `session-3.scope`.
 pub fn unit(host: &Host, inode: u64) -> Option<String> {
-    let mut groups = VecDeque::from([PathBuf::from(path(host))]);
+    let root = PathBuf::from(path(host));
+    if std::fs::metadata(&root).is_ok_and(|about| about.ino() == inode) {
+        return None;
+    }
+    let mut groups = VecDeque::from([root]);
     for _ in 0..MOST {
         let group = groups.pop_front()?;
         let entries = std::fs::read_dir(&group).ok().into_iter().flatten().flatten();

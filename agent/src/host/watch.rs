@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "the door")]
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::BTreeMap,
     fs::File,
     io,
     os::{
@@ -89,9 +89,9 @@ pub struct Watch {
     inotify: Inotify,
     /// What is to be watched.
     watched: &'static [&'static str],
-    /// What is: directories, and files of settings.
+    /// What is: directories, and by their paths settings.
     directories: BTreeMap<WatchDescriptorKey, String>,
-    settings: BTreeSet<WatchDescriptorKey>,
+    settings: BTreeMap<String, WatchDescriptor>,
     netlink: OwnedFd,
     /// Opened when it is first waited for.
     ready: Option<[Ready; 2]>,
@@ -121,7 +121,7 @@ impl Watch {
             inotify,
             watched,
             directories: BTreeMap::new(),
-            settings: BTreeSet::new(),
+            settings: BTreeMap::new(),
             netlink,
             ready: None,
             buffer: vec![0; 32 << 10],
@@ -159,8 +159,12 @@ impl Watch {
     pub fn heed(&mut self, settings: &Settings) {
         for path in settings.paths() {
             // One that went needs no watching.
-            if let Ok(descriptor) = self.inotify.add_watch(path, AddWatchFlags::IN_MODIFY) {
-                self.settings.insert(key(descriptor));
+            let Ok(descriptor) = self.inotify.add_watch(path, AddWatchFlags::IN_MODIFY) else { continue };
+            // Of an interface that was made anew: the kernel never tells that the old file went.
+            if let Some(before) = self.settings.insert(path.to_owned(), descriptor)
+                && before != descriptor
+            {
+                let _ = self.inotify.rm_watch(before);
             }
         }
     }
@@ -194,10 +198,9 @@ impl Watch {
                 if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                     // It is gone; the kernel gives its number to no other.
                     self.directories.remove(&key(event.wd));
-                    self.settings.remove(&key(event.wd));
                     continue;
                 }
-                if self.settings.contains(&key(event.wd)) {
+                if self.settings.values().any(|descriptor| *descriptor == event.wd) {
                     events.push(Event::Setting);
                     continue;
                 }
@@ -269,29 +272,31 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Opens those of these paths that are not open yet; what the running kernel does not have is left out. To be called
-    /// before a look at the host, so that nothing happens unseen in between.
+    /// Opens those of these paths that are not open, or whose interface was made anew; what the running kernel does not have is
+    /// left out. To be called before a look at the host, so that nothing happens unseen in between.
     pub fn extend(&mut self, paths: impl IntoIterator<Item = String>) {
         for path in paths {
-            if let Entry::Vacant(place) = self.open.entry(path)
-                && let Ok(file) = File::open(place.key())
-            {
-                let value = value(&file).unwrap_or_default();
-                place.insert((file, value));
+            if self.open.get(&path).is_some_and(|(file, _)| value(file).is_ok()) {
+                continue;
+            }
+            match File::open(&path).and_then(|file| Ok((value(&file)?, file))) {
+                Ok((value, file)) => drop(self.open.insert(path, (file, value))),
+                Err(_) => drop(self.open.remove(&path)),
             }
         }
     }
 
-    /// Paths of those that have another value than at the last call, or went.
-    pub fn changed(&mut self) -> Vec<String> {
+    /// Paths of those that have another value than at the last call, with it. One that went has no value.
+    pub fn changed(&mut self) -> Vec<(String, String)> {
         let mut changed = Vec::new();
-        self.open.retain(|path, (file, before)| {
-            let now = value(file);
-            if now.as_ref().ok() != Some(&*before) {
-                changed.push(path.clone());
+        for (path, (file, before)) in &mut self.open {
+            if let Ok(now) = value(file)
+                && now != *before
+            {
+                changed.push((path.clone(), String::from_utf8_lossy(&now).trim().to_owned()));
+                *before = now;
             }
-            now.map(|now| *before = now).is_ok()
-        });
+        }
         changed
     }
 
@@ -420,7 +425,7 @@ mod tests {
         std::fs::write(&file, "1\n").unwrap();
         extend(&mut settings);
         assert!(watch.seen().contains(&Event::Setting));
-        assert_eq!(settings.changed(), std::slice::from_ref(&shown));
+        assert_eq!(settings.changed(), [(shown.clone(), "1".to_owned())]);
         assert!(settings.changed().is_empty());
         std::fs::remove_file(&file).unwrap();
     }

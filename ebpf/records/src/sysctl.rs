@@ -4,6 +4,8 @@
 pub const NAME: usize = 64;
 /// Bytes of a process' name, zeroes after it.
 pub const PROGRAM: usize = 16;
+/// Bytes of a value, zeroes after it; a longer one is left out.
+pub const VALUE: usize = 16;
 /// Settings that can be asked for.
 pub const MAX_SETTINGS: u32 = 128;
 
@@ -13,6 +15,8 @@ pub const MAX_SETTINGS: u32 = 128;
 pub struct Written {
     /// Which.
     pub setting: [u8; NAME],
+    /// What is to be its value, as it is written.
+    pub value: [u8; VALUE],
     /// Inode number of the process' cgroup in the unified hierarchy.
     pub cgroup: u64,
     /// The process' number, as the machine counts.

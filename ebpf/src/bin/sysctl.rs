@@ -8,12 +8,13 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_sysctl_get_name,
+    bpf_sysctl_get_new_value,
 };
 use aya_ebpf::macros::{cgroup_sysctl, map};
 use aya_ebpf::maps::{HashMap, RingBuf};
 use aya_ebpf::programs::SysctlContext;
 use ebpf as _;
-use ebpf_records::sysctl::{MAX_SETTINGS, NAME, PROGRAM, Written};
+use ebpf_records::sysctl::{MAX_SETTINGS, NAME, PROGRAM, VALUE, Written};
 
 /// The program's answer to "may it be read or written".
 const YES: i32 = 1;
@@ -39,7 +40,14 @@ pub fn bramble_sysctl(context: SysctlContext) -> i32 {
 #[inline(always)]
 fn tell(context: &SysctlContext) -> Option<()> {
     // Everything is written in its place: to move bytes costs a small machine many instructions.
-    let mut written = Written { setting: [0; NAME], cgroup: 0, pid: 0, unused: 0, program: [0; PROGRAM] };
+    let mut written = Written {
+        setting: [0; NAME],
+        value: [0; VALUE],
+        cgroup: 0,
+        pid: 0,
+        unused: 0,
+        program: [0; PROGRAM],
+    };
     // SAFETY: the buffer is as long as is said.
     let length = unsafe {
         bpf_sysctl_get_name(context.as_ptr().cast(), written.setting.as_mut_ptr().cast(), NAME as u64, 0)
@@ -51,6 +59,11 @@ fn tell(context: &SysctlContext) -> Option<()> {
     unsafe { ASKED.get(&written.setting)? };
     // SAFETY: they only read who runs, and the buffer is as long as is said.
     unsafe {
+        let value = written.value.as_mut_ptr().cast();
+        if bpf_sysctl_get_new_value(context.as_ptr().cast(), value, VALUE as u64) < 0 {
+            // Of one that is too long there is only the beginning.
+            written.value = [0; VALUE];
+        }
         written.cgroup = bpf_get_current_cgroup_id();
         written.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         // A process without a name is one that wrote nevertheless.

@@ -84,8 +84,17 @@ pub(super) fn recipe() -> String {
 }
 
 fn mmdebstrap(suite: &str, root: &Path, packages: &str, arguments: &[&str]) -> Result<()> {
-    let mut command = bound("mmdebstrap");
-    command.args(["--quiet", "--mode=root", "--components=main", "--dpkgopt=force-unsafe-io"]);
+    // In a mount namespace of its own: what it mounts in the tree and cannot unmount, because somebody looks around there, is
+    // gone with it.
+    let mut command = bound("unshare");
+    command.args([
+        "--mount",
+        "mmdebstrap",
+        "--quiet",
+        "--mode=root",
+        "--components=main",
+        "--dpkgopt=force-unsafe-io",
+    ]);
     command.args(["--aptopt=Acquire::Languages \"none\"", &format!("--include={packages}")]);
     command.args(arguments).arg(suite).arg(root).arg(mirror()?);
     run(command).map(drop)

@@ -388,6 +388,8 @@ impl<'a> Agent<'a> {
                 self.bus.publish_latest(topic, Vec::new(), None);
             }
         }
+        // Of two announcements of one entity Home Assistant takes the first.
+        self.announce_soon();
     }
 
     /// What is left elsewhere is remembered until the broker has emptied it.
@@ -792,7 +794,12 @@ impl<'a> Agent<'a> {
         let info = self.info();
         let shape = Device::shape_of_node(&info, state, &around);
         let device = || Device::of_node(&info, state, &around);
-        for (topic, payload) in self.home.announce(shape, device, Instant::now()) {
+        let removal = self.home.removal();
+        let publications = self.home.announce(shape, device, Instant::now());
+        if let Some((topic, payload)) = removal.filter(|_| !publications.is_empty()) {
+            self.bus.publish_event(topic, payload, EVENT_EXPIRY);
+        }
+        for (topic, payload) in publications {
             self.bus.publish_latest(topic, payload, None);
             self.vouch_at = Some(Instant::now() + HEARD_AFTER);
         }

@@ -114,6 +114,12 @@ impl Home {
         known.components.extract_if(.., |key, _| self.missing.contains_key(key)).collect()
     }
 
+    /// What is to be said once, not retained, with the next announcement: that what stands elsewhere is gone.
+    pub fn removal(&self) -> Option<Publication> {
+        let before = self.announced.as_ref().filter(|announced| announced.place != self.place);
+        self.elsewhere.as_ref().or(before).and_then(Announced::removal)
+    }
+
     /// The broker has everything that was to be published: nothing is left elsewhere.
     pub fn settled(&mut self) {
         if self.elsewhere.take().is_some() {

@@ -419,6 +419,22 @@ impl Announced {
         topics.into_iter().map(|topic| (topic, Vec::new())).collect()
     }
 
+    /// Says of each component that it is gone, to be said once beside [`Announced::take_back`] and not retained: Home Assistant
+    /// 2024.11 to 2025 keep all of a device whose topic is emptied. See [`removal_of`].
+    pub fn removal(&self) -> Option<Publication> {
+        let components: Map<String, Value> = match self.place.mode {
+            Mode::Device => {
+                let all = self.components.iter().chain(&self.gone);
+                all.map(|(key, platform)| (key.to_string(), json!({"p": platform}))).collect()
+            }
+            Mode::Off | Mode::Component => return None,
+        };
+        // What is taken away needs no device, but there has to be one.
+        let device = json!({"identifiers": ["bramble"]});
+        let payload = json!({"device": device, "origin": {"name": "bramble"}, "components": components});
+        Some((self.device_topic(), payload.to_string().into_bytes()))
+    }
+
     fn device_topic(&self) -> String {
         HomeTopic::Device(self.place.owner.clone()).below(&self.place.prefix, &self.place.cluster)
     }
@@ -427,6 +443,20 @@ impl Announced {
         let topic = HomeTopic::Component(self.place.owner.clone(), platform, key.clone());
         topic.below(&self.place.prefix, &self.place.cluster)
     }
+}
+
+/// Of a device's announcement the message that takes its components away, one by one; `None` when it is no such announcement.
+///
+/// Home Assistant looks for the components of an emptied topic under the wrong name where the topic has two levels of its
+/// own, and finds none; seen with 2024.11.3 and read in 2025.1.4, mended in 2026.2.3
+/// (`_generate_device_config` in its `components/mqtt/discovery.py`).
+pub fn removal_of(announcement: &[u8]) -> Option<Vec<u8>> {
+    let mut payload: Value = serde_json::from_slice(announcement).ok()?;
+    for component in payload.get_mut("components")?.as_object_mut()?.values_mut() {
+        *component = json!({"p": component.get("p")?});
+    }
+    payload.as_object_mut()?.retain(|key, _| ["device", "origin", "components"].contains(&key.as_str()));
+    Some(payload.to_string().into_bytes())
 }
 
 fn cluster_id(cluster: &Name) -> String {
@@ -564,6 +594,34 @@ mod tests {
     fn announced(device: &Device, mode: Mode) -> Value {
         let (publications, _) = device.announce(&place(mode), None);
         serde_json::from_slice(&publications[0].1).unwrap()
+    }
+
+    #[test]
+    fn who_is_taken_away_is_so_component_by_component() {
+        let (info, state) =
+            (golden(include_str!("../golden/v1/info.json")), golden(include_str!("../golden/v1/state.json")));
+        let device = Device::of_node(&info, &state, &Around::default());
+        let place = |mode| Place {
+            mode,
+            prefix: Prefix::default(),
+            cluster: name("home"),
+            owner: Owner::Node(name("n1")),
+        };
+        let (publications, announced) = device.announce(&place(Mode::Device), None);
+        let [(topic, payload)] = &publications[..] else { panic!("{publications:?}") };
+        let value = |payload: &[u8]| serde_json::from_slice::<Value>(payload).unwrap();
+        let of_message = value(&removal_of(payload).unwrap());
+        let (place_of, of_memory) = announced.removal().unwrap();
+        assert_eq!((&place_of, &of_message["components"]), (topic, &value(&of_memory)["components"]));
+        assert!(
+            of_message["components"].as_object().unwrap().values().all(|c| c.as_object().unwrap().len() == 1)
+        );
+        assert_eq!(of_message["device"], value(payload)["device"]);
+        assert!(of_message["availability"].is_null());
+        for other in ["", "online", "{}", "{\"components\": {\"a\": {}}}", "[1]"] {
+            assert_eq!(removal_of(other.as_bytes()), None, "{other}");
+        }
+        assert_eq!(device.announce(&place(Mode::Component), None).1.removal(), None);
     }
 
     #[test]

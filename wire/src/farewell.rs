@@ -3,7 +3,10 @@
 //! What is there is found by listening, so topics of other versions and of other runs go as well; what the broker does not
 //! show us is emptied where we know of it. Only topics of this one node are ever emptied.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -12,6 +15,7 @@ use tokio::{
 
 use crate::{
     connection::{self, Event, Settings},
+    discovery,
     topic::{HomeTopic, Name, NodeTopic, Owner, Prefix, Topic},
 };
 
@@ -68,27 +72,32 @@ impl Node {
 pub async fn take_off(node: &Node, more: Vec<String>, mut settings: Settings) -> Result<usize, String> {
     settings.filters = node.filters();
     let (bus, mut events) = connection::start(settings);
-    let mut found = BTreeSet::new();
+    let mut found = BTreeMap::new();
     timeout(PATIENCE, connected(&mut events))
         .await
         .map_err(|_| "the broker does not answer".to_owned())??;
     while let Ok(event) = timeout(QUIET, events.recv()).await {
         match event {
             Some(Event::Message(message)) if message.retained && node.left(&message.topic) => {
-                found.insert(message.topic);
+                found.insert(message.topic, message.payload);
             }
             Some(Event::Disconnected { why, .. }) => return Err(why),
             None => return Err("the connection ended".to_owned()),
             Some(_) => {}
         }
     }
-    let all: BTreeSet<String> = node.topics().chain(more).chain(found.iter().cloned()).collect();
+    let all: BTreeSet<String> = node.topics().chain(more).chain(found.keys().cloned()).collect();
     let own = Topic::filter_of_the_node(&node.cluster, &node.name);
     let (own, announced): (Vec<String>, Vec<String>) =
         all.into_iter().partition(|topic| topic.starts_with(own.trim_end_matches('+')));
     let empty = |topics: Vec<String>| {
         topics.into_iter().for_each(|topic| bus.publish_latest(topic, Vec::new(), None));
     };
+    for (topic, removal) in
+        found.iter().filter_map(|(topic, payload)| Some((topic, discovery::removal_of(payload)?)))
+    {
+        bus.publish_event(topic.clone(), removal, QUIET * 10);
+    }
     // The entities first: while they are there, they take an empty message for a broken one.
     empty(announced);
     sleep(QUIET).await;
@@ -97,7 +106,7 @@ pub async fn take_off(node: &Node, more: Vec<String>, mut settings: Settings) ->
     let all = bus.vanish().await;
     // What it does not let us see or empty is told; where it lets us see nothing, what is known was emptied all the same.
     let refused = complaints.complaints().refused;
-    let kept = found.iter().find_map(|topic| Some((topic, refused.get(topic)?)));
+    let kept = found.keys().find_map(|topic| Some((topic, refused.get(topic)?)));
     match (kept, all) {
         (Some((topic, why)), _) => Err(format!("the broker does not let us empty {topic}: {why}")),
         (None, false) => Err("the broker did not take everything within two seconds; do it again".to_owned()),

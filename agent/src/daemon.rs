@@ -388,8 +388,8 @@ impl<'a> Agent<'a> {
                 self.bus.publish_latest(topic, Vec::new(), None);
             }
         }
-        // Of two announcements of one entity Home Assistant takes the first.
-        self.announce_soon();
+        // Of two announcements of one entity Home Assistant takes the first, and that one is gone now.
+        self.announce_at = Some(Instant::now() + GATHERED);
     }
 
     /// What is left elsewhere is remembered until the broker has emptied it.

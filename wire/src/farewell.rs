@@ -93,6 +93,7 @@ pub async fn take_off(node: &Node, more: Vec<String>, mut settings: Settings) ->
     let empty = |topics: Vec<String>| {
         topics.into_iter().for_each(|topic| bus.publish_latest(topic, Vec::new(), None));
     };
+    // Said after it all the same: what is retained goes first.
     for (topic, removal) in
         found.iter().filter_map(|(topic, payload)| Some((topic, discovery::removal_of(payload)?)))
     {

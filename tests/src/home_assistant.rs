@@ -68,7 +68,8 @@ pub fn faults(announcement: &Value) -> Vec<String> {
 }
 
 /// A Home Assistant made for tests: the environment's `BRAMBLE_HA` names it as `http://host:port,token`, with a long-lived
-/// access token (2024.11.3 runs from its wheel with Python 3.12 and `josepy<2`). Its MQTT integration must not be set up: that is done here, with the bed's broker, and taken back.
+/// access token (2024.11.3 runs from its wheel with Python 3.12 and `josepy<2`). Its MQTT
+/// integration must not be set up: that is done here, with the bed's broker, and taken back.
 #[derive(Debug)]
 pub struct HomeAssistant {
     address: SocketAddr,

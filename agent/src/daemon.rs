@@ -475,7 +475,7 @@ impl<'a> Agent<'a> {
     fn take_sample(&mut self, sample: Result<Sample, String>) {
         let address = |s: &Result<Sample, String>| s.as_ref().ok().and_then(|s| s.address);
         let moved = address(&sample) != address(&self.sample);
-        if self.sample.is_err() && sample.is_ok() {
+        if self.tried && self.sample.is_err() && sample.is_ok() {
             self.guard.look_again(Instant::now());
         }
         self.sample = sample;

@@ -72,8 +72,14 @@ impl Vault {
             }
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut pid = String::new();
-                // Without it the sentence is as true.
-                let _ = file.read_to_string(&mut pid);
+                // Who has just taken it is about to write who it is. Without that the sentence is as true.
+                for _ in 0..20 {
+                    let _ = file.read_to_string(&mut pid);
+                    if !pid.is_empty() {
+                        break;
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
                 let why = match pid.trim() {
                     "" => "another bramble changes this host now".to_owned(),
                     pid => format!("another bramble (process {pid}) changes this host now"),

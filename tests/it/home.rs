@@ -96,13 +96,30 @@ pub(crate) fn a_hundred_rounds_of_coming_and_being_forgotten_leave_nothing() -> 
     Ok(())
 }
 
+/// Each component of a device, and nothing of it but its platform.
+fn taken_away(announcement: &Value) -> Value {
+    let components = announcement["components"].as_object().into_iter().flatten();
+    components.map(|(key, component)| (key.clone(), serde_json::json!({"p": component["p"]}))).collect()
+}
+
+/// For a Home Assistant that keeps what an emptied topic announced: each component is taken away by itself, once.
+fn wait_until_taken_away(listener: &Listener, node: &str, announcement: &Value) -> Result<()> {
+    until(SETTLING, &format!("each component of {node} is taken away"), || {
+        let heard = listener.newest(&device_of(node)).filter(|heard| !heard.retained);
+        let said = heard.and_then(|heard| serde_json::from_slice::<Value>(&heard.payload).ok());
+        Ok(said.filter(|said| said["components"] == taken_away(announcement)).map(drop))
+    })
+}
+
 pub(crate) fn a_node_that_is_gone_is_forgotten_by_the_aggregators_word() -> Result<()> {
     let mut lab = bed()?;
     let listener = lab.broker().listen("#")?;
     wait_until_whole(&listener, "n3")?;
+    let announced: Value = listener.json(&device_of("n3")).context("n3 is announced")?;
     lab.node_mut("n3")?.agent().context("the agent runs")?.kill();
     sleep(AFTER_THE_WILLS);
     lab.forget("n3")?;
+    wait_until_taken_away(&listener, "n3", &announced)?;
     wait_until_nothing_is_left(&listener, "n3")?;
     ensure!(is_whole(&listener, "n1") && is_whole(&listener, "n2"), "others are gone as well");
     until(SETTLING, "the page has forgotten n3", || {
@@ -381,7 +398,15 @@ pub(crate) fn the_given_home_assistant_shows_what_is_announced_and_nothing_of_wh
     sleep(AFTER_THE_WILLS);
     lab.forget("attic")?;
     until(SETTLING, "nothing is shown of the attic", || Ok(ids("attic")?.is_empty().then_some(())))?;
-    let complaints = home.complaints()?;
+    let mut complaints = home.complaints()?;
+    if home.year()? < 2026 {
+        // It does not find the components of a device whose topic is emptied, see `removal_of` in wire.
+        complaints.retain(|line| {
+            !["No device components to cleanup", "already exists - ignoring"]
+                .iter()
+                .any(|known| line.contains(known))
+        });
+    }
     ensure!(complaints.is_empty(), "Home Assistant complains: {complaints:#?}");
     Ok(())
 }

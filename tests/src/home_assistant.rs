@@ -68,8 +68,8 @@ pub fn faults(announcement: &Value) -> Vec<String> {
 }
 
 /// A Home Assistant made for tests: the environment's `BRAMBLE_HA` names it as `http://host:port,token`, with a long-lived
-/// access token (2024.11.3 runs from its wheel with Python 3.12 and `josepy<2`). Its MQTT
-/// integration must not be set up: that is done here, with the bed's broker, and taken back.
+/// access token (2024.11.3 runs from its wheel with Python 3.12 and `josepy<2`). Its MQTT integration must not be set up: that is done
+/// here, with the bed's broker, and taken back.
 #[derive(Debug)]
 pub struct HomeAssistant {
     address: SocketAddr,
@@ -129,8 +129,7 @@ impl HomeAssistant {
         year.with_context(|| format!("no version is in {answer}"))
     }
 
-    /// What it complains of, as far as MQTT and templates are concerned; without what 2024.11 to 2025 say because they do not
-    /// find the components of a device whose topic is emptied (see `removal_of` in wire).
+    /// What it complains of, as far as MQTT and templates are concerned.
     ///
     /// # Errors
     /// It does not answer, or keeps no log in a file.
@@ -139,9 +138,6 @@ impl HomeAssistant {
         let ours = |line: &&str| {
             (line.contains(" WARNING ") || line.contains(" ERROR "))
                 && ["components.mqtt", "helpers.template", "bramble"].iter().any(|word| line.contains(word))
-                && !["No device components to cleanup", "already exists - ignoring"]
-                    .iter()
-                    .any(|known| line.contains(known))
         };
         Ok(log.lines().filter(ours).map(str::to_owned).collect())
     }

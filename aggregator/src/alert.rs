@@ -364,7 +364,7 @@ impl Alerts {
             return Seen::Bad(Problem {
                 kind: "node-gone".to_owned(),
                 rung: 1,
-                title: format!("{name} is gone: no peer hears it or gets an answer"),
+                title: format!("{name} is gone: no peer hears it"),
                 severity: Severity::Critical,
                 evidence: vec![format!("lost in both directions by {names}"), connection()],
             });
@@ -696,7 +696,7 @@ fn sighting(from: &Name, to: &Name, link: &Link) -> String {
         _ => "some probes are lost".to_owned(),
     };
     match link.seen_by {
-        Some(End::From) => format!("{from} says by the answers of {to}: {what}"),
+        Some(End::From) => format!("{from} says by what {to} tells: {what}"),
         _ => format!("{to} says of what arrives from {from}: {what}"),
     }
 }

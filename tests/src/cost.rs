@@ -8,7 +8,7 @@ use aya::{
     maps::HashMap,
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
-use ebpf_records::mesh::{MAGIC, Packet, Peer, REQUEST};
+use ebpf_records::mesh::{MAGIC, Packet, Peer};
 use serde::Serialize;
 
 static MESH: &[u8] = aya::include_bytes_aligned!("../../ebpf/prebuilt/mesh.bpf.o");
@@ -61,14 +61,14 @@ pub fn test_run() -> Result<Vec<Cost>> {
     };
     let other =
         frame(NODE, PEER, 53, b"a datagram that is none of ours, as most packets of a node are; 1234567");
-    let request = Packet { magic: MAGIC, kind: REQUEST, session: SESSION, sequence: 1, ..Packet::default() };
-    let probe = frame(NODE, PEER, PORT, &request.to_bytes());
+    let packet = Packet { magic: MAGIC, session: SESSION, sequence: 1, ..Packet::default() };
+    let probe = frame(NODE, PEER, PORT, &packet.to_bytes());
     let cases = [
         ("empty program", program("bramble_nop")?, &other),
         ("egress, other packet", program("bramble_egress")?, &other),
         ("ingress, other packet", program("bramble_ingress")?, &other),
         ("egress, probe stamped", program("bramble_egress")?, &probe),
-        ("ingress, probe stamped", program("bramble_ingress")?, &probe),
+        ("ingress, probe that came twice", program("bramble_ingress")?, &probe),
     ];
     let mut rounds: Vec<Vec<f64>> = Vec::new();
     for _ in 0..ROUNDS {

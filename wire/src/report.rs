@@ -101,7 +101,7 @@ pub struct NodeInfo {
     pub version: String,
     /// Address that peers probe; `null` while the node has none.
     pub address: Option<Ipv4Addr>,
-    /// UDP port of the node's probe responder.
+    /// UDP port of the node's probes.
     pub probe_port: u16,
     /// Board, as the device tree or DMI names it.
     pub model: Option<String>,
@@ -567,11 +567,11 @@ pub struct MeshRow {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PeerReport {
-    /// Requests sent to the peer since this probe's start.
+    /// Probes sent to the peer since this probe's start.
     pub sent: u64,
-    /// Replies of the peer to them.
+    /// How many of them the peer says that it heard.
     pub answered: u64,
-    /// Requests of the peer that arrived here since its probe's start (or ours, if later).
+    /// Probes of the peer that arrived here since its probe's start (or ours, if later).
     pub heard: u64,
     /// The link towards the peer, by what the peer says it heard.
     pub out: Way,

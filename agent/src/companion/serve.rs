@@ -1,4 +1,4 @@
-//! The companion's loop: send, answer, read, tell the agent.
+//! The companion's loop: send, read, tell the agent.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// How long after a batch the counts are read: round trips in a home are over by then.
+/// How long after a batch the counts are read: what is on its way in a home has arrived by then.
 const SETTLE: Duration = Duration::from_millis(200);
 /// How long after a setting is written it has its value, and the rest of a burst is there.
 const WRITTEN: Duration = Duration::from_millis(50);
@@ -131,8 +131,8 @@ enum Step {
     Agent(Option<Link>),
     Wanted(Wanted),
     AgentGone,
-    Asked,
-    Answered,
+    /// Probes of peers.
+    Arrived,
     /// A setting of the kernel is being written.
     Written,
 }
@@ -146,15 +146,9 @@ impl Companion<'_> {
                 None => std::future::pending().await,
             }
         };
-        let asked = async {
+        let arrived = async {
             match &self.prober {
-                Ok(prober) => prober.asked().await,
-                Err(_) => std::future::pending().await,
-            }
-        };
-        let answered = async {
-            match &self.prober {
-                Ok(prober) => prober.answered().await,
+                Ok(prober) => prober.arrived().await,
                 Err(_) => std::future::pending().await,
             }
         };
@@ -173,8 +167,7 @@ impl Companion<'_> {
                 Ok(wanted) => Step::Wanted(wanted),
                 Err(_) => Step::AgentGone,
             },
-            () = asked => Step::Asked,
-            () = answered => Step::Answered,
+            () = arrived => Step::Arrived,
             () = self.settings.written() => Step::Written,
         }
     }
@@ -196,14 +189,9 @@ impl Companion<'_> {
                 }
                 self.wanted = Some(wanted);
             }
-            Step::Asked => {
+            Step::Arrived => {
                 if let Ok(prober) = &mut self.prober {
-                    prober.answer();
-                }
-            }
-            Step::Answered => {
-                if let Ok(prober) = &mut self.prober {
-                    prober.take_replies();
+                    prober.take();
                 }
             }
         }
@@ -227,7 +215,7 @@ impl Companion<'_> {
         }
     }
 
-    /// Whether answers are to come.
+    /// Whether probes are to come.
     fn is_waiting(&self) -> bool {
         self.wanted.as_ref().is_some_and(|wanted| !wanted.peers.is_empty())
     }

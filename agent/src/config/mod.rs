@@ -106,7 +106,7 @@ pub struct Mqtt {
 pub struct Probe {
     /// The node's link to its peers; `None` = the device of the default route.
     pub uplink: Option<String>,
-    /// UDP port of the responder; the same on all nodes.
+    /// UDP port of the probes; the same on all nodes.
     pub port: u16,
     /// Time between two batches; the same on all nodes, because loss is judged over a few of them.
     pub period: Duration,

@@ -1,7 +1,7 @@
 //! Stamps bramble's probes with the kernel's clock and counts them per peer, on a node's uplink.
 //!
 //! Attached at tc or tcx, ingress and egress. Every packet goes on to the next program untouched, except that
-//! a probe of ours gets its stamps and the count of what was heard from its destination.
+//! a probe of ours that leaves gets its stamp and what was heard from its destination.
 //! What the fields mean is written in `records/src/mesh.rs`.
 #![no_std]
 #![no_main]
@@ -16,17 +16,16 @@ use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
 use ebpf::{Ipv4Udp, PROTOCOL_IPV4, Udp, atomic, headers};
 use ebpf_records::mesh::{
-    MAGIC, MAX_PEERS, PACKET_LEN, Packet, Peer, REPLY, REQUEST, RoundTrip, SAMPLES, STAMPED_ANSWERED,
-    STAMPED_RECEIVED, STAMPED_RETURNED, STAMPED_SENT,
+    ARRIVALS, Arrival, MAGIC, MAX_PEERS, PACKET_LEN, Packet, Peer, STAMPED_ARRIVED, STAMPED_SENT,
 };
 
 /// Bytes before the IPv4 header: 14 on Ethernet, 0 on a tunnel.
 #[unsafe(no_mangle)]
 static L2_LENGTH: Global<u32> = Global::new(14);
-/// UDP port of the responders, host byte order.
+/// UDP port of the probes, host byte order.
 #[unsafe(no_mangle)]
 static PORT: Global<u16> = Global::new(0);
-/// The session of our own requests.
+/// The session of our own probes.
 #[unsafe(no_mangle)]
 static SESSION: Global<u32> = Global::new(0);
 
@@ -35,17 +34,17 @@ static SESSION: Global<u32> = Global::new(0);
 #[map]
 static PEERS: HashMap<u32, Peer> = HashMap::with_max_entries(MAX_PEERS, BPF_F_NO_PREALLOC);
 
-// A session and its count are one word of the map, and so are a sequence number and its stamps: they always fit.
+// A session and its count are one word of the map, and so are an arrival's session and number: they always fit.
 const _: () = assert!(
     offset_of!(Peer, heard_session) % 8 == 0
         && offset_of!(Peer, heard) == offset_of!(Peer, heard_session) + 4
-        && offset_of!(RoundTrip, sequence) == 0
-        && offset_of!(RoundTrip, stamped) == 4
+        && offset_of!(Arrival, session) == 0
+        && offset_of!(Arrival, sequence) == 4
 );
-/// One more request in the word that holds the session below and the count above.
+/// One more probe in the word that holds the session below and the count above.
 const ONE_HEARD: u64 = 1 << 32;
 
-/// Probes on their way out: t1 of our requests, t3 of our replies, and the feedback in both.
+/// Probes on their way out.
 #[classifier]
 pub fn bramble_egress(packet: TcContext) -> i32 {
     if let Some(datagram) = Datagram::find(&packet) {
@@ -54,7 +53,7 @@ pub fn bramble_egress(packet: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Probes on their way in: t2 of a peer's requests; a peer's replies complete a round trip.
+/// Probes on their way in.
 #[classifier]
 pub fn bramble_ingress(packet: TcContext) -> i32 {
     if let Some(datagram) = Datagram::find(&packet)
@@ -78,27 +77,57 @@ fn leaving(datagram: &Datagram) -> Option<()> {
     let mut buffer = MaybeUninit::uninit();
     let probe = datagram.probe(&mut buffer)?;
     let peer = PEERS.get_ptr_mut(datagram.destination)?;
-    if probe.kind == REQUEST {
-        if probe.session != SESSION.load() {
-            return None;
-        }
-        // SAFETY: the map hands out valid, aligned values; every CPU adds to this one atomically.
-        unsafe { atomic::add(&raw mut (*peer).sent, 1) };
+    if probe.session != SESSION.load() {
+        return None;
     }
+    // SAFETY: the map hands out valid, aligned values; every CPU adds to this one atomically.
+    unsafe { atomic::add(&raw mut (*peer).sent, 1) };
     // SAFETY: as above.
     let (heard, highest) = unsafe { (heard_word(peer).read_volatile(), (*peer).heard_highest) };
     probe.heard_session = heard as u32;
     probe.heard = (heard >> 32) as u32;
     probe.heard_highest = highest;
-    if probe.kind == REQUEST {
-        probe.stamped |= STAMPED_SENT;
-        probe.sent = now();
-    } else {
-        probe.stamped |= STAMPED_ANSWERED;
-        probe.answered = now();
-    }
+    // SAFETY: `peer` comes from the map.
+    unsafe { tell(peer, probe) };
+    probe.stamped |= STAMPED_SENT;
+    probe.sent = now();
     datagram.write(probe)
 }
+
+/// Tells of an arrival, each probe of a batch of another one.
+///
+/// # Safety
+///
+/// `peer` is a value of [`PEERS`].
+#[inline(always)]
+unsafe fn tell(peer: *mut Peer, probe: &mut Packet) {
+    let number = probe.heard_highest.wrapping_sub(probe.following.into());
+    let head = u64::from(number) << 32 | u64::from(probe.heard_session);
+    // SAFETY: promised by the caller; the index is masked to the array's length.
+    unsafe {
+        let slot = &raw mut (*peer).arrivals[number as usize & (ARRIVALS - 1)];
+        let word = slot.cast::<u64>();
+        if number == 0 || word.read_volatile() != head {
+            return;
+        }
+        let (arrived, took, stamped) = ((*slot).arrived, (*slot).took, (*slot).stamped);
+        // Another CPU may have written over it meanwhile.
+        if word.read_volatile() == head {
+            Arrival { sequence: number, arrived, took, stamped, ..EMPTY }.tell(probe);
+        }
+    }
+}
+
+const EMPTY: Arrival = Arrival {
+    session: 0,
+    sequence: 0,
+    arrived: 0,
+    took: 0,
+    told_sequence: 0,
+    stamped: 0,
+    told_sent: 0,
+    told_took: 0,
+};
 
 #[inline(always)]
 fn arriving(datagram: &Datagram) -> Option<()> {
@@ -106,9 +135,6 @@ fn arriving(datagram: &Datagram) -> Option<()> {
     let mut buffer = MaybeUninit::uninit();
     let probe = datagram.probe(&mut buffer)?;
     let peer = PEERS.get_ptr_mut(datagram.source)?;
-    if probe.kind == REPLY && probe.session != SESSION.load() {
-        return None;
-    }
     // SAFETY: the map hands out valid, aligned values. When two CPUs race for these, the older values may win until
     // the next probe; what is counted here is counted atomically.
     unsafe {
@@ -117,27 +143,50 @@ fn arriving(datagram: &Datagram) -> Option<()> {
             (*peer).peer_heard = probe.heard;
             (*peer).peer_highest = probe.heard_highest;
         }
+        keep(peer, probe, now)?;
+        heard(peer, probe);
     }
-    if probe.kind == REPLY {
-        // SAFETY: `peer` comes from the map.
-        return unsafe { returned(peer, probe, now) };
-    }
-    // SAFETY: `peer` comes from the map.
-    unsafe { heard(peer, probe) };
-    probe.stamped |= STAMPED_RECEIVED;
-    probe.received = now;
-    datagram.write(probe)
+    Some(())
 }
 
-/// Counts a request of `peer`; the first one of a new session starts its counters again.
+/// Keeps an arrival; `None` when it is there already, because the network delivered it twice.
 ///
 /// # Safety
 ///
 /// `peer` is a value of [`PEERS`].
 #[inline(always)]
-unsafe fn heard(peer: *mut Peer, request: &Packet) {
-    let (session, sequence) = (request.session, request.sequence);
-    let batch_end = sequence.wrapping_add(request.following.into());
+unsafe fn keep(peer: *mut Peer, probe: &Packet, now: u64) -> Option<()> {
+    // SAFETY: promised by the caller; the index is masked to the array's length.
+    unsafe {
+        let slot = &raw mut (*peer).arrivals[probe.sequence as usize & (ARRIVALS - 1)];
+        let arrival = Arrival::of(probe, now, STAMPED_ARRIVED, SESSION.load());
+        // Session and number: one word, written last, because readers copy the slot at any time.
+        let word = slot.cast::<u64>();
+        let (head, before) =
+            (u64::from(arrival.sequence) << 32 | u64::from(arrival.session), word.read_volatile());
+        if before == head || !atomic::replace(word, before, 0) {
+            return None;
+        }
+        (*slot).arrived = arrival.arrived;
+        (*slot).took = arrival.took;
+        (*slot).told_sequence = arrival.told_sequence;
+        (*slot).stamped = arrival.stamped;
+        (*slot).told_sent = arrival.told_sent;
+        (*slot).told_took = arrival.told_took;
+        atomic::replace(word, 0, head);
+    }
+    Some(())
+}
+
+/// Counts a probe of `peer`; the first one of a new session starts its counters again.
+///
+/// # Safety
+///
+/// `peer` is a value of [`PEERS`].
+#[inline(always)]
+unsafe fn heard(peer: *mut Peer, probe: &Packet) {
+    let (session, sequence) = (probe.session, probe.sequence);
+    let batch_end = sequence.wrapping_add(probe.following.into());
     // SAFETY: promised by the caller.
     unsafe {
         let word = heard_word(peer);
@@ -156,32 +205,7 @@ unsafe fn heard(peer: *mut Peer, request: &Packet) {
     }
 }
 
-/// Keeps the round trip that this reply completes. A reply that the network delivers twice counts once.
-///
-/// # Safety
-///
-/// `peer` is a value of [`PEERS`].
-#[inline(always)]
-unsafe fn returned(peer: *mut Peer, reply: &Packet, now: u64) -> Option<()> {
-    // SAFETY: promised by the caller; the index is masked to the array's length.
-    unsafe {
-        let slot = &raw mut (*peer).samples[reply.sequence as usize & (SAMPLES - 1)];
-        // Sequence number and stamps: one word, written last, because readers copy the slot at any time.
-        let head = slot.cast::<u64>();
-        let before = head.read_volatile();
-        if before as u32 == reply.sequence || !atomic::replace(head, before, 0) {
-            return None;
-        }
-        atomic::add(&raw mut (*peer).answered, 1);
-        let trip = RoundTrip::complete(reply, now, STAMPED_RETURNED)?;
-        (*slot).round_trip = trip.round_trip;
-        (*slot).outbound = trip.outbound;
-        atomic::replace(head, 0, u64::from(trip.stamped) << 32 | u64::from(trip.sequence));
-    }
-    Some(())
-}
-
-/// The peer's session (lower half) and how many of its requests were heard (upper half).
+/// The peer's session (lower half) and how many of its probes were heard (upper half).
 ///
 /// # Safety
 ///
@@ -198,13 +222,11 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// A packet that came from or goes to a responder's port.
+/// A packet that goes to the port of the probes.
 struct Datagram<'a> {
     packet: &'a TcContext,
     source: u32,
     destination: u32,
-    to_responder: bool,
-    from_responder: bool,
     /// UDP checksum as found.
     checksum: u16,
     /// Offset of the UDP payload in the packet.
@@ -228,9 +250,7 @@ impl<'a> Datagram<'a> {
         if ip.protocol != UDP {
             return None;
         }
-        let port = PORT.load().to_be();
-        let (to_responder, from_responder) = (udp.destination == port, udp.source == port);
-        if !to_responder && !from_responder
+        if udp.destination != PORT.load().to_be()
             || ip.version_and_length != NO_OPTIONS
             || ip.fragment & FRAGMENT != 0
             || usize::from(u16::from_be(udp.length)) < size_of::<Udp>() + PACKET_LEN
@@ -241,8 +261,6 @@ impl<'a> Datagram<'a> {
             packet,
             source: ip.source,
             destination: ip.destination,
-            to_responder,
-            from_responder,
             checksum: udp.checksum,
             offset: start + size_of::<Ipv4Udp>(),
         })
@@ -252,9 +270,7 @@ impl<'a> Datagram<'a> {
     #[inline(always)]
     fn probe<'b>(&self, buffer: &'b mut MaybeUninit<Packet>) -> Option<&'b mut Packet> {
         let probe = self.payload(buffer)?;
-        let ours = probe.magic == MAGIC
-            && (probe.kind == REQUEST && self.to_responder || probe.kind == REPLY && self.from_responder);
-        ours.then_some(probe)
+        (probe.magic == MAGIC).then_some(probe)
     }
 
     /// Copies the payload into `buffer`, where it stays: a move is compiled to loads and stores of its parts, some of

@@ -17,19 +17,17 @@ use wire::{
 pub struct PeerSample {
     /// For how long the peer is probed, ms.
     pub known_ms: u64,
-    /// Requests handed to the network.
+    /// Probes handed to the network.
     pub sequence: u32,
-    /// Requests that left by the uplink.
+    /// Probes that left by the uplink.
     pub sent: u64,
-    /// Replies.
-    pub answered: u64,
     /// Session of the peer that the next two speak of; 0 = nothing was ever heard.
     pub heard_session: u32,
-    /// The peer's requests that arrived.
+    /// The peer's probes that arrived.
     pub heard: u32,
     /// The highest number that is known to have been sent.
     pub heard_highest: u32,
-    /// Our requests that arrived there, as the peer says.
+    /// Our probes that arrived there, as the peer says.
     pub peer_heard: u32,
     /// The highest number among them.
     pub peer_highest: u32,
@@ -40,9 +38,10 @@ pub struct PeerSample {
 }
 
 impl PeerSample {
-    /// Whether one of the two ends counts from nothing again since `before`: the differences between the two mean nothing.
+    /// Whether one of the two ends counts from nothing since `before`: the differences between the two mean nothing.
     fn begins_anew(&self, before: &Self) -> bool {
         self.heard_session != before.heard_session
+            || before.peer_highest == 0 && self.peer_highest > 0
             || self.sequence < before.sequence
             || self.heard < before.heard
             || self.peer_heard < before.peer_heard
@@ -215,7 +214,7 @@ impl Link {
         }
         PeerReport {
             sent: sample.sent,
-            answered: sample.answered,
+            answered: sample.peer_heard.into(),
             heard: sample.heard.into(),
             out,
             incoming,
@@ -235,9 +234,7 @@ impl Link {
     /// Two ticks long the peer is heard and has not heard us.
     fn out_is_cut(&self, sample: &PeerSample) -> bool {
         let Some(then) = self.history.iter().rev().nth(2) else { return false };
-        sample.sequence > then.sequence
-            && sample.peer_highest == then.peer_highest
-            && sample.answered == then.answered
+        sample.sequence > then.sequence && sample.peer_highest == then.peer_highest
     }
 
     fn round_trip(&self) -> Option<RoundTrip> {
@@ -314,7 +311,6 @@ mod tests {
                     s.peer_heard += tick.out;
                     if tick.out > 0 {
                         s.peer_highest = s.sequence;
-                        s.answered += u64::from(tick.out.min(tick.back));
                     }
                 } else {
                     silent += PERIOD;
@@ -465,8 +461,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_before_the_peer_listened_is_not_lost() {
+        // Who speaks second is told of its own probes a tick after it has heard the peer.
+        let mut link = Link::default();
+        let reports: Vec<PeerReport> = (2..7)
+            .map(|tick| {
+                let (peer_heard, peer_highest) =
+                    [(0, 0), (0, 0), (5, 15), (10, 20), (15, 25)][tick as usize - 2];
+                link.judge(&PeerSample { peer_heard, peer_highest, ..since(tick, 0, 0) }, PERIOD)
+            })
+            .collect();
+        assert!(reports.iter().all(|report| report.out.state != Lossy), "{reports:?}");
+    }
+
+    #[test]
     fn a_way_on_which_no_new_number_arrives_is_unknown_though_the_peer_is_heard() {
-        // As when the peer answers and does not probe, or numbers anew what was numbered higher.
+        // As when the peer numbers anew what was numbered higher.
         let mut link = Link::default();
         let reports: Vec<PeerReport> = (1..8)
             .map(|tick| {

@@ -1,10 +1,12 @@
-//! Sends this node's probes, answers its peers', and reads what was counted.
+//! Sends this node's probes, takes its peers', and reads what was counted.
 //!
-//! One batch per tick for all peers, because the wake-up is the cost and not the packet. With the kernel programs
-//! attached nobody here looks at a clock or at a reply: replies are thrown away at the next tick. Without them the same
-//! fields are filled in here, and every round trip says so.
+//! One batch per tick, because the wake-up is the cost and not the packet. Of two nodes the one with the lower address speaks
+//! first; the other one a moment later, so that its probes tell of those that have just come. With the kernel programs
+//! attached nobody here looks at a clock or at what arrives, and nothing that arrives wakes this process. Without them the
+//! same fields are filled in here, and every round trip says so.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, HashMap},
     io::{self, IoSlice, IoSliceMut},
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -12,13 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ebpf_records::mesh::{
-    MAX_PEERS, PACKET_LEN, Packet, Peer, REPLY, REQUEST, RoundTrip, SAMPLES, STAMPED_ALL, STAMPED_ANSWERED,
-    STAMPED_RECEIVED,
-};
+use ebpf_records::mesh::{ARRIVALS, MAGIC, MAX_PEERS, PACKET_LEN, Packet, Peer, STAMPED_ALL};
 use nix::{
     errno::Errno,
-    sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg},
+    sys::socket::{
+        ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt,
+        sockopt::RcvBufForce,
+    },
     time::{ClockId, clock_gettime},
 };
 use wire::{
@@ -37,34 +39,34 @@ use crate::{
     host::{Host, ready::Ready},
 };
 
-/// Requests to all peers per tick: few peers get several each, so that loss shows in one tick.
+/// Probes to all peers per tick: few peers get several each, so that loss shows in one tick.
 const BUDGET: usize = 20;
-/// Requests to one peer per tick, at most; three ticks fit into the kernel's record of round trips.
+/// Probes to one peer per tick, at most; three ticks fit into the record of arrivals.
 const BURST: usize = 5;
-const _: () = assert!(BURST * 3 <= SAMPLES);
-/// How long after a batch of our own the peers' are gathered, so that one wake-up answers all whose clocks agree. With kernel
-/// stamps this time drops out of the round trip. It is slept away and not awaited: a short sleep wakes the process once.
+const _: () = assert!(BURST * 3 <= ARRIVALS);
+/// How much later than its peer the second one of two nodes speaks: the probes of those whose clocks agree have come by then.
+/// It is slept away and not awaited: a short sleep wakes the process once.
 const GATHER: Duration = Duration::from_millis(2);
 /// A batch of which nothing came for this long, ns, has arrived or is lost.
 const ARRIVED: u64 = 100_000_000;
 /// Most datagrams that are taken in one go, so that a flood cannot hold the tick up.
 const MOST: usize = 4096;
+/// What may wait until it is taken, bytes: the probes of as many peers as there may be, with what the kernel needs for each.
+const WAITING: usize = 4 << 20;
 
-/// The mesh's sending, answering and reading half.
+/// The mesh's sending and reading half.
 pub struct Prober {
     uplink: Uplink,
     session: u32,
     port: u16,
     programs: Result<MeshPrograms, String>,
-    requests: UdpSocket,
-    responder: UdpSocket,
-    /// When a peer has asked. The runtime's own sockets would also say when there is room to send, after each batch.
-    asked: Ready,
-    /// When a reply has come; with kernel stamps nobody wants to know.
-    answered: Option<Ready>,
+    socket: UdpSocket,
+    /// When a probe has come; with kernel stamps nobody wants to know. The runtime's own sockets would also say when there is
+    /// room to send, after each batch.
+    arrived: Option<Ready>,
     peers: BTreeMap<Name, Probed>,
     names: HashMap<Ipv4Addr, Name>,
-    /// Last numbers of requests to addresses that are not probed now: who is probed again is to hear higher ones, because in one
+    /// Last numbers of probes to addresses that are not probed now: who is probed again is to hear higher ones, because in one
     /// session nothing can be told of numbers that were there before.
     past: BTreeMap<Ipv4Addr, u32>,
     passed: Passed,
@@ -75,11 +77,11 @@ pub struct Prober {
 /// by them is counted first.
 #[derive(Default)]
 struct Passed {
-    /// Requests of peers.
-    requests: u32,
-    /// Replies to our requests.
-    replies: u32,
-    /// Requests that left, of all peers; our clock when one of them was last heard. `None` before the first sample.
+    /// Probes of peers.
+    arrived: u32,
+    /// Whether a peer has told of a probe of ours that left after the programs had last counted one.
+    told: bool,
+    /// Probes that left, of all peers; our clock when one of them was last heard. `None` before the first sample.
     counted: Option<(u64, u64)>,
 }
 
@@ -87,14 +89,16 @@ struct Probed {
     address: Ipv4Addr,
     since: Instant,
     sequence: u32,
-    /// Highest request whose round trip was reported.
+    /// `sequence` when the programs had last counted one that left.
+    seen_leaving: u32,
+    /// Highest probe whose round trip was reported.
     reported: u32,
     /// The user-space counterpart of the kernel's map.
     counted: Peer,
 }
 
 impl Prober {
-    /// Finds the uplink, attaches the programs if they may be used, and opens the two sockets. `unfit` says why the programs are
+    /// Finds the uplink, attaches the programs if they may be used, and opens the socket. `unfit` says why the programs are
     /// not to be used, if they are not. Needs a tokio runtime.
     ///
     /// # Errors
@@ -103,33 +107,26 @@ impl Prober {
         let uplink = Uplink::find(host, config.probe.uplink.as_deref()).map_err(|e| e.to_string())?;
         let session = crate::random::u32().max(1);
         let port = config.probe.port;
-        let bind = |port| {
-            bind(port).map_err(|e| match e.kind() {
-                io::ErrorKind::AddrInUse => format!("UDP port {port} is taken; set probe.port, on all nodes"),
-                _ => format!("opening UDP port {port}: {e}"),
-            })
-        };
         // The port first: whoever has it may be a companion, whose programs must not be taken away.
-        let (responder, requests) = (bind(port)?, bind(0)?);
+        let socket = bind(port).map_err(|e| match e.kind() {
+            io::ErrorKind::AddrInUse => format!("UDP port {port} is taken; set probe.port, on all nodes"),
+            _ => format!("opening UDP port {port}: {e}"),
+        })?;
         let programs = match (config.probe.stamps, unfit) {
             (config::Stamps::User, _) => Err("probe.stamps is \"user\" in the configuration".to_owned()),
             (config::Stamps::Auto, Some(why)) => Err(why),
             (config::Stamps::Auto, None) => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
                 .map_err(|e| format!("{e}{}", missing(host, PROGRAMS))),
         };
-        let wait =
-            |socket: &UdpSocket| Ready::of(socket.as_fd()).map_err(|e| format!("waiting for probes: {e}"));
-        let asked = wait(&responder)?;
-        let answered = if programs.is_err() { Some(wait(&requests)?) } else { None };
+        let wait = || Ready::of(socket.as_fd()).map_err(|e| format!("waiting for probes: {e}"));
+        let arrived = if programs.is_err() { Some(wait()?) } else { None };
         Ok(Self {
             uplink,
             session,
             port,
             programs,
-            requests,
-            responder,
-            asked,
-            answered,
+            socket,
+            arrived,
             peers: BTreeMap::new(),
             names: HashMap::new(),
             past: BTreeMap::new(),
@@ -198,100 +195,76 @@ impl Prober {
                 continue;
             }
             self.names.insert(address, name.clone());
-            let (since, counted) = (Instant::now(), Peer::default());
             let sequence = self.past.remove(&address).unwrap_or_default();
-            self.peers.insert(name.clone(), Probed { address, since, sequence, reported: 0, counted });
+            self.peers.insert(
+                name.clone(),
+                Probed {
+                    address,
+                    since: Instant::now(),
+                    sequence,
+                    seen_leaving: sequence,
+                    reported: 0,
+                    counted: Peer::default(),
+                },
+            );
         }
     }
 
-    /// Sends one batch: a few requests to every peer.
+    /// Sends one batch: a few probes to every peer.
     pub fn send(&mut self) {
-        if self.peers.is_empty() {
-            return;
+        self.speak(Ordering::Less);
+        if self.peers.values().any(|probed| probed.address < self.uplink.address) {
+            std::thread::sleep(GATHER);
+            if !self.stamped_by_kernel() {
+                self.take();
+            }
+            self.speak(Ordering::Greater);
         }
-        if self.stamped_by_kernel() {
-            // Counted and timed by the kernel already.
-            drain(&self.requests, |_, _| {});
-        }
-        let burst = (BUDGET / self.peers.len()).clamp(1, BURST);
+    }
+
+    /// Sends to the peers to whose addresses ours compares like this.
+    fn speak(&mut self, ours: Ordering) {
+        let by_kernel = self.stamped_by_kernel();
+        let burst = (BUDGET / self.peers.len().max(1)).clamp(1, BURST);
         let sent = now_ns();
         let mut batch = Vec::with_capacity(burst * self.peers.len());
         for following in (0..burst as u16).rev() {
-            for probed in self.peers.values_mut() {
+            let peers = self.peers.values_mut().filter(|p| self.uplink.address.cmp(&p.address) == ours);
+            for probed in peers {
                 probed.sequence = probed.sequence.wrapping_add(1).max(1);
-                probed.counted.sent += 1;
-                let packet = Packet {
-                    magic: ebpf_records::mesh::MAGIC,
-                    kind: REQUEST,
-                    following,
-                    session: self.session,
-                    sequence: probed.sequence,
-                    sent,
-                    heard_session: probed.counted.heard_session,
-                    heard: probed.counted.heard,
-                    heard_highest: probed.counted.heard_highest,
-                    ..Packet::default()
-                };
+                let (session, sequence) = (self.session, probed.sequence);
+                let mut packet =
+                    Packet { magic: MAGIC, following, session, sequence, sent, ..Packet::default() };
+                if !by_kernel {
+                    probed.counted.sent += 1;
+                    probed.counted.tell(&mut packet);
+                }
                 batch.push((packet.to_bytes(), SocketAddrV4::new(probed.address, self.port)));
             }
         }
-        send_batch(&self.requests, &batch);
-        if self.stamped_by_kernel() {
-            // The peers have sent theirs at this very moment.
-            std::thread::sleep(GATHER);
-            self.answer();
-        }
+        send_batch(&self.socket, &batch);
     }
 
-    /// Waits until a peer asks.
-    pub async fn asked(&self) {
-        // An error shows again, with its reason, when the socket is read.
-        let _ = self.asked.happened().await;
-    }
-
-    /// Waits until a reply must be looked at: never with kernel stamps.
-    pub async fn answered(&self) {
-        match &self.answered {
-            Some(answered) => drop(answered.happened().await),
+    /// Waits until probes must be taken: never with kernel stamps.
+    pub async fn arrived(&self) {
+        match &self.arrived {
+            // An error shows again, with its reason, when the socket is read.
+            Some(arrived) => drop(arrived.happened().await),
             None => std::future::pending().await,
         }
     }
 
-    /// Turns the requests of known peers round.
-    pub fn answer(&mut self) {
-        let by_kernel = self.stamped_by_kernel();
+    /// Takes what has arrived of known peers. With kernel stamps it was counted and timed before.
+    pub fn take(&mut self) {
+        let (by_kernel, session) = (self.stamped_by_kernel(), self.session);
         let (peers, names, passed) = (&mut self.peers, &self.names, &mut self.passed);
-        let mut batch = Vec::new();
-        drain(&self.responder, |bytes, from| {
-            let Some(mut packet) = Packet::from_bytes(bytes).filter(|p| p.kind == REQUEST) else { return };
-            // Strangers get no answer, so nobody can be flooded through us.
+        drain(&self.socket, |bytes, from| {
+            let Some(packet) = Packet::from_bytes(bytes) else { return };
             let Some(probed) = names.get(from.ip()).and_then(|name| peers.get_mut(name)) else { return };
-            passed.requests += 1;
-            let now = now_ns();
+            passed.arrived += 1;
+            passed.told |= packet.heard_session == session && packet.heard_highest > probed.seen_leaving;
             if !by_kernel {
-                probed.counted.hear(&packet, now, self.session);
-            }
-            if packet.stamped & STAMPED_RECEIVED == 0 {
-                packet.received = now;
-            }
-            packet.kind = REPLY;
-            packet.stamped &= !STAMPED_ANSWERED;
-            packet.heard_session = probed.counted.heard_session;
-            packet.heard = probed.counted.heard;
-            packet.heard_highest = probed.counted.heard_highest;
-            packet.answered = now;
-            batch.push((packet.to_bytes(), from));
-        });
-        send_batch(&self.responder, &batch);
-    }
-
-    /// Takes replies in, without kernel stamps.
-    pub fn take_replies(&mut self) {
-        let (peers, names, session) = (&mut self.peers, &self.names, self.session);
-        drain(&self.requests, |bytes, from| {
-            let Some(packet) = Packet::from_bytes(bytes).filter(|p| p.kind == REPLY) else { return };
-            if let Some(probed) = names.get(from.ip()).and_then(|name| peers.get_mut(name)) {
-                probed.counted.returned(&packet, now_ns(), session);
+                probed.counted.hear(&packet, now_ns(), session);
             }
         });
     }
@@ -299,12 +272,8 @@ impl Prober {
     /// What was counted for every peer, and the round trips since the last call.
     pub fn sample(&mut self) -> BTreeMap<Name, PeerSample> {
         if self.stamped_by_kernel() && !self.peers.is_empty() {
-            let (passed, session) = (&mut self.passed, self.session);
             // Before the programs' counts are read, because they counted before.
-            drain(&self.requests, |bytes, _| {
-                let reply = Packet::from_bytes(bytes).filter(|p| p.kind == REPLY && p.session == session);
-                passed.replies += u32::from(reply.is_some());
-            });
+            self.take();
         }
         let now = now_ns();
         let programs = self.programs.as_ref().ok();
@@ -318,27 +287,24 @@ impl Prober {
                     None => probed.counted,
                 };
                 counted = (counted.0 + peer.sent, counted.1.max(peer.last_heard));
-                let mut new: Vec<&RoundTrip> =
-                    peer.samples.iter().filter(|s| s.sequence > probed.reported).collect();
-                new.sort_unstable_by_key(|s| s.sequence);
-                probed.reported = new.last().map_or(probed.reported, |s| s.sequence);
+                let trips: Vec<_> = peer.round_trips(probed.reported).collect();
+                probed.reported = trips.last().map_or(probed.reported, |trip| trip.sequence);
                 let sample = PeerSample {
                     known_ms: probed.since.elapsed().as_millis() as u64,
                     sequence: probed.sequence,
                     sent: peer.sent,
-                    answered: peer.answered,
                     heard_session: peer.heard_session,
                     heard: peer.heard,
                     heard_highest: known_highest(&peer, now),
                     peer_heard: peer.peer_heard,
                     peer_highest: peer.peer_highest,
                     silent_ms: (peer.last_heard > 0).then(|| now.saturating_sub(peer.last_heard) / 1_000_000),
-                    trips: new
+                    trips: trips
                         .into_iter()
-                        .map(|s| Trip {
-                            round_trip: s.round_trip,
-                            outbound: s.outbound,
-                            stamps: stamps(s.stamped),
+                        .map(|trip| Trip {
+                            round_trip: trip.round_trip,
+                            outbound: trip.outbound,
+                            stamps: stamps(trip.stamped),
                         })
                         .collect(),
                 };
@@ -348,6 +314,11 @@ impl Prober {
         let passed =
             std::mem::replace(&mut self.passed, Passed { counted: Some(counted), ..Passed::default() });
         self.blind = programs.and_then(|_| passed.unseen(counted, &self.uplink.name));
+        if passed.counted.is_none_or(|before| before.0 != counted.0) {
+            for probed in self.peers.values_mut() {
+                probed.seen_leaving = probed.sequence;
+            }
+        }
         samples
     }
 }
@@ -357,9 +328,9 @@ impl Passed {
     fn unseen(&self, now: (u64, u64), device: &str) -> Option<String> {
         let before = self.counted?;
         let [(egress, _), (ingress, _)] = DIRECTIONS;
-        let (program, which) = if self.replies > 0 && now.0 == before.0 {
+        let (program, which) = if self.told && now.0 == before.0 {
             (egress, "leave")
-        } else if self.replies + self.requests > 0 && now.1 == before.1 {
+        } else if self.arrived > 0 && now.1 == before.1 {
             (ingress, "arrive")
         } else {
             return None;
@@ -379,10 +350,10 @@ fn known_highest(peer: &Peer, now: u64) -> u32 {
     peer.heard_highest.max(peer.batch_end)
 }
 
-fn stamps(stamped: u32) -> Stamps {
+fn stamps(stamped: u8) -> Stamps {
     match stamped {
         0 => Stamps::User,
-        all if all == u32::from(STAMPED_ALL) => Stamps::Kernel,
+        STAMPED_ALL => Stamps::Kernel,
         _ => Stamps::Mixed,
     }
 }
@@ -396,6 +367,8 @@ fn now_ns() -> u64 {
 fn bind(port: u16) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
     socket.set_nonblocking(true)?;
+    // Without the right to it the usual room has to do: some hundred peers fit.
+    let _ = setsockopt(&socket, RcvBufForce, &WAITING);
     Ok(socket)
 }
 
@@ -457,16 +430,13 @@ mod tests {
 
     fn prober() -> Prober {
         let address = Ipv4Addr::new(198, 18, 0, 1);
-        let (requests, responder) = (bind(0).unwrap(), bind(0).unwrap());
         Prober {
-            asked: Ready::of(responder.as_fd()).unwrap(),
-            answered: None,
+            socket: bind(0).unwrap(),
+            arrived: None,
             uplink: Uplink { name: "eth0".to_owned(), address, header_length: 14, index: 2 },
             session: 7,
             port: 9,
             programs: Err("a test".to_owned()),
-            requests,
-            responder,
             peers: BTreeMap::new(),
             names: HashMap::new(),
             past: BTreeMap::new(),
@@ -477,13 +447,12 @@ mod tests {
 
     #[test]
     fn the_last_ones_of_a_batch_are_known_once_it_has_arrived() {
-        let request = Packet { kind: REQUEST, session: 3, sequence: 6, following: 4, ..Packet::default() };
+        let packet = Packet { session: 3, sequence: 6, following: 4, ..Packet::default() };
         let mut peer = Peer::default();
-        peer.hear(&request, 1_000, 7);
+        peer.hear(&packet, 1_000, 7);
         assert_eq!(known_highest(&peer, 1_000 + ARRIVED - 1), 6);
         assert_eq!(known_highest(&peer, 1_000 + ARRIVED), 10);
-        // A release that does not tell of batches.
-        peer.hear(&Packet { sequence: 11, following: 0, ..request }, 2_000, 7);
+        peer.hear(&Packet { sequence: 11, following: 0, ..packet }, 2_000, 7);
         assert_eq!(known_highest(&peer, 2_000 + ARRIVED), 11);
     }
 
@@ -509,18 +478,18 @@ mod tests {
 
     #[test]
     fn a_program_is_blind_when_what_should_pass_it_arrives_uncounted() {
-        let passed = |requests, replies, counted| Passed { requests, replies, counted };
+        let passed = |arrived, told, counted| Passed { arrived, told, counted };
         let unseen = |passed: Passed, now| passed.unseen(now, "eth0").map(|why| why[..14].to_owned());
         let (egress, ingress) = (Some("bramble_egress".to_owned()), Some("bramble_ingres".to_owned()));
-        assert_eq!(unseen(passed(0, 5, Some((10, 1000))), (10, 2000)), egress);
-        assert_eq!(unseen(passed(5, 0, Some((10, 1000))), (15, 1000)), ingress);
-        assert_eq!(unseen(passed(0, 5, Some((10, 1000))), (15, 1000)), ingress);
-        assert_eq!(unseen(passed(5, 5, Some((10, 1000))), (15, 2000)), None);
+        assert_eq!(unseen(passed(5, true, Some((10, 1000))), (10, 2000)), egress);
+        assert_eq!(unseen(passed(5, false, Some((10, 1000))), (15, 1000)), ingress);
+        assert_eq!(unseen(passed(5, true, Some((10, 1000))), (15, 1000)), ingress);
+        assert_eq!(unseen(passed(5, true, Some((10, 1000))), (15, 2000)), None);
         // A cut cable: nothing leaves, nothing arrives.
-        assert_eq!(unseen(passed(0, 0, Some((10, 1000))), (10, 1000)), None);
-        // Nobody answers: what leaves may wait for an address.
-        assert_eq!(unseen(passed(5, 0, Some((10, 1000))), (10, 2000)), None);
+        assert_eq!(unseen(passed(0, false, Some((10, 1000))), (10, 1000)), None);
+        // Nobody has heard what was sent: it may wait for an address.
+        assert_eq!(unseen(passed(5, false, Some((10, 1000))), (10, 2000)), None);
         // Before the first sample, packets may have come before the programs did.
-        assert_eq!(unseen(passed(5, 5, None), (0, 0)), None);
+        assert_eq!(unseen(passed(5, true, None), (0, 0)), None);
     }
 }

@@ -35,6 +35,8 @@ const LASTING: Duration = Duration::from_secs(60);
 /// How often the counts of the other programs are read, and something is said in any case, in periods; more often where
 /// reports are.
 const SOURCES_EVERY: u32 = 10;
+/// How often it is looked for settings that came with a module of the kernel's, in periods.
+const SETTINGS_EVERY: u32 = 60;
 
 /// Runs until it is asked to end, or to begin anew; takes its programs away then.
 ///
@@ -203,8 +205,7 @@ impl Companion<'_> {
         if is_moved || self.prober.is_err() && self.ticks.is_multiple_of(UPLINK_EVERY) {
             self.follow_uplink();
         }
-        // Some come with a module of the kernel's.
-        if is_moved || self.ticks.is_multiple_of(SOURCES_EVERY) {
+        if is_moved || self.ticks.is_multiple_of(SETTINGS_EVERY) {
             self.settings.extend(self.host);
         }
         if let Ok(prober) = &mut self.prober {
@@ -359,7 +360,10 @@ impl Companion<'_> {
     /// What is seen now.
     fn sample(&mut self) -> Sample {
         let period = self.config.probe.period;
-        self.look_at_settings();
+        // Some are set otherwise than by being written, as an interface's by netlink.
+        if self.settings.blind().is_some() || self.ticks.is_multiple_of(SOURCES_EVERY) {
+            self.look_at_settings();
+        }
         let mesh = match (&mut self.prober, &self.wanted) {
             (Ok(prober), Some(_)) => Ok(self.links.judge(prober.sample(), period.as_millis() as u64)),
             (Ok(_), None) => Err("no peers are known yet; the broker tells of them".to_owned()),

@@ -1,6 +1,6 @@
-//! Which of the kernel's settings changed, and who wrote them. Their values are compared once a period, and at once when the
-//! kernel tells that one is written, by whatever mount of proc. Where it does not tell (before Linux 6.0), nobody knows who it
-//! was.
+//! Which of the kernel's settings changed, and who wrote them. Their values are compared at once when the kernel tells that one is
+//! written, by whatever mount of proc. Where it does not tell (before Linux 6.0), they are compared once a period, and nobody
+//! knows who it was.
 
 use std::{
     collections::BTreeMap,

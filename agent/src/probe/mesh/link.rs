@@ -67,6 +67,8 @@ const LOST: u32 = 2;
 const HOLD: u32 = 5;
 /// Silence that makes a way cut, in periods: two whole ticks.
 const SILENCE: f64 = 2.1;
+/// Round trips that are summed up.
+const TRIPS: usize = 16;
 /// Samples that a round trip must be slow before it counts.
 const SLOW: u32 = 2;
 /// Round trips after which there is something to compare with.
@@ -91,7 +93,10 @@ impl Links {
         samples
             .into_iter()
             .map(|(name, sample)| {
-                let report = self.0.entry(name.clone()).or_default().judge(&sample, period_ms);
+                let report = match self.0.get_mut(&name) {
+                    Some(link) => link.judge(sample, period_ms),
+                    None => self.0.entry(name.clone()).or_default().judge(sample, period_ms),
+                };
                 (name, report)
             })
             .collect()
@@ -171,19 +176,19 @@ fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
 }
 
 impl Link {
-    fn judge(&mut self, sample: &PeerSample, period_ms: u64) -> PeerReport {
+    fn judge(&mut self, mut sample: PeerSample, period_ms: u64) -> PeerReport {
+        let trips = std::mem::take(&mut sample.trips);
+        self.pace.learn(&trips, period_ms);
+        self.trips.extend(trips);
+        self.trips.drain(..self.trips.len().saturating_sub(TRIPS));
         if self.history.back().is_some_and(|last| sample.begins_anew(last)) {
             self.history.clear();
         }
-        self.history.push_back(sample.clone());
-        if self.history.len() > WINDOW + 1 {
+        if self.history.len() > WINDOW {
             self.history.pop_front();
         }
-        self.trips.extend(&sample.trips);
-        while self.trips.len() > 16 {
-            self.trips.pop_front();
-        }
-        self.pace.learn(&sample.trips, period_ms);
+        self.history.push_back(sample);
+        let sample = &self.history[self.history.len() - 1];
         let [(slow_out, delay_out), (slow_in, delay_in)] = self.pace.verdict();
 
         let silent_for = |periods: f64| {
@@ -317,7 +322,7 @@ mod tests {
                 }
                 s.silent_ms = Some(silent + 200);
                 s.trips = tick.trips;
-                link.judge(&s, PERIOD)
+                link.judge(s.clone(), PERIOD)
             })
             .collect()
     }
@@ -373,7 +378,7 @@ mod tests {
         let mut link = Link::default();
         let mut judge = |known_ms| {
             let s = PeerSample { known_ms, sequence: known_ms as u32 / 200, ..PeerSample::default() };
-            let report = link.judge(&s, PERIOD);
+            let report = link.judge(s.clone(), PERIOD);
             (report.out.state, report.incoming.state)
         };
         assert_eq!(judge(1200), (Unknown, Unknown));
@@ -426,9 +431,9 @@ mod tests {
             silent_ms: Some(200),
             ..PeerSample::default()
         };
-        link.judge(&s(1, 1000), PERIOD);
-        link.judge(&s(1, 1005), PERIOD);
-        assert_eq!(link.judge(&s(2, 5), PERIOD).incoming.state, Fine);
+        link.judge(s(1, 1000), PERIOD);
+        link.judge(s(1, 1005), PERIOD);
+        assert_eq!(link.judge(s(2, 5), PERIOD).incoming.state, Fine);
     }
 
     /// One tick of a healthy peer, of which all that was counted since some moment is left out.
@@ -455,7 +460,7 @@ mod tests {
                 1..=4 => since(tick, 0, 0),
                 _ => since(tick, heard_since, peer_heard_since),
             });
-            let reports: Vec<PeerReport> = ticks.map(|sample| link.judge(&sample, PERIOD)).collect();
+            let reports: Vec<PeerReport> = ticks.map(|sample| link.judge(sample, PERIOD)).collect();
             assert_eq!(states(&reports), [(Fine, Fine); 9]);
         }
     }
@@ -468,7 +473,7 @@ mod tests {
             .map(|tick| {
                 let (peer_heard, peer_highest) =
                     [(0, 0), (0, 0), (5, 15), (10, 20), (15, 25)][tick as usize - 2];
-                link.judge(&PeerSample { peer_heard, peer_highest, ..since(tick, 0, 0) }, PERIOD)
+                link.judge(PeerSample { peer_heard, peer_highest, ..since(tick, 0, 0) }, PERIOD)
             })
             .collect();
         assert!(reports.iter().all(|report| report.out.state != Lossy), "{reports:?}");
@@ -482,7 +487,7 @@ mod tests {
             .map(|tick| {
                 let mut sample = since(tick, 0, 0);
                 (sample.heard, sample.heard_highest) = (5, 5);
-                link.judge(&sample, PERIOD)
+                link.judge(sample, PERIOD)
             })
             .collect();
         assert_eq!(states(&reports)[..3], [(Fine, Fine); 3]);

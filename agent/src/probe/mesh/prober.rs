@@ -49,6 +49,8 @@ const _: () = assert!(BURST * 3 <= ARRIVALS);
 const GATHER: Duration = Duration::from_millis(2);
 /// A batch of which nothing came for this long, ns, has arrived or is lost.
 const ARRIVED: u64 = 100_000_000;
+/// With kernel stamps it is looked at what arrived as soon as so many must have: only to see whether the programs see it too.
+const LOOKED_AT: usize = 50;
 /// Most datagrams that are taken in one go, so that a flood cannot hold the tick up.
 const MOST: usize = 4096;
 /// What may wait until it is taken, bytes: the probes of as many peers as there may be, with what the kernel needs for each.
@@ -73,15 +75,17 @@ pub struct Prober {
     blind: Option<String>,
 }
 
-/// What this process got from the network since the last sample, and what the programs had counted by then: a packet that comes
+/// What this process got from the network since it last looked, and what the programs had counted by then: a packet that comes
 /// by them is counted first.
 #[derive(Default)]
 struct Passed {
+    /// Probes that left since: as many are to arrive.
+    left: usize,
     /// Probes of peers.
     arrived: u32,
     /// Whether a peer has told of a probe of ours that left after the programs had last counted one.
     told: bool,
-    /// Probes that left, of all peers; our clock when one of them was last heard. `None` before the first sample.
+    /// Probes that left, of all peers; our clock when one of them was last heard. `None` before the first look.
     counted: Option<(u64, u64)>,
 }
 
@@ -157,7 +161,7 @@ impl Prober {
         }
     }
 
-    /// Why the programs are of no use here: probes came to this process since the sample before the last one, and none past them.
+    /// Why the programs are of no use here: probes came to this process, and none past them.
     pub fn blind(&self) -> Option<&str> {
         self.blind.as_deref()
     }
@@ -242,6 +246,7 @@ impl Prober {
                 batch.push((packet.to_bytes(), SocketAddrV4::new(probed.address, self.port)));
             }
         }
+        self.passed.left += batch.len();
         send_batch(&self.socket, &batch);
     }
 
@@ -271,7 +276,8 @@ impl Prober {
 
     /// What was counted for every peer, and the round trips since the last call.
     pub fn sample(&mut self) -> BTreeMap<Name, PeerSample> {
-        if self.stamped_by_kernel() && !self.peers.is_empty() {
+        let is_look = self.stamped_by_kernel() && self.passed.left >= LOOKED_AT;
+        if is_look {
             // Before the programs' counts are read, because they counted before.
             self.take();
         }
@@ -311,12 +317,14 @@ impl Prober {
                 (name.clone(), sample)
             })
             .collect();
-        let passed =
-            std::mem::replace(&mut self.passed, Passed { counted: Some(counted), ..Passed::default() });
-        self.blind = programs.and_then(|_| passed.unseen(counted, &self.uplink.name));
-        if passed.counted.is_none_or(|before| before.0 != counted.0) {
-            for probed in self.peers.values_mut() {
-                probed.seen_leaving = probed.sequence;
+        if is_look {
+            let now = Passed { counted: Some(counted), ..Passed::default() };
+            let passed = std::mem::replace(&mut self.passed, now);
+            self.blind = passed.unseen(counted, &self.uplink.name);
+            if passed.counted.is_none_or(|before| before.0 != counted.0) {
+                for probed in self.peers.values_mut() {
+                    probed.seen_leaving = probed.sequence;
+                }
             }
         }
         samples
@@ -478,7 +486,7 @@ mod tests {
 
     #[test]
     fn a_program_is_blind_when_what_should_pass_it_arrives_uncounted() {
-        let passed = |arrived, told, counted| Passed { arrived, told, counted };
+        let passed = |arrived, told, counted| Passed { left: 50, arrived, told, counted };
         let unseen = |passed: Passed, now| passed.unseen(now, "eth0").map(|why| why[..14].to_owned());
         let (egress, ingress) = (Some("bramble_egress".to_owned()), Some("bramble_ingres".to_owned()));
         assert_eq!(unseen(passed(5, true, Some((10, 1000))), (10, 2000)), egress);
@@ -489,7 +497,7 @@ mod tests {
         assert_eq!(unseen(passed(0, false, Some((10, 1000))), (10, 1000)), None);
         // Nobody has heard what was sent: it may wait for an address.
         assert_eq!(unseen(passed(5, false, Some((10, 1000))), (10, 2000)), None);
-        // Before the first sample, packets may have come before the programs did.
+        // Before the first look, packets may have come before the programs did.
         assert_eq!(unseen(passed(5, true, None), (0, 0)), None);
     }
 }

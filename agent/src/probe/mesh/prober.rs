@@ -49,7 +49,8 @@ const _: () = assert!(BURST * 3 <= ARRIVALS);
 const GATHER: Duration = Duration::from_millis(2);
 /// A batch of which nothing came for this long, ns, has arrived or is lost.
 const ARRIVED: u64 = 100_000_000;
-/// With kernel stamps it is looked at what arrived as soon as so many must have: only to see whether the programs see it too.
+/// With kernel stamps it is looked at what arrived as soon as so many must have, and at once when the programs count nothing: only
+/// to see whether they see it too.
 const LOOKED_AT: usize = 50;
 /// Most datagrams that are taken in one go, so that a flood cannot hold the tick up.
 const MOST: usize = 4096;
@@ -71,34 +72,63 @@ pub struct Prober {
     /// Last numbers of probes to addresses that are not probed now: who is probed again is to hear higher ones, because in one
     /// session nothing can be told of numbers that were there before.
     past: BTreeMap<Ipv4Addr, u32>,
-    passed: Passed,
-    blind: Option<String>,
-}
-
-/// What this process got from the network since it last looked, and what the programs had counted by then: a packet that comes
-/// by them is counted first.
-#[derive(Default)]
-struct Passed {
-    /// Probes that left since: as many are to arrive.
+    /// Probes that left since it was looked at what arrived: as many are to come.
     left: usize,
-    /// Probes of peers.
-    arrived: u32,
-    /// Whether a peer has told of a probe of ours that left after the programs had last counted one.
-    told: bool,
-    /// Probes that left, of all peers; our clock when one of them was last heard. `None` before the first look.
-    counted: Option<(u64, u64)>,
+    blind: Option<String>,
 }
 
 struct Probed {
     address: Ipv4Addr,
     since: Instant,
     sequence: u32,
-    /// `sequence` when the programs had last counted one that left.
-    seen_leaving: u32,
     /// Highest probe whose round trip was reported.
     reported: u32,
-    /// The user-space counterpart of the kernel's map.
+    /// What was counted by the last sample; without kernel programs, until now.
     counted: Peer,
+    /// `sequence` when the programs had last counted one that left.
+    seen_leaving: u32,
+    /// The highest of our probes that the peer told this process of.
+    told: u32,
+    /// Session and number of the last probe that came to this process.
+    came: (u32, u32),
+}
+
+impl Probed {
+    fn new(address: Ipv4Addr, sequence: u32) -> Self {
+        Self {
+            address,
+            since: Instant::now(),
+            sequence,
+            reported: 0,
+            counted: Peer::default(),
+            seen_leaving: sequence,
+            told: 0,
+            came: (0, 0),
+        }
+    }
+
+    /// Takes what the programs count now. Whether something is new on both ways.
+    fn count(&mut self, now: Peer) -> bool {
+        let before = std::mem::replace(&mut self.counted, now);
+        if now.sent != before.sent {
+            self.seen_leaving = self.sequence;
+        }
+        now.sent != before.sent && now.last_heard != before.last_heard
+    }
+
+    /// The program that did not see what passed, and which packets: one that comes to this process was counted before.
+    fn unseen(&self) -> Option<(&'static str, &'static str)> {
+        let [(egress, _), (ingress, _)] = DIRECTIONS;
+        let (session, number) = self.came;
+        if self.told > self.seen_leaving {
+            Some((egress, "leave"))
+        } else if number > 0 && (session != self.counted.heard_session || number > self.counted.heard_highest)
+        {
+            Some((ingress, "arrive"))
+        } else {
+            None
+        }
+    }
 }
 
 impl Prober {
@@ -134,7 +164,7 @@ impl Prober {
             peers: BTreeMap::new(),
             names: HashMap::new(),
             past: BTreeMap::new(),
-            passed: Passed::default(),
+            left: 0,
             blind: None,
         })
     }
@@ -185,6 +215,8 @@ impl Prober {
                 programs.remove_peer(probed.address);
             }
         }
+        // What came before the programs knew a peer is no sign that they are blind.
+        self.take();
         for (name, &address) in wanted {
             if self.peers.contains_key(name)
                 || self.names.contains_key(&address)
@@ -200,17 +232,7 @@ impl Prober {
             }
             self.names.insert(address, name.clone());
             let sequence = self.past.remove(&address).unwrap_or_default();
-            self.peers.insert(
-                name.clone(),
-                Probed {
-                    address,
-                    since: Instant::now(),
-                    sequence,
-                    seen_leaving: sequence,
-                    reported: 0,
-                    counted: Peer::default(),
-                },
-            );
+            self.peers.insert(name.clone(), Probed::new(address, sequence));
         }
     }
 
@@ -246,7 +268,7 @@ impl Prober {
                 batch.push((packet.to_bytes(), SocketAddrV4::new(probed.address, self.port)));
             }
         }
-        self.passed.left += batch.len();
+        self.left += batch.len();
         send_batch(&self.socket, &batch);
     }
 
@@ -262,37 +284,53 @@ impl Prober {
     /// Takes what has arrived of known peers. With kernel stamps it was counted and timed before.
     pub fn take(&mut self) {
         let (by_kernel, session) = (self.stamped_by_kernel(), self.session);
-        let (peers, names, passed) = (&mut self.peers, &self.names, &mut self.passed);
+        let (peers, names) = (&mut self.peers, &self.names);
         drain(&self.socket, |bytes, from| {
             let Some(packet) = Packet::from_bytes(bytes) else { return };
             let Some(probed) = names.get(from.ip()).and_then(|name| peers.get_mut(name)) else { return };
-            passed.arrived += 1;
-            passed.told |= packet.heard_session == session && packet.heard_highest > probed.seen_leaving;
             if !by_kernel {
                 probed.counted.hear(&packet, now_ns(), session);
+                return;
+            }
+            probed.came = (packet.session, packet.sequence);
+            if packet.heard_session == session {
+                probed.told = probed.told.max(packet.heard_highest);
             }
         });
+        self.left = 0;
+    }
+
+    /// Reads what the programs count. Whether something is new on both ways of each peer.
+    fn count(&mut self) -> bool {
+        let Ok(programs) = &self.programs else { return true };
+        let peers = self.peers.values_mut();
+        peers.fold(true, |all, p| p.count(programs.peer(p.address).unwrap_or_default()) && all)
     }
 
     /// What was counted for every peer, and the round trips since the last call.
     pub fn sample(&mut self) -> BTreeMap<Name, PeerSample> {
-        let is_look = self.stamped_by_kernel() && self.passed.left >= LOOKED_AT;
-        if is_look {
+        let is_due = self.stamped_by_kernel() && self.left >= LOOKED_AT;
+        if is_due {
             // Before the programs' counts are read, because they counted before.
             self.take();
         }
+        if !self.count() && !is_due {
+            self.take();
+            self.count();
+        }
+        let unseen = self.peers.values().filter(|_| self.programs.is_ok()).find_map(Probed::unseen);
+        self.blind = unseen.map(|(program, which)| {
+            let device = &self.uplink.name;
+            format!(
+                "{program} does not see the probes that {which} by {device}: another program ends their way before it, or it \
+                 was taken away; `bpftool net show dev {device}` lists who is there"
+            )
+        });
         let now = now_ns();
-        let programs = self.programs.as_ref().ok();
-        let mut counted = (0, 0);
-        let samples = self
-            .peers
+        self.peers
             .iter_mut()
             .map(|(name, probed)| {
-                let peer = match programs {
-                    Some(programs) => programs.peer(probed.address).unwrap_or_default(),
-                    None => probed.counted,
-                };
-                counted = (counted.0 + peer.sent, counted.1.max(peer.last_heard));
+                let peer = &probed.counted;
                 let trips: Vec<_> = peer.round_trips(probed.reported).collect();
                 probed.reported = trips.last().map_or(probed.reported, |trip| trip.sequence);
                 let sample = PeerSample {
@@ -301,7 +339,7 @@ impl Prober {
                     sent: peer.sent,
                     heard_session: peer.heard_session,
                     heard: peer.heard,
-                    heard_highest: known_highest(&peer, now),
+                    heard_highest: known_highest(peer, now),
                     peer_heard: peer.peer_heard,
                     peer_highest: peer.peer_highest,
                     silent_ms: (peer.last_heard > 0).then(|| now.saturating_sub(peer.last_heard) / 1_000_000),
@@ -316,37 +354,7 @@ impl Prober {
                 };
                 (name.clone(), sample)
             })
-            .collect();
-        if is_look {
-            let now = Passed { counted: Some(counted), ..Passed::default() };
-            let passed = std::mem::replace(&mut self.passed, now);
-            self.blind = passed.unseen(counted, &self.uplink.name);
-            if passed.counted.is_none_or(|before| before.0 != counted.0) {
-                for probed in self.peers.values_mut() {
-                    probed.seen_leaving = probed.sequence;
-                }
-            }
-        }
-        samples
-    }
-}
-
-impl Passed {
-    /// Which program did not see what it should have, and how to look for the cause.
-    fn unseen(&self, now: (u64, u64), device: &str) -> Option<String> {
-        let before = self.counted?;
-        let [(egress, _), (ingress, _)] = DIRECTIONS;
-        let (program, which) = if self.told && now.0 == before.0 {
-            (egress, "leave")
-        } else if self.arrived > 0 && now.1 == before.1 {
-            (ingress, "arrive")
-        } else {
-            return None;
-        };
-        Some(format!(
-            "{program} does not see the probes that {which} by {device}: another program ends their way before it, or it was \
-             taken away; `bpftool net show dev {device}` lists who is there"
-        ))
+            .collect()
     }
 }
 
@@ -448,7 +456,7 @@ mod tests {
             peers: BTreeMap::new(),
             names: HashMap::new(),
             past: BTreeMap::new(),
-            passed: Passed::default(),
+            left: 0,
             blind: None,
         }
     }
@@ -486,18 +494,32 @@ mod tests {
 
     #[test]
     fn a_program_is_blind_when_what_should_pass_it_arrives_uncounted() {
-        let passed = |arrived, told, counted| Passed { left: 50, arrived, told, counted };
-        let unseen = |passed: Passed, now| passed.unseen(now, "eth0").map(|why| why[..14].to_owned());
-        let (egress, ingress) = (Some("bramble_egress".to_owned()), Some("bramble_ingres".to_owned()));
-        assert_eq!(unseen(passed(5, true, Some((10, 1000))), (10, 2000)), egress);
-        assert_eq!(unseen(passed(5, false, Some((10, 1000))), (15, 1000)), ingress);
-        assert_eq!(unseen(passed(5, true, Some((10, 1000))), (15, 1000)), ingress);
-        assert_eq!(unseen(passed(5, true, Some((10, 1000))), (15, 2000)), None);
-        // A cut cable: nothing leaves, nothing arrives.
-        assert_eq!(unseen(passed(0, false, Some((10, 1000))), (10, 1000)), None);
+        let probed = |sent, heard| {
+            let mut probed = Probed::new(Ipv4Addr::LOCALHOST, 0);
+            let mut tick = |sent, heard_highest: u32| {
+                probed.sequence += 5;
+                let last_heard = heard_highest.into();
+                probed.count(Peer { sent, heard_session: 3, heard_highest, last_heard, ..Peer::default() })
+            };
+            assert!(tick(5, 5));
+            let is_all_new = tick(sent, heard);
+            (probed, is_all_new)
+        };
+        let unseen = |(probed, _): (Probed, bool), told, came| {
+            Probed { told, came, ..probed }.unseen().map(|(program, _)| program)
+        };
+        let (egress, ingress) = (Some("bramble_egress"), Some("bramble_ingress"));
+        assert_eq!([probed(10, 10).1, probed(5, 10).1, probed(10, 5).1], [true, false, false]);
+        // All is well, and it may be told of what left before the last sample.
+        assert_eq!(unseen(probed(10, 10), 10, (3, 10)), None);
+        assert_eq!(unseen(probed(10, 10), 5, (3, 6)), None);
+        assert_eq!(unseen(probed(5, 10), 10, (3, 10)), egress);
+        assert_eq!(unseen(probed(10, 5), 10, (3, 10)), ingress);
+        assert_eq!(unseen(probed(10, 10), 10, (4, 1)), ingress);
+        // A cut cable: nothing leaves, nothing arrives, and what came before is still there.
+        assert_eq!(unseen(probed(5, 5), 5, (3, 5)), None);
         // Nobody has heard what was sent: it may wait for an address.
-        assert_eq!(unseen(passed(5, false, Some((10, 1000))), (10, 2000)), None);
-        // Before the first look, packets may have come before the programs did.
-        assert_eq!(unseen(passed(5, true, None), (0, 0)), None);
+        assert_eq!(unseen(probed(5, 10), 5, (3, 10)), None);
+        assert_eq!(unseen(probed(5, 5), 0, (0, 0)), None);
     }
 }

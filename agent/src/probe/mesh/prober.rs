@@ -303,8 +303,11 @@ impl Prober {
     /// Reads what the programs count. Whether something is new on both ways of each peer.
     fn count(&mut self) -> bool {
         let Ok(programs) = &self.programs else { return true };
-        let peers = self.peers.values_mut();
-        peers.fold(true, |all, p| p.count(programs.peer(p.address).unwrap_or_default()) && all)
+        let mut is_all_new = true;
+        for probed in self.peers.values_mut() {
+            is_all_new &= probed.count(programs.peer(probed.address).unwrap_or_default());
+        }
+        is_all_new
     }
 
     /// What was counted for every peer, and the round trips since the last call.

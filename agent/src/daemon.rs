@@ -256,10 +256,31 @@ struct Peer {
     heard: Option<Instant>,
     address: Option<Ipv4Addr>,
     probe_port: Option<u16>,
+    probe_layout: Option<u8>,
     online: Option<bool>,
     version: Option<String>,
     /// `server` or `agent`.
     role: Option<String>,
+}
+
+impl Peer {
+    /// Why it and a node with this port do not hear each other's probes.
+    fn hindrance(&self, own: u16) -> Option<String> {
+        match (self.probe_port?, self.probe_layout?) {
+            (port, _) if port != own => Some(format!(
+                "its probe.port is {port}, and that of this node {own}; set the same on all nodes"
+            )),
+            (_, layout) if layout != ebpf_records::mesh::LAYOUT => {
+                let theirs = self.version.as_deref().unwrap_or("another version");
+                Some(format!(
+                    "its bramble {theirs} and that of this node, {}, do not understand each other's probes; \
+                     bring all nodes to the newer one",
+                    env!("CARGO_PKG_VERSION")
+                ))
+            }
+            _ => None,
+        }
+    }
 }
 
 struct Agent<'a> {
@@ -531,13 +552,9 @@ impl<'a> Agent<'a> {
 
     /// Why peers and this node cannot probe each other, as far as what they say of themselves tells it.
     fn hindered(&self) -> BTreeMap<Name, String> {
-        let own = self.config.probe.port;
-        let others = self.peers.iter().filter_map(|(name, peer)| Some((name, peer.probe_port?)));
-        let apart = others.filter(|(_, port)| *port != own);
-        let why = |port| {
-            format!("its probe.port is {port}, and that of this node {own}; set the same on all nodes")
-        };
-        apart.map(|(name, port)| (name.clone(), why(port))).collect()
+        let hindered =
+            |(name, peer): (&Name, &Peer)| Some((name.clone(), peer.hindrance(self.config.probe.port)?));
+        self.peers.iter().filter_map(hindered).collect()
     }
 
     /// Dates what there is to be said; whether it is another thing than before.
@@ -902,6 +919,7 @@ impl<'a> Agent<'a> {
                 let peer = self.peer(node.clone())?;
                 peer.address = info.address.filter(probeable);
                 peer.probe_port = Some(info.probe_port);
+                peer.probe_layout = Some(info.probe_layout);
                 peer.version = Some(info.version);
                 peer.role = info.role;
                 self.want_soon();

@@ -147,6 +147,7 @@ impl Speaker {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             address,
             probe_port,
+            probe_layout: ebpf_records::mesh::LAYOUT,
             model: machine.model.as_deref().map(report::short),
             kernel: machine.kernel.as_deref().map(report::short),
             os: machine.os.as_deref().map(report::short),

@@ -159,7 +159,7 @@ const TESTS: &[&[Test]] = &[
         Root a_companion_without_its_capabilities_names_them_and_still_measures,
         Root a_companion_talks_to_nobody_else_and_is_not_disturbed,
         Root dropped_packets_are_counted_and_their_reason_is_named,
-        Root another_probe_port_is_told_as_the_cause,
+        Root why_two_nodes_cannot_probe_each_other_is_told_as_the_cause,
         Root with_the_shipped_interval_the_page_is_whole_and_faults_are_named_in_time,
         Root two_nodes_of_one_name_both_say_so_until_one_is_gone,
         Root without_the_broker_everybody_goes_on_and_comes_back_by_themselves,

@@ -324,18 +324,26 @@ pub(crate) fn dropped_packets_are_counted_and_their_reason_is_named() -> Result<
     })
 }
 
-pub(crate) fn another_probe_port_is_told_as_the_cause() -> Result<()> {
+pub(crate) fn why_two_nodes_cannot_probe_each_other_is_told_as_the_cause() -> Result<()> {
     let mut lab = Lab::network(&Binaries::within(&programs()?)?, 2, 0)?;
     let path = lab.node("n2")?.namespace().path("/run/bed/bramble.toml");
     let own = fs::read_to_string(&path)?;
     fs::write(&path, own.replace("[probe]\n", "[probe]\nport = 9500\n"))?;
     lab.start_programs()?;
+    // As a node says it that runs what came before layouts were told; nobody is there, as far as probes go.
+    let older = r#"{"v":1,"ts":"2026-11-23T06:00:00Z","cluster":"demo","node":"n9","id":"00c0ffee","version":"0.0.9",
+        "address":"198.18.77.99","probe_port":9473,"model":null,"kernel":null,"os":null}"#;
+    lab.broker().publish("bramble/demo/node/n9/info", older.as_bytes(), true)?;
     logged(&lab, || {
         let ear = Ear::open(&lab)?;
-        for (node, subject, ports) in [("n1", "n2 -> n1", [9500, 9473]), ("n2", "n1 -> n2", [9473, 9500])] {
-            let [its, own] = ports;
-            let cause = format!("its probe.port is {its}, and that of this node {own}");
-            until(SETTLING, "the other port is told", || {
+        let layout = "its bramble 0.0.9 and that of this node, ";
+        let port = |its, own| format!("its probe.port is {its}, and that of this node {own}");
+        for (node, subject, cause) in [
+            ("n1", "n2 -> n1", port(9500, 9473)),
+            ("n2", "n1 -> n2", port(9473, 9500)),
+            ("n1", "n9 -> n1", layout.to_owned()),
+        ] {
+            until(SETTLING, "the cause is told", || {
                 let Some(state) = ear.state(node) else { return Ok(None) };
                 let told = state.conditions.iter().any(|c| {
                     c.id == "path-cut" && c.subject.as_deref() == Some(subject) && c.evidence.contains(&cause)

@@ -103,6 +103,9 @@ pub struct NodeInfo {
     pub address: Option<Ipv4Addr>,
     /// UDP port of the node's probes.
     pub probe_port: u16,
+    /// Layout of the node's probes; two nodes with different ones do not understand each other's.
+    #[serde(default = "first_layout")]
+    pub probe_layout: u8,
     /// Board, as the device tree or DMI names it.
     pub model: Option<String>,
     /// Kernel release.
@@ -142,6 +145,11 @@ pub fn short(text: &str) -> String {
 /// Whether a text of others is as [`short`] makes it.
 pub(crate) fn is_short(text: &str) -> bool {
     text.len() <= LONGEST_TEXT && !text.contains(char::is_control)
+}
+
+/// The layout before it was said.
+fn first_layout() -> u8 {
+    1
 }
 
 impl NodeInfo {

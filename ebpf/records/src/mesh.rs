@@ -9,8 +9,10 @@
 
 /// UDP port of the probes on every node, as source and as destination.
 pub const DEFAULT_PORT: u16 = 9473;
-/// First four bytes of every probe, "brb2" in memory order; the digit is the layout's version.
-pub const MAGIC: u32 = u32::from_le_bytes(*b"brb2");
+/// Number of the probes' layout, one digit: who does not know it takes no notice of a probe.
+pub const LAYOUT: u8 = 2;
+/// First four bytes of every probe, "brb2" in memory order.
+pub const MAGIC: u32 = u32::from_le_bytes([b'b', b'r', b'b', b'0' + LAYOUT]);
 /// Bit of `stamped`: [`Packet::sent`] was written by the sender's kernel.
 pub const STAMPED_SENT: u8 = 1;
 /// Bit of `stamped`: its arrival was read by the receiver's kernel.

@@ -76,9 +76,9 @@ pub struct Pair {
     pub from: String,
     /// The receiving node.
     pub to: String,
-    /// Requests that `from` sent to `to`.
+    /// Probes that `from` sent to `to`.
     pub sent: u64,
-    /// Requests of `from` that `to` heard.
+    /// Probes of `from` that `to` heard.
     pub received: u64,
     /// The worse of what both ends say of this direction, 0 to 1; `None` = neither could tell.
     pub loss: Option<f64>,

@@ -577,7 +577,7 @@ pub struct MeshRow {
 pub struct PeerReport {
     /// Probes sent to the peer since this probe's start.
     pub sent: u64,
-    /// How many of them the peer says that it heard.
+    /// Probes that the peer says it heard since its own start, or ours, if later.
     pub answered: u64,
     /// Probes of the peer that arrived here since its probe's start (or ours, if later).
     pub heard: u64,

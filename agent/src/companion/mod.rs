@@ -3,7 +3,7 @@
 //! The companion listens on a Unix socket in the runtime directory. It accepts root and its own user only, checked by the
 //! peer credentials that the kernel gives, and speaks to one agent at a time: the newest. Both sides send one JSON
 //! object a line, at most [`LONGEST_LINE`] bytes. The agent sends [`Wanted`] once it knows its peers and whenever they change; until
-//! then those of the agent before are probed on. The companion looks at everything once a period, and sends a [`Sample`] when
+//! then those of the agent before are probed on. The companion looks at its peers once a period, and sends a [`Sample`] when
 //! something in it is new, and in any case as often as the agent reports. Numbers are so old at most. A kernel setting that was
 //! written is told at once.
 

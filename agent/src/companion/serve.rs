@@ -35,8 +35,10 @@ const LASTING: Duration = Duration::from_secs(60);
 /// How often the counts of the other programs are read, and something is said in any case, in periods; more often where
 /// reports are.
 const SOURCES_EVERY: u32 = 10;
-/// How often it is looked for settings that came with a module of the kernel's, in periods.
-const SETTINGS_EVERY: u32 = 60;
+/// How often it is looked for settings that came with a module of the kernel's.
+const EXTENDED: Duration = Duration::from_secs(60);
+/// How often settings are compared whose writers the kernel tells: some are set otherwise, as an interface's by netlink.
+const COMPARED: Duration = Duration::from_secs(10);
 
 /// Runs until it is asked to end, or to begin anew; takes its programs away then.
 ///
@@ -51,6 +53,8 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         links: Links::default(),
         reattached: None,
         settings: Watched::open(host),
+        extended: Instant::now(),
+        compared: Instant::now(),
         changes: Vec::new(),
         sources: PROBES
             .iter()
@@ -113,6 +117,10 @@ struct Companion<'a> {
     /// When programs that saw nothing were last attached again.
     reattached: Option<Instant>,
     settings: Watched,
+    /// When it was last looked for new ones.
+    extended: Instant,
+    /// When they were last compared.
+    compared: Instant,
     /// Those that changed and that the agent has to hear of.
     changes: Vec<Change>,
     sources: BTreeMap<&'static str, Result<Box<dyn Source>, String>>,
@@ -205,7 +213,8 @@ impl Companion<'_> {
         if is_moved || self.prober.is_err() && self.ticks.is_multiple_of(UPLINK_EVERY) {
             self.follow_uplink();
         }
-        if is_moved || self.ticks.is_multiple_of(SETTINGS_EVERY) {
+        if is_moved || self.extended.elapsed() >= EXTENDED {
+            self.extended = Instant::now();
             self.settings.extend(self.host);
         }
         if let Ok(prober) = &mut self.prober {
@@ -335,6 +344,7 @@ impl Companion<'_> {
     }
 
     fn look_at_settings(&mut self) {
+        self.compared = Instant::now();
         let changed = self.settings.changed(self.host);
         // Who comes later looks at everything itself.
         if self.agent.is_some() {
@@ -360,8 +370,7 @@ impl Companion<'_> {
     /// What is seen now.
     fn sample(&mut self) -> Sample {
         let period = self.config.probe.period;
-        // Some are set otherwise than by being written, as an interface's by netlink.
-        if self.settings.blind().is_some() || self.ticks.is_multiple_of(SOURCES_EVERY) {
+        if self.settings.blind().is_some() || self.compared.elapsed() >= COMPARED {
             self.look_at_settings();
         }
         let mesh = match (&mut self.prober, &self.wanted) {

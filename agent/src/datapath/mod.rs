@@ -100,7 +100,7 @@ pub const DIRECTIONS: [(&str, TcAttachType); 2] =
 const FIRST: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 9473), classid: None };
 
 impl MeshPrograms {
-    /// Loads and attaches. `session` is the number that our own requests carry.
+    /// Loads and attaches. `session` is the number that our own probes carry.
     ///
     /// # Errors
     /// The kernel's refusal, with the step; nothing stays attached then.

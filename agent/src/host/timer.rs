@@ -73,8 +73,8 @@ impl Timer {
     }
 }
 
-/// Time until the next multiple of `period` on the wall clock: ticks of all nodes fall on the same moments, so that one
-/// wake-up answers many.
+/// Time until the next multiple of `period` on the wall clock: ticks of all nodes fall on the same moments, so that
+/// their probes cross.
 pub fn until_next(period: Duration) -> Duration {
     let now = clock::now().as_nanosecond().unsigned_abs();
     let period = period.as_nanos();

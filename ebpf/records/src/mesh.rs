@@ -3,7 +3,7 @@
 //! There is one kind. Every node sends it to each of its peers once a period, and nobody answers: a probe tells of those that
 //! came the other way before it. It is stamped at A's egress (t1) and at B's ingress (t2); B keeps what it took, t2 - t1,
 //! and tells A in its next probe, which is itself stamped at B's egress (t3) and at A's ingress (t4). A round trip is the
-//! sum of both ways, (t2 - t1) + (t4 - t3): the clocks' unknown difference drops out, and so does the time between.
+//! sum of both ways, (t2 - t1) + (t4 - t3): the clocks' unknown difference drops out.
 //! All stamps are `bpf_ktime_get_ns()` (`CLOCK_MONOTONIC`, ns), so steps of the wall clock never matter.
 //! Where a kernel program is missing, user space writes the same fields and leaves the bit in `stamped` unset.
 
@@ -27,9 +27,8 @@ pub const STAMPED_ALL: u8 = 15;
 pub const ARRIVALS: usize = 16;
 /// How many peers the kernel map holds.
 pub const MAX_PEERS: u32 = 1024;
-/// How far apart the two ways of a round trip may begin, ns. The clocks of two nodes run apart by less than 100 ppm, so the round
-/// trip is wrong by less than 100 us then; nodes whose wall clocks agree begin within milliseconds.
-pub const TOGETHER: u64 = 1_000_000_000;
+/// How far apart the two ways of a round trip may lie where that is more than half a period, ns.
+pub const TOGETHER: u64 = 10_000_000_000;
 
 /// The UDP payload of a probe, 56 bytes, little-endian (all supported boards are).
 #[repr(C)]
@@ -206,10 +205,6 @@ impl Peer {
     /// same with atomic additions.
     pub fn hear(&mut self, packet: &Packet, now: u64, own_session: u32) {
         self.last_heard = now;
-        if packet.heard_session == own_session {
-            self.peer_heard = packet.heard;
-            self.peer_highest = packet.heard_highest;
-        }
         let slot = &mut self.arrivals[packet.sequence as usize % ARRIVALS];
         if (slot.session, slot.sequence) == (packet.session, packet.sequence) {
             return;
@@ -219,11 +214,17 @@ impl Peer {
             self.heard_session = packet.session;
             self.heard = 0;
             self.heard_highest = 0;
+            self.peer_heard = 0;
+            self.peer_highest = 0;
         }
         self.heard += 1;
         if packet.sequence > self.heard_highest {
             self.heard_highest = packet.sequence;
             self.batch_end = packet.sequence.wrapping_add(packet.following.into());
+        }
+        if packet.heard_session == own_session {
+            self.peer_heard = packet.heard;
+            self.peer_highest = packet.heard_highest;
         }
     }
 
@@ -244,24 +245,29 @@ impl Peer {
         self.heard_highest.wrapping_sub(following.into())
     }
 
-    /// The round trips of our probes with a number above `after`, each once, in their order. Each is made of what the peer told
-    /// of the way there and of the arrival here that lies nearest in time.
-    pub fn round_trips(&self, after: u32) -> impl Iterator<Item = RoundTrip> {
-        let of_now = move |arrival: &&Arrival| arrival.session != 0 && arrival.session == self.heard_session;
+    /// Arrivals of the peer's present session.
+    fn heard_now(&self) -> impl Iterator<Item = &Arrival> {
+        self.arrivals.iter().filter(|a| a.session != 0 && a.session == self.heard_session)
+    }
+
+    /// What the newest arrival took, ns, and when it arrived.
+    pub fn newest(&self) -> Option<(i64, u64)> {
+        self.heard_now().max_by_key(|a| a.arrived).map(|a| (a.took, a.arrived))
+    }
+
+    /// The round trips of our probes with a number above `after`, each once, in their order; `newest` is the highest number that
+    /// was sent. Each is made of what the peer told of the way there, and of what the way back took at that moment: between the
+    /// arrivals before and after it, at most `together` ns away, so that it does not matter how fast the clocks run.
+    pub fn round_trips(&self, after: u32, newest: u32, together: u64) -> impl Iterator<Item = RoundTrip> {
         let mut last = after;
         core::iter::from_fn(move || {
             loop {
-                let told = self.arrivals.iter().filter(of_now).filter(|a| a.told_sequence > last);
+                let told = self.heard_now().filter(|a| a.told_sequence > last && a.told_sequence <= newest);
                 let told = told.min_by_key(|a| a.told_sequence)?;
                 last = told.told_sequence;
-                let back = self
-                    .arrivals
-                    .iter()
-                    .filter(of_now)
-                    .filter(|a| a.arrived.abs_diff(told.told_sent) <= TOGETHER)
-                    .min_by_key(|a| a.arrived.abs_diff(told.told_sent));
-                let round_trip = back.map(|back| told.told_took.wrapping_add(back.took));
-                if let (Some(back), Some(round_trip @ 0..)) = (back, round_trip) {
+                let Some((took, back)) = self.took_at(told.told_sent, together) else { continue };
+                let round_trip = told.told_took.wrapping_add(took);
+                if round_trip >= 0 {
                     const TOLD: u32 = (STAMPED_TOLD_SENT | STAMPED_TOLD_ARRIVED) as u32;
                     return Some(RoundTrip {
                         sequence: last,
@@ -272,6 +278,23 @@ impl Peer {
                 }
             }
         })
+    }
+
+    /// What the way of the peer's probes took at a moment of our clock, ns, and the arrival that lies nearest.
+    fn took_at(&self, moment: u64, together: u64) -> Option<(i64, &Arrival)> {
+        const WHOLE: i64 = 1_000_000;
+        let before = self.heard_now().filter(|a| a.arrived <= moment).max_by_key(|a| a.arrived);
+        let after = self.heard_now().filter(|a| a.arrived > moment).min_by_key(|a| a.arrived);
+        let distance = |a: &Arrival| a.arrived.abs_diff(moment);
+        let near = |a: &&Arrival| distance(a) <= together;
+        let (before, after) = match (before.filter(near), after.filter(near)) {
+            (Some(before), Some(after)) => (before, after),
+            (one, other) => return one.or(other).map(|only| (only.took, only)),
+        };
+        let part = distance(before).saturating_mul(WHOLE as u64) / (after.arrived - before.arrived);
+        let more = after.took.wrapping_sub(before.took).wrapping_mul(part as i64) / WHOLE;
+        let nearest = if distance(before) <= distance(after) { before } else { after };
+        Some((before.took.wrapping_add(more), nearest))
     }
 }
 
@@ -339,7 +362,7 @@ mod tests {
             a.hear(&back, at + 2_500);
             for (node, trips) in [&a, &b].into_iter().zip(&mut trips) {
                 let after = trips.last().map_or(0, |trip: &RoundTrip| trip.sequence);
-                trips.extend(node.peer.round_trips(after));
+                trips.extend(node.peer.round_trips(after, node.sequence, TOGETHER));
             }
         }
         let seen = |node: usize| -> Vec<_> {
@@ -363,9 +386,11 @@ mod tests {
             assert_eq!(packet.told_sequence, 3 - u32::from(following));
             a.hear(&packet, 400);
         }
-        let sequences: Vec<u32> = a.peer.round_trips(1).map(|trip| trip.sequence).collect();
+        let sequences: Vec<u32> = a.peer.round_trips(1, 3, TOGETHER).map(|trip| trip.sequence).collect();
         assert_eq!(sequences, [2, 3]);
-        // Nothing is told of what was never heard.
+        // Nobody can tell of what was never sent, and nothing is told of what was never heard.
+        assert_eq!(a.peer.round_trips(1, 2, TOGETHER).count(), 1);
+        assert_eq!(a.peer.round_trips(3, 3, TOGETHER).count(), 0);
         assert_eq!(b.send(300, 3).told_sequence, 0);
     }
 
@@ -376,18 +401,37 @@ mod tests {
         b.hear(&first, SECOND + 300);
         let late = b.send(SECOND + TOGETHER + 1, 0);
         a.hear(&late, SECOND + TOGETHER + 1);
-        assert_eq!(a.peer.round_trips(0).next(), None);
+        assert_eq!(a.peer.round_trips(0, 1, TOGETHER).next(), None);
         // What comes in time later completes nothing either, because it tells of nothing.
         let mut back = b.send(SECOND, 0);
         back.heard_session = 8;
         a.hear(&back, SECOND);
-        assert_eq!(a.peer.round_trips(0).count(), 1);
+        assert_eq!(a.peer.round_trips(0, 1, TOGETHER).count(), 1);
         let (mut a, mut b) = (Node::new(7, 0), Node::new(9, 0));
         let first = a.send(500, 0);
         b.hear(&first, 100);
         let back = b.send(500, 0);
         a.hear(&back, 100);
-        assert_eq!(a.peer.round_trips(0).next(), None);
+        assert_eq!(a.peer.round_trips(0, 1, TOGETHER).next(), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_slewed_makes_no_way_slower() {
+        // The ticks lie 400 ms apart, and the second one's clock runs 8 % too fast.
+        let (mut a, mut b) = (Node::new(7, 0), Node::new(9, 0));
+        let mut trips = Vec::new();
+        for tick in 1..=5 {
+            for (at, is_a) in [(tick * SECOND, true), (tick * SECOND + 400_000_000, false)] {
+                let (one, other) = if is_a { (&mut a, &mut b) } else { (&mut b, &mut a) };
+                one.ahead = if is_a { 0 } else { at / 100 * 8 };
+                let packet = one.send(at, 0);
+                other.ahead = if is_a { (at + 300) / 100 * 8 } else { 0 };
+                other.hear(&packet, at + 300);
+            }
+            trips.extend(a.peer.round_trips(trips.len() as u32, a.sequence, TOGETHER));
+        }
+        // Of the first one nothing came before.
+        assert!(trips.len() == 5 && trips[1..].iter().all(|t| t.round_trip < 1_000), "{trips:?}");
     }
 
     #[test]

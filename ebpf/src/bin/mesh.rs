@@ -139,12 +139,12 @@ fn arriving(datagram: &Datagram) -> Option<()> {
     // the next probe; what is counted here is counted atomically.
     unsafe {
         (*peer).last_heard = now;
+        keep(peer, probe, now)?;
+        heard(peer, probe);
         if probe.heard_session == SESSION.load() {
             (*peer).peer_heard = probe.heard;
             (*peer).peer_highest = probe.heard_highest;
         }
-        keep(peer, probe, now)?;
-        heard(peer, probe);
     }
     Some(())
 }
@@ -195,6 +195,8 @@ unsafe fn heard(peer: *mut Peer, probe: &Packet) {
         if seen as u32 != session && atomic::replace(word, seen, ONE_HEARD | u64::from(session)) {
             (*peer).heard_highest = sequence;
             (*peer).batch_end = batch_end;
+            (*peer).peer_heard = 0;
+            (*peer).peer_highest = 0;
             return;
         }
         atomic::add(word, ONE_HEARD);

@@ -1,6 +1,6 @@
 //! The two ways between this node and one peer, judged from counted and stamped probes.
 //!
-//! What arrives here tells about the way to this node: the peer numbers its requests, so a gap is a loss. What the
+//! What arrives here tells about the way to this node: the peer numbers its probes, so a gap is a loss. What the
 //! peer says it heard tells about the way from here. A way of which nothing can be seen is unknown, never fine.
 //! Round trips are compared with the fastest one that was ever seen; which way became slower is told by the
 //! one-way differences, whose unknown clock offset is constant as long as neither machine is started anew, which shows.
@@ -33,6 +33,8 @@ pub struct PeerSample {
     pub peer_highest: u32,
     /// Time since anything of the peer arrived, ms; `None` = never.
     pub silent_ms: Option<u64>,
+    /// What the newest probe took that arrived since the last sample, plus the unknown difference of the two clocks, ns.
+    pub newest: Option<i64>,
     /// Round trips that were completed since the last sample.
     pub trips: Vec<Trip>,
 }
@@ -51,7 +53,7 @@ impl PeerSample {
 /// One round trip.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Trip {
-    /// Without the time that the peer's user space took, ns.
+    /// Both ways together, ns.
     pub round_trip: u64,
     /// Way there plus the unknown difference of the two clocks, ns.
     pub outbound: i64,
@@ -71,6 +73,8 @@ const SILENCE: f64 = 2.1;
 const TRIPS: usize = 16;
 /// Samples that a round trip must be slow before it counts.
 const SLOW: u32 = 2;
+/// Samples without a round trip after which nothing is told of delay: losses on both ways account for some.
+const UNTOLD: u32 = 3;
 /// Round trips after which there is something to compare with.
 const LEARNT: u32 = 5;
 /// Clock drift that is forgiven when directions are compared: two undisciplined crystals, ns per second.
@@ -122,14 +126,22 @@ struct Delay {
     there: Option<i64>,
     back: Option<i64>,
     slow_for: u32,
+    /// Whether the newest arrival was late: a round trip may be known a sample later than one of its ways.
+    is_late: bool,
+    /// Samples without a round trip.
+    untold: u32,
     /// What the last sample was slower by, there and back, ns; while slow it is kept.
     excess: Option<(i64, i64)>,
 }
 
 impl Delay {
     /// Takes the round trips of one sample in.
-    fn learn(&mut self, trips: &[Trip], period_ms: u64) {
-        let Some(round_trip) = median(trips.iter().map(|t| t.round_trip)) else { return };
+    fn learn(&mut self, trips: &[Trip], newest: Option<i64>, period_ms: u64) {
+        let Some(round_trip) = median(trips.iter().map(|t| t.round_trip)) else {
+            self.untold = self.untold.saturating_add(1);
+            return;
+        };
+        self.untold = 0;
         let there = median(trips.iter().map(|t| t.outbound)).unwrap_or_default();
         let back = median(trips.iter().map(|t| t.round_trip as i64 - t.outbound)).unwrap_or_default();
         if self.there.is_some_and(|base| there.abs_diff(base) > CLOCK_BEGAN_ANEW) {
@@ -141,8 +153,13 @@ impl Delay {
         let margin = (4 * fastest).max(if user_space { 20_000_000 } else { 5_000_000 });
         let drift = DRIFT * period_ms as i64 / 1000;
         let base = |base: Option<i64>, now: i64| base.map_or(now, |b| now.min(b + drift));
+        let was_late = std::mem::replace(
+            &mut self.is_late,
+            self.back.zip(newest).is_some_and(|(base, newest)| newest.saturating_sub(base) >= margin as i64),
+        );
         if self.learnt >= LEARNT && round_trip - fastest >= margin {
-            self.slow_for += 1;
+            // The second late arrival in a row, and the first one is known to have made a round trip slow.
+            self.slow_for += if self.slow_for == 0 && was_late && self.is_late { 2 } else { 1 };
             if let (Some(base_there), Some(base_back)) = (self.there, self.back) {
                 self.excess = Some((there - base_there, back - base_back));
             }
@@ -155,9 +172,14 @@ impl Delay {
         self.learnt = self.learnt.saturating_add(trips.len() as u32);
     }
 
+    /// Whether so long no round trip was known that nothing can be told.
+    fn is_untold(&self) -> bool {
+        self.untold > UNTOLD
+    }
+
     /// Whether the way there and the way back are slow, and by how much, ms.
     fn verdict(&self) -> [(bool, Option<f64>); 2] {
-        let Some((there, back)) = self.excess.filter(|_| self.learnt >= LEARNT) else {
+        let Some((there, back)) = self.excess.filter(|_| self.learnt >= LEARNT && !self.is_untold()) else {
             return [(false, None); 2];
         };
         let slow = self.slow_for >= SLOW;
@@ -178,7 +200,7 @@ fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
 impl Link {
     fn judge(&mut self, mut sample: PeerSample, period_ms: u64) -> PeerReport {
         let trips = std::mem::take(&mut sample.trips);
-        self.pace.learn(&trips, period_ms);
+        self.pace.learn(&trips, sample.newest, period_ms);
         self.trips.extend(trips);
         self.trips.drain(..self.trips.len().saturating_sub(TRIPS));
         if self.history.back().is_some_and(|last| sample.begins_anew(last)) {
@@ -199,21 +221,26 @@ impl Link {
         let lost_out = self.lost(|s| (s.peer_heard, s.peer_highest));
         let young = sample.known_ms < 3 * period_ms;
 
-        let incoming = if young && sample.silent_ms.is_none() {
+        let mut incoming = if young && sample.silent_ms.is_none() {
             UNSEEN
         } else if silent_for(SILENCE) {
             Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
         } else {
             way(lost_in, &mut self.lossy_in, slow_in, delay_in)
         };
-        let out = if young || silent_for(1.1) || sample.heard_session == 0 {
-            // Nothing arrives, so nothing is told of the ways from here.
-            UNSEEN
-        } else if self.out_is_cut(sample) {
-            Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
-        } else {
-            way(lost_out, &mut self.lossy_out, slow_out, delay_out)
-        };
+        let mut out =
+            if young || silent_for(1.1) || sample.heard_session == 0 || sample.peer_highest > sample.sequence
+            {
+                // Nothing arrives, so nothing is told of the ways from here; or nonsense is.
+                UNSEEN
+            } else if self.out_is_cut(sample) {
+                Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
+            } else {
+                way(lost_out, &mut self.lossy_out, slow_out, delay_out)
+            };
+        if self.pace.is_untold() && [&incoming, &out].iter().all(|way| way.state == WayState::Fine) {
+            (incoming.state, out.state) = (WayState::Unknown, WayState::Unknown);
+        }
         if incoming.state == WayState::Cut {
             self.trips.clear();
         }
@@ -288,7 +315,7 @@ mod tests {
         }
     }
 
-    /// One tick of a link: how many of five requests arrive in each direction, and the round trips.
+    /// One tick of a link: how many of five probes arrive in each direction, and the round trips.
     struct Tick {
         out: u32,
         back: u32,
@@ -321,6 +348,7 @@ mod tests {
                     silent += PERIOD;
                 }
                 s.silent_ms = Some(silent + 200);
+                s.newest = tick.trips.last().map(|trip| trip.round_trip as i64 - trip.outbound);
                 s.trips = tick.trips;
                 link.judge(s.clone(), PERIOD)
             })
@@ -398,6 +426,36 @@ mod tests {
     }
 
     #[test]
+    fn who_knows_a_round_trip_a_tick_later_names_the_delay_no_later() {
+        let tick = |newest_us: i64, back_us| (newest_us * 1000, vec![trip(100, back_us); 5]);
+        let mut link = Link::default();
+        let mut judge = |tick: u32, (newest, trips): (i64, Vec<Trip>)| {
+            let newest = Some(newest - 86_400_000_000_000);
+            link.judge(PeerSample { newest, trips, ..since(tick, 0, 0) }, PERIOD).incoming.state
+        };
+        // The way is late for one tick, and for good then.
+        let ways = [100, 100, 100, 100, 50_100, 100, 100, 100, 100, 50_100, 50_100];
+        let states: Vec<WayState> =
+            (1..ways.len()).map(|i| judge(i as u32 + 10, tick(ways[i], ways[i - 1]))).collect();
+        assert_eq!(states[..9], [Fine; 9]);
+        assert_eq!(states[9], Slow);
+    }
+
+    #[test]
+    fn a_link_without_round_trips_is_not_fine() {
+        let mut link = Link::default();
+        let reports: Vec<PeerReport> = (1..9)
+            .map(|tick| {
+                let trips = if tick < 4 { vec![trip(100, 100); 5] } else { vec![] };
+                link.judge(PeerSample { trips, ..since(tick, 0, 0) }, PERIOD)
+            })
+            .collect();
+        assert_eq!(states(&reports)[..6], [(Fine, Fine); 6]);
+        assert_eq!(states(&reports)[6..], [(Unknown, Unknown); 2]);
+        assert_eq!(reports[7].incoming.delay_ms, None);
+    }
+
+    #[test]
     fn a_peer_that_was_started_anew_has_another_clock() {
         const UP: i64 = 3_600_000_000_000;
         let after = |there, back| {
@@ -447,6 +505,7 @@ mod tests {
             peer_heard: (tick - peer_heard_since) * 5,
             peer_highest: tick * 5,
             silent_ms: Some(200),
+            trips: vec![trip(100, 100)],
             ..PeerSample::default()
         }
     }

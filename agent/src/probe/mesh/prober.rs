@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ebpf_records::mesh::{ARRIVALS, MAGIC, MAX_PEERS, PACKET_LEN, Packet, Peer, STAMPED_ALL};
+use ebpf_records::mesh::{ARRIVALS, MAGIC, MAX_PEERS, PACKET_LEN, Packet, Peer, STAMPED_ALL, TOGETHER};
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -62,6 +62,8 @@ pub struct Prober {
     uplink: Uplink,
     session: u32,
     port: u16,
+    /// How far apart the two ways of a round trip may lie, ns.
+    together: u64,
     programs: Result<MeshPrograms, String>,
     socket: UdpSocket,
     /// When a probe has come; with kernel stamps nobody wants to know. The runtime's own sockets would also say when there is
@@ -83,14 +85,18 @@ struct Probed {
     sequence: u32,
     /// Highest probe whose round trip was reported.
     reported: u32,
+    /// Our clock at the last sample, ns.
+    sampled: u64,
     /// What was counted by the last sample; without kernel programs, until now.
     counted: Peer,
     /// `sequence` when the programs had last counted one that left.
     seen_leaving: u32,
+    /// Whether they had counted something new on both ways by the last sample.
+    is_new: bool,
     /// The highest of our probes that the peer told this process of.
     told: u32,
-    /// Session and number of the last probe that came to this process.
-    came: (u32, u32),
+    /// Session and number of the last probe that was there when it was last looked at what arrived.
+    came: Option<(u32, u32)>,
 }
 
 impl Probed {
@@ -100,30 +106,34 @@ impl Probed {
             since: Instant::now(),
             sequence,
             reported: 0,
+            sampled: 0,
             counted: Peer::default(),
             seen_leaving: sequence,
+            is_new: false,
             told: 0,
-            came: (0, 0),
+            came: None,
         }
     }
 
-    /// Takes what the programs count now. Whether something is new on both ways.
-    fn count(&mut self, now: Peer) -> bool {
+    /// Takes what the programs count now.
+    fn count(&mut self, now: Peer) {
         let before = std::mem::replace(&mut self.counted, now);
         if now.sent != before.sent {
             self.seen_leaving = self.sequence;
         }
-        now.sent != before.sent && now.last_heard != before.last_heard
+        self.is_new = now.sent != before.sent && now.last_heard != before.last_heard;
     }
 
     /// The program that did not see what passed, and which packets: one that comes to this process was counted before.
     fn unseen(&self) -> Option<(&'static str, &'static str)> {
         let [(egress, _), (ingress, _)] = DIRECTIONS;
-        let (session, number) = self.came;
         if self.told > self.seen_leaving {
-            Some((egress, "leave"))
-        } else if number > 0 && (session != self.counted.heard_session || number > self.counted.heard_highest)
-        {
+            return Some((egress, "leave"));
+        }
+        // What is of another session than the programs know may be of a run before, or of nobody.
+        let (session, number) = self.came?;
+        let Peer { heard_session, heard_highest, .. } = self.counted;
+        if heard_session == 0 || session == heard_session && number > heard_highest {
             Some((ingress, "arrive"))
         } else {
             None
@@ -158,6 +168,7 @@ impl Prober {
             uplink,
             session,
             port,
+            together: TOGETHER.max(config.probe.period.as_nanos() as u64 / 2),
             programs,
             socket,
             arrived,
@@ -215,8 +226,7 @@ impl Prober {
                 programs.remove_peer(probed.address);
             }
         }
-        // What came before the programs knew a peer is no sign that they are blind.
-        self.take();
+        let mut new = Vec::new();
         for (name, &address) in wanted {
             if self.peers.contains_key(name)
                 || self.names.contains_key(&address)
@@ -230,7 +240,14 @@ impl Prober {
                 tracing::error!(bramble_peer = %name, "{name} is not probed: {why}");
                 continue;
             }
-            self.names.insert(address, name.clone());
+            new.push((name, address));
+        }
+        // What came before the programs knew a peer is no sign that they are blind: nobody's it is still.
+        self.take();
+        for (name, address) in new {
+            if self.names.insert(address, name.clone()).is_some() {
+                continue;
+            }
             let sequence = self.past.remove(&address).unwrap_or_default();
             self.peers.insert(name.clone(), Probed::new(address, sequence));
         }
@@ -292,50 +309,56 @@ impl Prober {
                 probed.counted.hear(&packet, now_ns(), session);
                 return;
             }
-            probed.came = (packet.session, packet.sequence);
-            if packet.heard_session == session {
+            probed.came = Some((packet.session, packet.sequence));
+            if packet.heard_session == session && packet.heard_highest <= probed.sequence {
                 probed.told = probed.told.max(packet.heard_highest);
             }
         });
         self.left = 0;
     }
 
-    /// Reads what the programs count. Whether something is new on both ways of each peer.
-    fn count(&mut self) -> bool {
-        let Ok(programs) = &self.programs else { return true };
-        let mut is_all_new = true;
+    /// Reads what the programs count.
+    fn count(&mut self) {
+        let Ok(programs) = &self.programs else { return };
         for probed in self.peers.values_mut() {
-            is_all_new &= probed.count(programs.peer(probed.address).unwrap_or_default());
+            probed.count(programs.peer(probed.address).unwrap_or_default());
         }
-        is_all_new
     }
 
-    /// What was counted for every peer, and the round trips since the last call.
-    pub fn sample(&mut self) -> BTreeMap<Name, PeerSample> {
-        let is_due = self.stamped_by_kernel() && self.left >= LOOKED_AT;
-        if is_due {
-            // Before the programs' counts are read, because they counted before.
-            self.take();
+    /// Looks at what arrived: whatever came by the programs, they counted before.
+    fn look(&mut self) {
+        for probed in self.peers.values_mut() {
+            probed.came = None;
         }
-        if !self.count() && !is_due {
-            self.take();
-            self.count();
-        }
-        let unseen = self.peers.values().filter(|_| self.programs.is_ok()).find_map(Probed::unseen);
-        self.blind = unseen.map(|(program, which)| {
+        self.take();
+        self.count();
+        self.blind = self.peers.values().find_map(Probed::unseen).map(|(program, which)| {
             let device = &self.uplink.name;
             format!(
                 "{program} does not see the probes that {which} by {device}: another program ends their way before it, or it \
                  was taken away; `bpftool net show dev {device}` lists who is there"
             )
         });
+    }
+
+    /// What was counted for every peer, and the round trips since the last call.
+    pub fn sample(&mut self) -> BTreeMap<Name, PeerSample> {
+        if self.programs.is_ok() {
+            self.count();
+            if self.left >= LOOKED_AT || self.peers.values().any(|probed| !probed.is_new) {
+                self.look();
+            }
+        }
         let now = now_ns();
         self.peers
             .iter_mut()
             .map(|(name, probed)| {
                 let peer = &probed.counted;
-                let trips: Vec<_> = peer.round_trips(probed.reported).collect();
+                let trips: Vec<_> =
+                    peer.round_trips(probed.reported, probed.sequence, self.together).collect();
                 probed.reported = trips.last().map_or(probed.reported, |trip| trip.sequence);
+                let newest = peer.newest().filter(|(_, arrived)| *arrived > probed.sampled);
+                probed.sampled = now;
                 let sample = PeerSample {
                     known_ms: probed.since.elapsed().as_millis() as u64,
                     sequence: probed.sequence,
@@ -346,6 +369,7 @@ impl Prober {
                     peer_heard: peer.peer_heard,
                     peer_highest: peer.peer_highest,
                     silent_ms: (peer.last_heard > 0).then(|| now.saturating_sub(peer.last_heard) / 1_000_000),
+                    newest: newest.map(|(took, _)| took),
                     trips: trips
                         .into_iter()
                         .map(|trip| Trip {
@@ -455,6 +479,7 @@ mod tests {
             uplink: Uplink { name: "eth0".to_owned(), address, header_length: 14, index: 2 },
             session: 7,
             port: 9,
+            together: TOGETHER,
             programs: Err("a test".to_owned()),
             peers: BTreeMap::new(),
             names: HashMap::new(),
@@ -502,27 +527,30 @@ mod tests {
             let mut tick = |sent, heard_highest: u32| {
                 probed.sequence += 5;
                 let last_heard = heard_highest.into();
-                probed.count(Peer { sent, heard_session: 3, heard_highest, last_heard, ..Peer::default() })
+                probed.count(Peer { sent, heard_session: 3, heard_highest, last_heard, ..Peer::default() });
             };
-            assert!(tick(5, 5));
-            let is_all_new = tick(sent, heard);
-            (probed, is_all_new)
+            tick(5, 5);
+            tick(sent, heard);
+            probed
         };
-        let unseen = |(probed, _): (Probed, bool), told, came| {
-            Probed { told, came, ..probed }.unseen().map(|(program, _)| program)
+        let unseen = |probed: Probed, told, came| {
+            Probed { told, came: Some(came), ..probed }.unseen().map(|(program, _)| program)
         };
         let (egress, ingress) = (Some("bramble_egress"), Some("bramble_ingress"));
-        assert_eq!([probed(10, 10).1, probed(5, 10).1, probed(10, 5).1], [true, false, false]);
+        let is_new = |sent, heard| probed(sent, heard).is_new;
+        assert_eq!([is_new(10, 10), is_new(5, 10), is_new(10, 5)], [true, false, false]);
         // All is well, and it may be told of what left before the last sample.
         assert_eq!(unseen(probed(10, 10), 10, (3, 10)), None);
         assert_eq!(unseen(probed(10, 10), 5, (3, 6)), None);
         assert_eq!(unseen(probed(5, 10), 10, (3, 10)), egress);
         assert_eq!(unseen(probed(10, 5), 10, (3, 10)), ingress);
-        assert_eq!(unseen(probed(10, 10), 10, (4, 1)), ingress);
+        assert_eq!(unseen(Probed::new(Ipv4Addr::LOCALHOST, 0), 0, (3, 1)), ingress);
+        // The peer was started anew since, or somebody else speaks by its address.
+        assert_eq!(unseen(probed(10, 10), 10, (2, 100)), None);
         // A cut cable: nothing leaves, nothing arrives, and what came before is still there.
         assert_eq!(unseen(probed(5, 5), 5, (3, 5)), None);
         // Nobody has heard what was sent: it may wait for an address.
         assert_eq!(unseen(probed(5, 10), 5, (3, 10)), None);
-        assert_eq!(unseen(probed(5, 5), 0, (0, 0)), None);
+        assert_eq!(probed(5, 5).unseen(), None);
     }
 }

@@ -79,12 +79,14 @@ pub(crate) fn a_cut_is_named_ten_times_out_of_ten() -> Result<()> {
 const AS_SHIPPED: &str = "10s";
 const FASTEST: &str = "1s";
 
-/// Waits for the middle of a second. The probes of three ticks lie within the limit then: that half of all packets are lost and
-/// none of theirs, or one, happens once in a thousand times; of two ticks' probes, once in sixty.
-fn half_way_between_ticks() {
+/// Waits for a moment of a second: the middle of it, and of ten rounds each for another one. Loss begins in the middle always: the
+/// probes of three ticks lie within the limit then. That half of all packets are lost and none of theirs, or one, happens once in
+/// a thousand times; of two ticks' probes, once in sixty.
+fn wait_for_its_moment(spec: &Spec, round: u32) {
+    let tenth = if matches!(spec, Spec::Loss { .. }) { 5 } else { (round + 4) % 10 };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970");
-    let past_the_middle = (now + Duration::from_millis(500)).subsec_nanos();
-    std::thread::sleep(Duration::from_secs(1) - Duration::from_nanos(past_the_middle.into()));
+    let past_it = (now + Duration::from_millis(1000 - u64::from(tenth) * 100)).subsec_nanos();
+    std::thread::sleep(Duration::from_secs(1) - Duration::from_nanos(past_it.into()));
 }
 
 /// Three nodes with everything running.
@@ -127,7 +129,7 @@ fn name_and_forget(fault: &str, times: u32, report: &'static str) -> Result<()> 
         let ear = Ear::open(&lab)?;
         settle(&lab, &ear, SETTLING)?;
         for round in 1..=times {
-            half_way_between_ticks();
+            wait_for_its_moment(&spec, round);
             let fault = Fault::inject(spec.clone(), &lab)?;
             let namings = naming::watch(&lab, &ear, &spec, Instant::now())?;
             ensure!(namings.are_right(), "round {round} of {times}: {namings:?}");

@@ -54,6 +54,8 @@ const ARRIVED: u64 = 100_000_000;
 const LOOKED_AT: usize = 50;
 /// Most datagrams that are taken in one go, so that a flood cannot hold the tick up.
 const MOST: usize = 4096;
+/// Datagrams that one system call takes.
+const AT_ONCE: usize = 32;
 /// What may wait until it is taken, bytes: the probes of as many peers as there may be, with what the kernel needs for each.
 const WAITING: usize = 4 << 20;
 
@@ -245,9 +247,11 @@ impl Prober {
         // What came before the programs knew a peer is no sign that they are blind: nobody's it is still.
         self.take();
         for (name, address) in new {
-            if self.names.insert(address, name.clone()).is_some() {
+            // One of two names of an address.
+            if self.names.contains_key(&address) {
                 continue;
             }
+            self.names.insert(address, name.clone());
             let sequence = self.past.remove(&address).unwrap_or_default();
             self.peers.insert(name.clone(), Probed::new(address, sequence));
         }
@@ -415,15 +419,14 @@ fn bind(port: u16) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Takes what has arrived, at most [`MOST`] datagrams, [`TOGETHER`] in one system call.
+/// Takes what has arrived, at most [`MOST`] datagrams, [`AT_ONCE`] in one system call.
 fn drain(socket: &UdpSocket, mut each: impl FnMut(&[u8], SocketAddrV4)) {
-    const TOGETHER: usize = 32;
     // A datagram that is longer than a probe fills its buffer to the end, and is none.
     const LONGEST: usize = PACKET_LEN + 1;
-    for _ in 0..MOST / TOGETHER {
-        let mut buffers = [[0; LONGEST]; TOGETHER];
+    for _ in 0..MOST / AT_ONCE {
+        let mut buffers = [[0; LONGEST]; AT_ONCE];
         let mut slices: Vec<[IoSliceMut<'_>; 1]> = buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
-        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(TOGETHER, None);
+        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(AT_ONCE, None);
         let received =
             recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)
                 .map(|messages| messages.map(|m| (m.bytes, m.address)).collect::<Vec<_>>());
@@ -434,7 +437,7 @@ fn drain(socket: &UdpSocket, mut each: impl FnMut(&[u8], SocketAddrV4)) {
                         each(&buffer[..*length], SocketAddrV4::new(from.ip(), from.port()));
                     }
                 }
-                if received.len() < TOGETHER {
+                if received.len() < AT_ONCE {
                     return;
                 }
             }
@@ -513,6 +516,10 @@ mod tests {
             numbers.push(prober.sample().get(&n2).map(|sample| sample.sequence));
         }
         assert_eq!(numbers, [Some(5), None, Some(10)]);
+        // Of two names of one address the first one counts.
+        let n3 = Name::new("n3").unwrap();
+        prober.set_peers(&BTreeMap::from([(n2.clone(), Ipv4Addr::LOCALHOST), (n3, Ipv4Addr::LOCALHOST)]));
+        assert_eq!((prober.peers.len(), prober.names[&Ipv4Addr::LOCALHOST].as_str()), (1, "n2"));
         // What is remembered has an end.
         for i in 0..2 * MAX_PEERS {
             prober.set_peers(&BTreeMap::from([(n2.clone(), Ipv4Addr::from(0x0a00_0000 + i))]));

@@ -33,7 +33,12 @@ pub(crate) fn three_nodes_find_each_other_and_the_kernel_stamps_their_round_trip
         // The first ones may come before the other side listens; from then on none is lost.
         let gap =
             || -> Vec<u64> { ear.pairs(&lab).iter().map(|pair| pair.sent.abs_diff(pair.received)).collect() };
-        let at_first = gap();
+        // Not between what two nodes say of one tick.
+        let at_first = until(SETTLING, "nobody says anything new", || {
+            let before = gap();
+            std::thread::sleep(Duration::from_millis(300));
+            Ok(Some(before).filter(|before| *before == gap()))
+        })?;
         std::thread::sleep(Duration::from_secs(4));
         until(SETTLING, "what is sent is received, to the packet", || Ok((gap() == at_first).then_some(())))?;
         let later = ear.pairs(&lab);

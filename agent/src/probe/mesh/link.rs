@@ -71,6 +71,8 @@ const HOLD: u32 = 5;
 const SILENCE: f64 = 2.1;
 /// Round trips that are summed up.
 const TRIPS: usize = 16;
+/// Silence after which nothing is told of the way there, in periods: one batch that did not come.
+const ONE_BATCH: f64 = 1.1;
 /// Samples that a round trip must be slow before it counts.
 const SLOW: u32 = 2;
 /// Samples without a round trip after which nothing is told of delay: losses on both ways account for some.
@@ -228,16 +230,20 @@ impl Link {
         } else {
             way(lost_in, &mut self.lossy_in, slow_in, delay_in)
         };
-        let mut out =
-            if young || silent_for(1.1) || sample.heard_session == 0 || sample.peer_highest > sample.sequence
-            {
-                // Nothing arrives, so nothing is told of the ways from here; or nonsense is.
-                UNSEEN
-            } else if self.out_is_cut(sample) {
-                Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
-            } else {
-                way(lost_out, &mut self.lossy_out, slow_out, delay_out)
-            };
+        // On a way that is known to lose packets, a batch that did not come is no silence yet.
+        let patience = if self.lossy_in > 0 { SILENCE } else { ONE_BATCH };
+        let mut out = if young
+            || silent_for(patience)
+            || sample.heard_session == 0
+            || sample.peer_highest > sample.sequence
+        {
+            // Nothing arrives, so nothing is told of the ways from here; or nonsense is.
+            UNSEEN
+        } else if self.out_is_cut(sample) {
+            Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
+        } else {
+            way(lost_out, &mut self.lossy_out, slow_out, delay_out)
+        };
         if self.pace.is_untold() && [&incoming, &out].iter().all(|way| way.state == WayState::Fine) {
             (incoming.state, out.state) = (WayState::Unknown, WayState::Unknown);
         }
@@ -328,19 +334,20 @@ mod tests {
 
     fn play(ticks: impl IntoIterator<Item = Tick>) -> Vec<PeerReport> {
         let (mut link, mut s) = (Link::default(), PeerSample { heard_session: 7, ..PeerSample::default() });
-        let mut silent = 0;
+        let (mut silent, mut heard_there) = (0, 0);
         ticks
             .into_iter()
             .map(|tick| {
                 s.known_ms += PERIOD;
                 s.sequence += 5;
                 s.sent += 5;
+                heard_there += tick.out;
                 if tick.back > 0 {
                     silent = 0;
                     s.heard += tick.back;
                     s.heard_highest = s.sequence;
                     // Feedback travels on the way back.
-                    s.peer_heard += tick.out;
+                    s.peer_heard = heard_there;
                     if tick.out > 0 {
                         s.peer_highest = s.sequence;
                     }
@@ -389,6 +396,15 @@ mod tests {
         let over = play(many(5, fine).chain([Tick { out: 0, ..fine() }]).chain(many(12, fine)));
         assert_eq!(states(&over)[6], (Lossy, Fine));
         assert_eq!(states(&over)[17], (Fine, Fine));
+    }
+
+    #[test]
+    fn a_batch_that_a_lossy_way_has_lost_does_not_hide_the_other_way() {
+        let silent = || Tick { out: 5, back: 0, trips: vec![] };
+        let reports =
+            play(many(5, fine).chain([Tick { back: 2, ..fine() }, silent(), fine(), silent(), silent()]));
+        assert_eq!(states(&reports)[5..9], [(Fine, Lossy); 4]);
+        assert_eq!(states(&reports)[9], (Unknown, Cut));
     }
 
     #[test]

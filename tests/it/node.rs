@@ -336,12 +336,15 @@ pub(crate) fn why_two_nodes_cannot_probe_each_other_is_told_as_the_cause() -> Re
     lab.broker().publish("bramble/demo/node/n9/info", older.as_bytes(), true)?;
     logged(&lab, || {
         let ear = Ear::open(&lab)?;
-        let layout = "its bramble 0.0.9 and that of this node, ";
+        let layout = format!(
+            "its bramble 0.0.9 and that of this node, {}, do not understand each other's probes",
+            env!("CARGO_PKG_VERSION")
+        );
         let port = |its, own| format!("its probe.port is {its}, and that of this node {own}");
         for (node, subject, cause) in [
             ("n1", "n2 -> n1", port(9500, 9473)),
             ("n2", "n1 -> n2", port(9473, 9500)),
-            ("n1", "n9 -> n1", layout.to_owned()),
+            ("n1", "n9 -> n1", layout),
         ] {
             until(SETTLING, "the cause is told", || {
                 let Some(state) = ear.state(node) else { return Ok(None) };

@@ -1,6 +1,6 @@
 //! Which of the kernel's settings changed, and who wrote them. Their values are compared at once when the kernel tells that one is
-//! written, by whatever mount of proc, and every ten seconds, because some are set otherwise. Where it does not tell (before Linux 6.0), they are compared once a period, and nobody
-//! knows who it was.
+//! written, by whatever mount of proc, and every ten seconds, because some are set otherwise. Where it does not tell (before
+//! Linux 6.0), they are compared once a period, and nobody knows who it was.
 
 use std::{
     collections::BTreeMap,

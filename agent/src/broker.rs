@@ -1,13 +1,14 @@
 //! What the agent states of its own way to the broker: whether it is there, what it refuses, who else uses our id.
 
-use std::time::Duration;
-
 use wire::{
-    connection::Complaints,
+    connection::{Complaints, TakenOver},
     report::{Severity, Status},
 };
 
 use crate::probe::Statement;
+
+/// Why there is no connection before the first attempt has come to its end.
+pub const NOT_YET: &str = "not connected yet";
 
 /// What is known of the connection.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub struct Connection<'a> {
     /// What the broker does not do for us; it only counts while there is a connection.
     pub complaints: Complaints,
     /// How long ago somebody else connected with our id.
-    pub taken_over: Option<Duration>,
+    pub taken_over: Option<TakenOver>,
     /// Why renewed certificates are not used.
     pub renewal: Option<String>,
     /// Why records are not kept on disk.
@@ -39,6 +40,8 @@ impl Connection<'_> {
                 "Broker cannot be used",
                 &["isolated"],
                 match self.away {
+                    // Each start would be an alert, and its end another one.
+                    Some(NOT_YET) => (Status::Unknown, NOT_YET.to_owned()),
                     Some(why) => (Status::Raised, why.to_owned()),
                     None => (Status::Clear, "connected".to_owned()),
                 },
@@ -49,10 +52,17 @@ impl Connection<'_> {
                 "Another client uses this node's identity",
                 &[],
                 match self.taken_over {
-                    Some(ago) => (
+                    Some(TakenOver { ago, is_told: true }) => (
                         Status::Raised,
                         format!(
                             "a cloned node? another client connected with our id {} min ago; give one of them a new one: stop bramble there, remove identity.json from its state directory, start it",
+                            ago.as_secs() / 60
+                        ),
+                    ),
+                    Some(TakenOver { ago, is_told: false }) => (
+                        Status::Raised,
+                        format!(
+                            "perhaps: the broker ended several connections in a row without a word, {} min ago; its log tells whether another client uses our id, or whether it was started again itself",
                             ago.as_secs() / 60
                         ),
                     ),
@@ -99,6 +109,8 @@ fn statement(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn raised(connection: &Connection<'_>) -> Vec<&'static str> {
@@ -117,8 +129,12 @@ mod tests {
         let refuses = Complaints { retains_nothing: true, ..Complaints::default() };
         assert!(raised(&none()).is_empty());
         assert_eq!(raised(&Connection { away: Some("x"), ..none() }), ["broker"]);
+        assert!(raised(&Connection { away: Some(NOT_YET), ..none() }).is_empty());
         assert_eq!(raised(&Connection { complaints: refuses, ..none() }), ["broker-refuses"]);
-        assert_eq!(raised(&Connection { taken_over: Some(Duration::ZERO), ..none() }), ["identity-taken"]);
+        for is_told in [true, false] {
+            let taken_over = Some(TakenOver { ago: Duration::ZERO, is_told });
+            assert_eq!(raised(&Connection { taken_over, ..none() }), ["identity-taken"]);
+        }
         assert_eq!(raised(&Connection { renewal: Some("x".to_owned()), ..none() }), ["certificate-renewal"]);
         assert_eq!(raised(&Connection { spool: Some("x"), ..none() }), ["record-spool"]);
     }

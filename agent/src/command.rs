@@ -125,6 +125,10 @@ pub struct Other<'a> {
     pub online: Option<bool>,
     /// Whether it is a server of K3s.
     pub server: bool,
+    /// Whether K3s is well there, as it says.
+    pub k3s_up: Option<bool>,
+    /// Whether it gives way: asked to restart at the same moment, it lets us go first.
+    pub gives_way: bool,
 }
 
 /// Whether this node may be restarted now: all others are there, and those that stay keep the servers' majority.
@@ -136,12 +140,17 @@ pub fn may_restart(server: bool, all_told: bool, others: &[Other<'_>]) -> Result
     if !all_told {
         return Err("the broker has not told yet who else is there; ask again in a moment".to_owned());
     }
-    if let Some(gone) = others.iter().find(|other| other.online == Some(false)) {
+    let needed = || others.iter().filter(|other| !other.gives_way);
+    if let Some(gone) = needed().find(|other| other.online == Some(false)) {
         return Err(format!("{} is down: two nodes less are too many; see to it first", gone.name));
     }
-    if let Some(unseen) = others.iter().find(|other| other.online.is_none()) {
+    if let Some(down) = needed().find(|other| other.k3s_up == Some(false)) {
+        return Err(format!("K3s is down on {}: two nodes less are too many; see to it first", down.name));
+    }
+    if let Some(unseen) = needed().find(|other| other.online.is_none()) {
         return Err(format!(
-            "it could not be told whether {} is there; if it is gone for good: bramble-aggregator --forget {0}",
+            "it could not be told whether {} is there; if it is gone for good, on the aggregator's host: \
+             sudo bramble-aggregator --forget {0}",
             unseen.name
         ));
     }
@@ -152,6 +161,12 @@ pub fn may_restart(server: bool, all_told: bool, others: &[Other<'_>]) -> Result
         return Err(format!(
             "{left} of {} servers would be left, which is no majority; add a third one",
             left + 1
+        ));
+    }
+    if let Some(untold) = needed().find(|other| server && other.server && other.k3s_up.is_none()) {
+        return Err(format!(
+            "it could not be told whether K3s is up on {}, which the majority may hang on; there: sudo bramble status",
+            untold.name
         ));
     }
     Ok(())
@@ -232,7 +247,13 @@ mod tests {
     #[test]
     fn a_restart_never_takes_the_majority_or_a_second_node() {
         let names: Vec<Name> = (1..=4).map(|n| Name::new(&format!("n{n}")).unwrap()).collect();
-        let other = |n: usize, online, server| Other { name: &names[n], online, server };
+        let other = |n: usize, online, server| Other {
+            name: &names[n],
+            online,
+            server,
+            k3s_up: server.then_some(true),
+            gives_way: false,
+        };
         let (up, down, unseen) = (Some(true), Some(false), None);
         for (server, others, why) in [
             (true, vec![], None),
@@ -243,6 +264,20 @@ mod tests {
             (true, vec![other(0, up, true), other(1, up, true), other(2, up, true)], None),
             (false, vec![other(0, up, true), other(1, down, false)], Some("n2 is down")),
             (true, vec![other(0, unseen, false)], Some("whether n1 is there")),
+            // At the second look, of three servers the second by name: the third gives way, and stays a server.
+            (true, vec![other(0, up, true), Other { gives_way: true, ..other(2, down, true) }], None),
+            (true, vec![Other { gives_way: true, ..other(1, up, true) }], Some("1 of 2 servers")),
+            (
+                true,
+                vec![other(0, up, true), Other { k3s_up: Some(false), ..other(1, up, true) }],
+                Some("K3s is down on n2"),
+            ),
+            (
+                true,
+                vec![other(0, up, true), Other { k3s_up: None, ..other(1, up, true) }],
+                Some("whether K3s is up on n2"),
+            ),
+            (false, vec![other(0, up, true), Other { k3s_up: None, ..other(1, up, true) }], None),
         ] {
             assert!(may_restart(server, false, &others).unwrap_err().contains("not told yet"));
             match (may_restart(server, true, &others), why) {

@@ -21,29 +21,33 @@ use wire::{
     command::{Outcome, Request, Response},
     connection::{self, Bus, Event, Message, Settings},
     discovery::{Around, Device, HEARD_AFTER},
+    payload::Payload,
     report::{
-        self, Finding, FindingState, NodeInfo, NodeState, OFFLINE, ONLINE, Severity, Stamps, Status, Tier,
+        self, Finding, FindingState, NodeInfo, NodeState, OFFLINE, ONLINE, Reading, Severity, Stamps, Status,
+        Tier,
     },
-    topic::{ClusterTopic, HomeTopic, Name, NodeTopic, Owner, Topic, Verb},
+    topic::{ClusterTopic, Name, NodeTopic, Owner, Topic, Verb},
 };
 
 use crate::{
-    broker::Connection,
+    broker::{self, Connection},
     command::{self, Desk},
     companion::{self, Link, Sample, Wanted},
-    config::{self, Config, cluster::Role},
+    config::{self, Config},
     facts::Facts,
     guard::Guard,
-    home::Home,
+    home::{self, Home},
     host::{Host, clock, led, state::State, systemd, timer::Timer},
     identity::{self, Answer, Question, Settled},
     journal,
+    k3s::leave,
     notify::{self, Asked, Service},
     probe::{Health, Judge, PROBES, Pace, Seen, Statement},
     random,
     record::Records,
     report::{History, Machine, Snapshot, Speaker, count},
     require,
+    rhythm::Rhythm,
 };
 
 /// How often the requirements are judged again: they change when somebody changes the machine, and a pass reads some hundred
@@ -69,6 +73,10 @@ const EVENT_EXPIRY: Duration = Duration::from_secs(3600);
 const WATCHED: Duration = Duration::from_secs(5);
 /// How long after the first of them the broker has told of all peers.
 const GATHERED: Duration = Duration::from_secs(1);
+/// The file in the runtime directory that tells the next run what is raised.
+const RAISED: &str = "raised-by-uptime.json";
+/// How often at most something is looked at anew because somebody asked for it.
+const OBEYED_EVERY: Duration = Duration::from_secs(1);
 /// Peers that are listened to: more than the kernel's map holds are never probed.
 const MOST_PEERS: usize = ebpf_records::mesh::MAX_PEERS as usize;
 
@@ -214,7 +222,9 @@ async fn talk(
     let mut wait = RETRY;
     loop {
         let why = match Link::connect(&socket).await {
-            Err(why) => format!("bramble probe does not answer on {shown}: {why}"),
+            Err(why) => {
+                format!("bramble probe does not answer on {shown}: {why}; sudo systemctl start bramble-probe")
+            }
             Ok(mut link) => {
                 wanted.mark_changed();
                 wait = RETRY;
@@ -236,7 +246,9 @@ async fn talk(
                         Err(why) => Err(why.to_string()),
                     };
                     if let Err(why) = done {
-                        break format!("bramble probe on {shown} ended the conversation: {why}");
+                        break format!(
+                            "bramble probe on {shown} ended the conversation: {why}; journalctl -u bramble-probe"
+                        );
                     }
                 }
             }
@@ -261,6 +273,8 @@ struct Peer {
     version: Option<String>,
     /// `server` or `agent`.
     role: Option<String>,
+    k3s_up: Option<bool>,
+    id: Option<String>,
 }
 
 impl Peer {
@@ -302,7 +316,7 @@ struct Agent<'a> {
     /// Whether the companion was tried to be reached; before, nothing can be told of it.
     tried: bool,
     sample_at: Instant,
-    report_at: Instant,
+    reports: Rhythm,
     check_at: Instant,
     sources: companion::Sources,
     judges: Vec<(Pace, Box<dyn Judge>)>,
@@ -318,6 +332,7 @@ struct Agent<'a> {
     has_light: bool,
     records: Records,
     guard: Guard,
+    /// Since when it is there, by the steady clock, or why it is not.
     broker: Result<jiff::Timestamp, String>,
     connected: Option<Instant>,
     refused_messages: u64,
@@ -328,6 +343,12 @@ struct Agent<'a> {
     desk: Desk,
     /// When the machine is restarted, and who asked for it.
     restart: Option<(Instant, Request)>,
+    /// Whether something was raised or ended since what is raised was kept for the next run.
+    is_to_be_kept: bool,
+    /// When a request of this kind was last done.
+    obeyed: BTreeMap<Verb, Instant>,
+    /// Every reading that was ever said, without its value.
+    shown: BTreeMap<String, Reading>,
     /// Who speaks for the cluster.
     aggregator: Option<ClusterInfo>,
     announce_at: Option<Instant>,
@@ -362,12 +383,15 @@ impl<'a> Agent<'a> {
             sample: Err("bramble probe has not been reached yet".to_owned()),
             tried: false,
             sample_at: Instant::now(),
-            report_at: Instant::now(),
+            reports: Rhythm::new(config.report.interval, config.probe.period, Instant::now()),
             check_at: Instant::now() + CHECK_EVERY,
             sources: companion::Sources::new(),
             judges: PROBES.iter().map(|p| (p.pace, (p.judge)())).collect(),
             healths: PROBES.iter().map(|_| Health::default()).collect(),
-            history: History::default(),
+            history: match State::new(&config.node.runtime_dir).read(RAISED) {
+                Ok(Some(earlier)) => History::after(&earlier),
+                _ => History::default(),
+            },
             statements: Vec::new(),
             is_news: false,
             conditions: Vec::new(),
@@ -375,7 +399,7 @@ impl<'a> Agent<'a> {
             has_light: false,
             records,
             guard: Guard::open(host, State::new(&config.node.state_dir), &config.cluster, Instant::now()),
-            broker: Err("not connected yet".to_owned()),
+            broker: Err(broker::NOT_YET.to_owned()),
             connected: None,
             refused_messages: 0,
             home: Home::open(State::new(&config.node.state_dir), place),
@@ -383,6 +407,9 @@ impl<'a> Agent<'a> {
             move_out_at: None,
             desk: Desk::open(State::new(&config.node.state_dir)),
             restart: None,
+            is_to_be_kept: false,
+            obeyed: BTreeMap::new(),
+            shown: BTreeMap::new(),
             aggregator: None,
             announce_at: None,
             vouch_at: None,
@@ -401,13 +428,11 @@ impl<'a> Agent<'a> {
     /// that are still there take an empty message for a broken one.
     fn move_out(&mut self) {
         self.move_out_at = None;
-        for (cluster, node) in &self.left {
-            let own = NodeTopic::RETAINED.map(|leaf| Topic::Node(node.clone(), leaf).in_cluster(cluster));
-            let device = HomeTopic::Device(Owner::Node(node.clone()));
-            let device = device.below(&self.config.home_assistant.prefix, cluster);
-            for topic in own.into_iter().chain([device]) {
-                self.bus.publish_latest(topic, Vec::new(), None);
-            }
+        let prefix = &self.config.home_assistant.prefix;
+        // Who has the name by now keeps what is said under it.
+        let ours = self.left.iter().filter(|left| self.stands(left) != Some(false));
+        for topic in ours.flat_map(|left| home::topics_of(left, prefix)) {
+            self.bus.publish_latest(topic, Vec::new(), None);
         }
         // Of two announcements of one entity Home Assistant takes the first, and that one is gone now.
         self.announce_at = Some(Instant::now() + GATHERED);
@@ -418,21 +443,42 @@ impl<'a> Agent<'a> {
         if self.broker.is_err() || !self.bus.idle() {
             return;
         }
-        self.home.settled();
-        if self.move_out_at.is_none() && !self.left.is_empty() {
-            self.left.clear();
+        let moves = self.move_out_at.is_some();
+        // What the broker did not let us empty is tried again at the next connection, as long as it stands there.
+        let refused = self.bus.complaints().refused;
+        let prefix = self.config.home_assistant.prefix.clone();
+        let mut left = std::mem::take(&mut self.left);
+        let before = left.len();
+        left.retain(|name| {
+            let is_refused =
+                || home::topics_of(name, &prefix).iter().any(|topic| refused.contains_key(topic));
+            moves || is_refused() && self.stands(name).unwrap_or(true)
+        });
+        self.left = left;
+        if self.left.is_empty() && before > 0 {
             identity::moved_out(&self.state);
         }
+        self.home.settled(|topic| !self.left.is_empty() && refused.contains_key(topic));
     }
 
-    fn publish<T: serde::Serialize>(&self, leaf: NodeTopic, message: &T, expiry: Option<Duration>) {
-        let topic = Topic::Node(self.speaker.node.clone(), leaf).in_cluster(&self.speaker.cluster);
-        self.bus.publish_latest(topic, serde_json::to_vec(message).expect("a message is JSON"), expiry);
+    /// Whether what was said under another name is still there, and ours; `None` where it is not told, in another cluster.
+    fn stands(&self, (cluster, node): &(Name, Name)) -> Option<bool> {
+        if *cluster != self.speaker.cluster {
+            return None;
+        }
+        let peer = self.peers.get(node);
+        let is_anothers = peer.and_then(|peer| peer.id.as_ref()).is_some_and(|id| *id != self.speaker.id);
+        Some(peer.is_some_and(|peer| peer.id.is_some() || peer.online.is_some()) && !is_anothers)
     }
 
-    fn say_once<T: serde::Serialize>(&self, leaf: NodeTopic, message: &T, expiry: Duration) {
+    fn publish(&self, leaf: NodeTopic, message: &impl Payload, expiry: Option<Duration>) {
         let topic = Topic::Node(self.speaker.node.clone(), leaf).in_cluster(&self.speaker.cluster);
-        self.bus.publish_event(topic, serde_json::to_vec(message).expect("a message is JSON"), expiry);
+        self.bus.publish_latest(topic, message.to_json(), expiry);
+    }
+
+    fn say_once(&self, leaf: NodeTopic, message: &impl Payload, expiry: Duration) {
+        let topic = Topic::Node(self.speaker.node.clone(), leaf).in_cluster(&self.speaker.cluster);
+        self.bus.publish_event(topic, message.to_json(), expiry);
     }
 
     /// Notes what the broker has done meanwhile; judges the requirements when something happened to the host.
@@ -464,7 +510,8 @@ impl<'a> Agent<'a> {
             about: std::mem::take(&mut self.machine.about),
             serial: facts.board.serial.as_ref().ok().cloned().flatten(),
             revision: facts.board.revision.as_ref().ok().cloned().flatten(),
-            role: self.config.cluster.k3s.then(|| self.config.cluster.role.as_str().to_owned()),
+            role: role(self.host, self.config).map(str::to_owned),
+            k3s_up: self.machine.k3s_up,
             newest: self.newest(),
         };
         self.has_light = led::is_there().is_ok();
@@ -511,7 +558,11 @@ impl<'a> Agent<'a> {
         if moved && address(&self.sample).is_some() {
             self.introduce();
         }
-        if self.judge(Pace::Sample) {
+        let next = self.sample.as_ref().map(|sample| Duration::from_millis(sample.next_ms));
+        if next.is_ok_and(|next| self.reports.goes_with(self.sample_at, next)) {
+            self.look(Pace::Sample);
+            self.report();
+        } else if self.judge(Pace::Sample) {
             self.say();
         }
     }
@@ -560,29 +611,33 @@ impl<'a> Agent<'a> {
     /// Dates what there is to be said; whether it is another thing than before.
     fn conclude(&mut self) -> bool {
         let about: BTreeMap<_, _> = self.healths.iter().flat_map(|h| h.about.clone()).collect();
-        if about != self.machine.about {
-            self.machine.about = about;
+        let k3s_up = self.healths.iter().flat_map(|h| &h.readings).find(|(id, _)| id.as_str() == "k3s-up");
+        let k3s_up = k3s_up.and_then(|(_, reading)| reading.value).map(|value| value > 0.0);
+        if about != self.machine.about || k3s_up != self.machine.k3s_up {
+            (self.machine.about, self.machine.k3s_up) = (about, k3s_up);
             self.introduce();
         }
         let mut statements = vec![self.companion(), self.stamps(), self.name()];
         statements.extend(self.connection().statements());
         statements.extend(self.guard.statements());
         statements.extend(self.healths.iter().flat_map(|h| h.statements.iter().cloned()));
-        if statements == self.statements {
+        let (steady, now) = (clock::steady(), clock::now());
+        let was_set = self.history.was_set(steady, now);
+        if statements == self.statements && !self.history.is_over() && !was_set {
             return false;
         }
         self.statements.clone_from(&statements);
-        let now = clock::now();
-        let dated = self.history.date(statements, now);
+        let dated = self.history.date(statements, steady);
         self.is_news = true;
         journal::tell(&self.conditions, &dated.conditions);
         self.conditions = dated.conditions;
+        self.is_to_be_kept |= !dated.events.is_empty();
         for (event_type, condition) in dated.events {
             let event = self.speaker.event(now, event_type, condition);
             self.say_once(NodeTopic::Event, &event, EVENT_EXPIRY);
         }
         self.records.changed(&self.speaker, &self.bus, &dated.changed);
-        !dated.changed.is_empty()
+        !dated.changed.is_empty() || was_set
     }
 
     fn companion(&self) -> Statement {
@@ -668,15 +723,9 @@ impl<'a> Agent<'a> {
         self.speaker.info(clock::now(), address, self.config.probe.port, &self.machine)
     }
 
-    fn state(&self) -> NodeState {
-        self.speaker.state(
-            clock::now(),
-            self.tier(),
-            &self.healths,
-            self.conditions.clone(),
-            &self.findings,
-            self.refused_messages,
-        )
+    fn state(&self, conditions: Vec<report::Condition>) -> NodeState {
+        let (findings, refused) = (&self.findings, self.refused_messages);
+        self.speaker.state(clock::now(), self.tier(), &self.healths, conditions, findings, refused)
     }
 
     fn mesh(&self) -> report::MeshRow {
@@ -687,11 +736,22 @@ impl<'a> Agent<'a> {
     fn snapshot(&self) -> Snapshot {
         Snapshot {
             info: self.info(),
-            state: self.state(),
+            state: self.state(self.conditions.clone()),
             mesh: self.mesh(),
             findings: self.speaker.findings(clock::now(), self.findings.clone()),
-            broker_since: self.broker.as_ref().ok().copied(),
+            broker_since: self.broker.as_ref().ok().map(|since| self.history.tell(*since)),
             broker_why: self.broker.as_ref().err().cloned(),
+        }
+    }
+
+    /// Keeps what is raised, and was told: over a restart it is no news, and its end meanwhile is. Without the file all is told again.
+    fn keep_raised(&mut self) {
+        if !self.is_to_be_kept || self.broker.is_err() || !self.bus.idle() {
+            return;
+        }
+        self.is_to_be_kept = false;
+        if let Err(why) = self.run.write(RAISED, &self.history.raised()) {
+            tracing::debug!("what is raised cannot be kept for the next run: {why}");
         }
     }
 
@@ -704,6 +764,7 @@ impl<'a> Agent<'a> {
             self.introduce();
         }
         self.moved_out();
+        self.keep_raised();
         self.judge(Pace::Report);
         self.say();
     }
@@ -734,7 +795,7 @@ impl<'a> Agent<'a> {
             self.move_out_at,
             self.restart.as_ref().map(|(at, _)| *at),
         ];
-        let always = self.report_at.min(self.check_at);
+        let always = self.reports.due().min(self.check_at);
         sometimes.into_iter().flatten().fold(always, Instant::min)
     }
 
@@ -773,8 +834,7 @@ impl<'a> Agent<'a> {
             self.be(ONLINE);
             self.forget_peers(now);
         }
-        if self.report_at <= now {
-            self.report_at = (self.report_at + self.config.report.interval).max(now);
+        if self.reports.is_due(now) {
             self.report();
         }
     }
@@ -793,10 +853,31 @@ impl<'a> Agent<'a> {
             return;
         }
         let expiry = Some(self.config.report.interval * 3);
-        let state = self.state();
+        // Lent for as long as it takes to say them.
+        let conditions = std::mem::take(&mut self.conditions);
+        let mut state = self.state(conditions);
         // First what there is, then its values: a value that is gone must not be looked for.
         self.discover(&state);
+        // And one that is announced must be there: its template would fail.
+        for (id, reading) in &state.readings {
+            if !self.shown.contains_key(id) {
+                self.shown.insert(id.clone(), Reading { value: None, ..reading.clone() });
+            }
+        }
+        for id in self.home.missing_readings() {
+            // What only an earlier run has seen is known by its name alone.
+            let unseen = || Reading {
+                title: id.clone(),
+                value: None,
+                unit: report::Unit::Count,
+                kind: report::Kind::Gauge,
+                rank: report::Rank::Hidden,
+            };
+            let reading = self.shown.get(&id).cloned().unwrap_or_else(unseen);
+            state.readings.entry(id).or_insert(reading);
+        }
         self.publish(NodeTopic::State, &state, expiry);
+        self.conditions = state.conditions;
         self.publish(NodeTopic::Mesh, &self.mesh(), expiry);
     }
 
@@ -852,7 +933,7 @@ impl<'a> Agent<'a> {
                     "connected to the broker at {}",
                     self.config.mqtt.broker
                 );
-                self.broker = Ok(clock::now());
+                self.broker = Ok(clock::steady());
                 identity::told(&self.state);
                 self.home.begin_anew(Instant::now());
                 self.connected = Some(Instant::now());
@@ -922,6 +1003,8 @@ impl<'a> Agent<'a> {
                 peer.probe_layout = Some(info.probe_layout);
                 peer.version = Some(info.version);
                 peer.role = info.role;
+                peer.k3s_up = info.k3s_up;
+                peer.id = Some(info.id);
                 self.want_soon();
                 self.reconsider(&node);
                 Ok(())
@@ -988,7 +1071,7 @@ impl<'a> Agent<'a> {
         let allowed = self.config.commands.allows(verb);
         let taken = self.desk.take(verb, payload, retained, allowed, clock::now());
         let (request, done) = match taken {
-            Ok(request) if verb == Verb::Reboot => match self.may_restart(|_| true) {
+            Ok(request) if verb == Verb::Reboot => match self.may_restart(|_| false) {
                 Ok(()) => return self.restart_soon(request),
                 Err(why) => (request, Err(why)),
             },
@@ -1015,13 +1098,21 @@ impl<'a> Agent<'a> {
     }
 
     fn obey(&mut self, verb: Verb) -> Result<serde_json::Value, String> {
+        // Whoever may publish may ask, as often as he likes: who asks too often is told what was seen last.
+        let is_fresh = self.obeyed.get(&verb).is_some_and(|at| at.elapsed() < OBEYED_EVERY);
+        if !is_fresh {
+            self.obeyed.insert(verb, Instant::now());
+        }
         match verb {
             Verb::Check => {
-                self.check();
-                self.conclude();
-                self.say();
+                if !is_fresh {
+                    self.check();
+                    self.conclude();
+                    self.say();
+                }
                 Ok(serde_json::json!({"findings": count(&self.findings)}))
             }
+            Verb::Refresh if is_fresh => Ok(serde_json::Value::Null),
             Verb::Refresh => {
                 self.home.begin_anew(Instant::now());
                 self.introduce();
@@ -1029,25 +1120,29 @@ impl<'a> Agent<'a> {
                 self.say();
                 Ok(serde_json::Value::Null)
             }
+            Verb::Identify if is_fresh => Ok(serde_json::json!({"seconds": 15})),
             Verb::Identify => {
                 led::is_there().map_err(|none| none.to_string())?;
                 systemd::start_obey("identify").map(|()| serde_json::json!({"seconds": 15}))
             }
             Verb::Apply if self.host.present("/etc/bramble/prepare") != Ok(true) => {
-                Err("root acts here only while /etc/bramble/prepare exists: sudo touch it".to_owned())
+                Err("the plan is carried out here only while /etc/bramble/prepare exists: sudo touch /etc/bramble/prepare".to_owned())
             }
             Verb::Apply => systemd::start_prepare().map(|()| serde_json::Value::Null),
             Verb::Reboot => systemd::start_obey("reboot").map(|()| serde_json::Value::Null),
         }
     }
 
-    /// Whether this node may be restarted, as far as those others are concerned that count.
-    fn may_restart(&self, counts: impl Fn(&Name) -> bool) -> Result<(), String> {
-        let server = self.config.cluster.k3s && self.config.cluster.role == Role::Server;
-        let others = self.peers.iter().filter(|(name, _)| counts(name)).map(|(name, peer)| command::Other {
+    /// Whether this node may be restarted, if some of the others give way.
+    fn may_restart(&self, gives_way: impl Fn(&Name) -> bool) -> Result<(), String> {
+        // Who has not joined yet is of no majority, whatever it is to become.
+        let server = leave::unit_file(self.host) == Some("k3s.service");
+        let others = self.peers.iter().map(|(name, peer)| command::Other {
             name,
             online: peer.online,
             server: peer.role.as_deref() == Some("server"),
+            k3s_up: peer.k3s_up,
+            gives_way: gives_way(name),
         });
         let all_told = self.connected.is_some_and(|at| at.elapsed() >= GATHERED);
         command::may_restart(server, all_told, &others.collect::<Vec<_>>())
@@ -1063,7 +1158,7 @@ impl<'a> Agent<'a> {
     fn restart(&mut self) {
         let Some((_, request)) = self.restart.take() else { return };
         let own = self.speaker.node.clone();
-        let done = self.may_restart(|other| *other < own).and_then(|()| self.obey(Verb::Reboot));
+        let done = self.may_restart(|other| *other > own).and_then(|()| self.obey(Verb::Reboot));
         if done.is_err() {
             self.be(ONLINE);
         }
@@ -1168,6 +1263,15 @@ impl<'a> Agent<'a> {
             *wanted = now;
             changed
         });
+    }
+}
+
+/// What this node is in its cluster: as K3s' unit says, where there is one, and otherwise as its configuration does.
+fn role(host: &Host, config: &Config) -> Option<&'static str> {
+    match leave::unit_file(host) {
+        Some("k3s.service") => Some("server"),
+        Some(_) => Some("agent"),
+        None => config.cluster.k3s.then(|| config.cluster.role.as_str()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use wire::{
     discovery::{Announced, Device, Place, Publication},
-    topic::{Key, Platform},
+    topic::{HomeTopic, Key, Name, NodeTopic, Owner, Platform, Prefix, Topic},
 };
 
 use crate::host::state::State;
@@ -114,15 +114,23 @@ impl Home {
         known.components.extract_if(.., |key, _| self.missing.contains_key(key)).collect()
     }
 
+    /// Ids of the readings that are announced, and missing at the moment.
+    pub fn missing_readings(&self) -> Vec<String> {
+        let id = |key: &Key| Some(key.as_str().strip_prefix("reading_")?.replace('_', "-"));
+        self.missing.keys().filter_map(id).collect()
+    }
+
     /// What is to be said once, not retained, with the next announcement: that what stands elsewhere is gone.
     pub fn removal(&self) -> Option<Publication> {
         let before = self.announced.as_ref().filter(|announced| announced.place != self.place);
         self.elsewhere.as_ref().or(before).and_then(Announced::removal)
     }
 
-    /// The broker has everything that was to be published: nothing is left elsewhere.
-    pub fn settled(&mut self) {
-        if self.elsewhere.take().is_some() {
+    /// The broker has everything that was to be published, but for what it refused: nothing is left elsewhere.
+    pub fn settled(&mut self, is_refused: impl Fn(&str) -> bool) {
+        let is_left =
+            |announced: &Announced| announced.take_back().iter().any(|(topic, _)| is_refused(topic));
+        if self.elsewhere.take_if(|elsewhere| !is_left(elsewhere)).is_some() {
             self.keep();
         }
     }
@@ -155,6 +163,13 @@ impl Home {
             );
         }
     }
+}
+
+/// What a node said under another name, of a cluster.
+pub fn topics_of((cluster, node): &(Name, Name), prefix: &Prefix) -> Vec<String> {
+    let own = NodeTopic::RETAINED.map(|leaf| Topic::Node(node.clone(), leaf).in_cluster(cluster));
+    let device = HomeTopic::Device(Owner::Node(node.clone())).below(prefix, cluster);
+    own.into_iter().chain([device]).collect()
 }
 
 #[cfg(test)]
@@ -240,7 +255,10 @@ mod tests {
         assert!(takes_back(&mut home), "the connection broke");
         let mut home = open();
         assert!(takes_back(&mut home), "it was killed");
-        home.settled();
+        home.settled(|topic| topic == old.0);
+        home.begin_anew(start);
+        assert!(takes_back(&mut home), "the broker refused it");
+        home.settled(|_| false);
         home.begin_anew(start);
         assert!(!takes_back(&mut home) && !takes_back(&mut open()));
 

@@ -67,6 +67,11 @@ pub fn kept(config: &Config) -> Option<String> {
     read(&State::new(&config.node.state_dir)).map(|identity| identity.id)
 }
 
+/// Cluster and node as the card was called before, as far as the broker has not emptied what was said under these names.
+pub fn left(config: &Config) -> Vec<(Name, Name)> {
+    read(&State::new(&config.node.state_dir)).map(|identity| identity.left).unwrap_or_default()
+}
+
 /// Finds out who we are; asks at the broker only when something of it changed.
 ///
 /// # Errors

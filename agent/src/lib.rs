@@ -49,6 +49,8 @@ pub mod home;
 pub mod identity;
 /// Findings and health become messages.
 pub mod report;
+/// When the agent reports.
+pub mod rhythm;
 
 /// What the journal gets.
 pub mod journal;

@@ -1,18 +1,15 @@
 //! What a daemon tells systemd (ready, a status line, proof of life), and what it is asked: to end, or to take its
 //! configuration anew. Without systemd the telling is silent and the asking the same.
 
-use std::future::pending;
+use std::{future::pending, time::Duration};
 
 use sd_notify::NotifyState;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Interval, MissedTickBehavior, interval},
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use wire::report::{Condition, Finding, FindingState, Status};
 
 use crate::{
     config::{BadConfig, Config},
-    host::Host,
+    host::{Host, timer::Timer},
     journal,
     shutdown::Shutdown,
 };
@@ -41,7 +38,8 @@ pub struct Service<'a> {
     load: Load,
     shutdown: Shutdown,
     hangup: Signal,
-    proof: Option<Interval>,
+    /// When a proof of life is due, and how often.
+    proof: Option<(Timer, Duration)>,
     said: String,
 }
 
@@ -49,14 +47,17 @@ impl<'a> Service<'a> {
     /// Listens to signals from now on; a new configuration will be taken by `load`. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The kernel refuses a signal handler.
+    /// The kernel refuses a signal handler or a timer.
     pub fn start(host: &'a Host, path: Option<&'a str>, load: Load) -> std::io::Result<Self> {
-        let proof = sd_notify::watchdog_enabled().map(|patience| {
-            // Three times within systemd's patience: one may be late, and one may be lost.
-            let mut proof = interval(patience / 3);
-            proof.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            proof
-        });
+        let proof = match sd_notify::watchdog_enabled() {
+            Some(patience) => {
+                let timer = Timer::new()?;
+                timer.set(Duration::ZERO)?;
+                // Three times within systemd's patience: one may be late, and one may be lost.
+                Some((timer, patience / 3))
+            }
+            None => None,
+        };
         let hangup = signal(SignalKind::hangup())?;
         Ok(Self { host, path, load, shutdown: Shutdown::listen()?, hangup, proof, said: String::new() })
     }
@@ -85,7 +86,12 @@ impl<'a> Service<'a> {
         loop {
             let proof = async {
                 match &mut self.proof {
-                    Some(proof) => drop(proof.tick().await),
+                    Some((timer, every)) => {
+                        // What fails here has failed for the whole loop, and systemd is to see that.
+                        if timer.fired().await.and_then(|()| timer.set(*every)).is_err() {
+                            pending().await
+                        }
+                    }
                     None => pending().await,
                 }
             };

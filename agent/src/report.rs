@@ -1,14 +1,16 @@
 //! What the node says, made of findings and health. The only place where inside types become [`wire`] types.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use wire::{
+    clock::Wall,
     report::{
         self, Condition, EventType, Finding, FindingCounts, FindingState, Header, MeshRow, NodeEvent,
         NodeFindings, NodeInfo, NodeState, Phase, Status, Tier, VERSION,
@@ -39,17 +41,71 @@ pub enum Changed {
     },
 }
 
-/// Since when each condition has its status.
+/// Id and subject of a condition, also of one that an earlier run judged.
+type Key = (Cow<'static, str>, Option<String>);
+
+/// Since when each condition has its status, by the steady clock.
 #[derive(Debug, Default)]
 pub struct History {
     known: BTreeMap<(&'static str, Option<String>), (Status, Timestamp)>,
     /// What was raised and is not over: what cannot be seen meanwhile does not end it.
-    raised: BTreeMap<(&'static str, Option<String>), Condition>,
+    raised: BTreeMap<Key, Condition>,
+    /// Of these, what an earlier run raised and this one has not looked at yet, and until when that is waited for.
+    earlier: Option<(BTreeSet<Key>, Instant)>,
+    /// How far the wall clock, by which all is told, is ahead of the steady one.
+    wall: Wall,
 }
 
+/// What a run leaves to the next one.
+#[derive(Serialize, Deserialize)]
+struct Kept<T> {
+    wall: Wall,
+    raised: T,
+}
+
+/// How long after its start an agent has looked at everything.
+const LOOKED: Duration = Duration::from_secs(60);
+
 impl History {
-    /// Dates the statements; says what was raised and what is over since the last time.
+    /// Goes on from what an earlier run had raised, in the words of [`History::raised`].
+    pub fn after(earlier: &str) -> Self {
+        let Ok(Kept::<Vec<Condition>> { wall, raised }) = serde_json::from_str(earlier) else {
+            return Self::default();
+        };
+        let key = |condition: &Condition| -> Key { (condition.id.clone().into(), condition.subject.clone()) };
+        let raised: BTreeMap<_, _> =
+            raised.into_iter().map(|condition| (key(&condition), condition)).collect();
+        let earlier = Some((raised.keys().cloned().collect(), Instant::now() + LOOKED));
+        Self { known: BTreeMap::new(), raised, earlier, wall }
+    }
+
+    /// Whether what an earlier run raised was waited for in vain.
+    pub fn is_over(&self) -> bool {
+        self.earlier.as_ref().is_some_and(|(_, until)| Instant::now() >= *until)
+    }
+
+    /// What is raised and not over, as a text for the next run.
+    pub fn raised(&self) -> String {
+        let raised: Vec<_> = self.raised.values().collect();
+        serde_json::to_string(&Kept { wall: self.wall, raised }).expect("conditions are JSON")
+    }
+
+    /// Looks at the clocks; whether the wall clock was set, so that all that is dated is another time now: a Pi has no clock of its
+    /// own, and starts long ago.
+    pub fn was_set(&mut self, steady: Timestamp, wall: Timestamp) -> bool {
+        let wall = self.wall.seen(steady, wall);
+        wall != std::mem::replace(&mut self.wall, wall)
+    }
+
+    /// A steady time as the wall clock has it.
+    pub fn tell(&self, steady: Timestamp) -> Timestamp {
+        self.wall.tell(steady)
+    }
+
+    /// Dates the statements by the steady clock's `now`, and tells it as the wall clock has it; says what was raised and what is
+    /// over since the last time.
     pub fn date(&mut self, statements: Vec<Statement>, now: Timestamp) -> Dated {
+        let wall = self.wall;
         let mut changed = Vec::new();
         let mut events = Vec::new();
         let mut seen = BTreeSet::new();
@@ -58,8 +114,14 @@ impl History {
             .map(|s| {
                 let key = (s.id, s.subject.clone());
                 let before = self.known.get(&key).copied();
-                let since = match before {
-                    Some((status, since)) if status == s.status => since,
+                let raised_key = (Cow::Borrowed(s.id), s.subject.clone());
+                if let Some((earlier, _)) = &mut self.earlier {
+                    earlier.remove(&raised_key);
+                }
+                let since = match (before, self.raised.get(&raised_key)) {
+                    // It was not over, only out of sight.
+                    (_, Some(raised)) if s.status == Status::Raised => raised.since.min(now),
+                    (Some((status, since)), _) if status == s.status => since,
                     _ => now,
                 };
                 self.known.insert(key.clone(), (s.status, since));
@@ -70,7 +132,7 @@ impl History {
                     title: s.title.to_owned(),
                     status: s.status,
                     severity: s.severity,
-                    since,
+                    since: wall.tell(since),
                     depends_on: s.depends_on.iter().map(|d| (*d).to_owned()).collect(),
                     evidence: s.evidence,
                 };
@@ -78,14 +140,21 @@ impl History {
                 if before != Some(s.status) {
                     changed.push(Changed::Is { before, condition: condition.clone() });
                 }
-                events.extend(self.follow(key, &condition).map(|event| (event, condition.clone())));
+                let event = self.follow(raised_key, &condition, since);
+                events.extend(event.map(|event| (event, condition.clone())));
                 condition
             })
             .collect();
         // What is no longer looked at, such as a link to a node that left, is over as well.
-        let gone = self.raised.extract_if(.., |key, _| !seen.contains(key));
+        if self.is_over() {
+            self.earlier = None;
+        }
+        let is_awaited = |key: &_| self.earlier.as_ref().is_some_and(|(earlier, _)| earlier.contains(key));
+        let is_seen = |key: &Key| seen.iter().any(|(id, subject)| *id == key.0 && *subject == key.1);
+        let gone = self.raised.extract_if(.., |key, _| !is_seen(key) && !is_awaited(key));
         events.extend(gone.map(|(_, mut condition)| {
             condition.status = Status::Unknown;
+            condition.since = wall.tell(condition.since);
             (EventType::Cleared, condition)
         }));
         let gone = self.known.extract_if(.., |key, _| !seen.contains(key));
@@ -94,10 +163,11 @@ impl History {
     }
 
     /// Whether this is news.
-    fn follow(&mut self, key: (&'static str, Option<String>), condition: &Condition) -> Option<EventType> {
+    fn follow(&mut self, key: Key, condition: &Condition, since: Timestamp) -> Option<EventType> {
         match condition.status {
             Status::Raised => {
-                self.raised.insert(key, condition.clone()).is_none().then_some(EventType::Raised)
+                let raised = Condition { since, ..condition.clone() };
+                self.raised.insert(key, raised).is_none().then_some(EventType::Raised)
             }
             Status::Clear => self.raised.remove(&key).map(|_| EventType::Cleared),
             Status::Unknown => None,
@@ -154,6 +224,7 @@ impl Speaker {
             serial: machine.serial.as_deref().map(report::short),
             revision: machine.revision.as_deref().map(report::short),
             role: machine.role.clone(),
+            k3s_up: machine.k3s_up,
             newest: machine.newest.clone(),
             about: machine.about.iter().map(|(&id, text)| (id.to_owned(), report::short(text))).collect(),
         }
@@ -223,6 +294,8 @@ pub struct Machine {
     pub revision: Option<String>,
     /// What it is in its cluster.
     pub role: Option<String>,
+    /// Whether K3s is well.
+    pub k3s_up: Option<bool>,
     /// The newest bramble that is known of.
     pub newest: Option<String>,
     /// What probes tell in words.
@@ -297,9 +370,9 @@ pub fn count(findings: &[Finding]) -> FindingCounts {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use wire::report::{MAX_PAYLOAD, Stamps};
+
+    use jiff::SignedDuration;
 
     use super::*;
     use crate::{
@@ -307,7 +380,7 @@ mod tests {
         host::Host,
         probe::{
             PROBES, Seen,
-            mesh::link::{Links, PeerSample},
+            mesh::link::{Link, PeerSample},
         },
     };
 
@@ -325,6 +398,32 @@ mod tests {
             depends_on: &[],
             evidence: "seen".to_owned(),
         }
+    }
+
+    #[test]
+    fn what_was_raised_before_a_restart_is_no_news_and_its_end_is() {
+        use Status::{Clear, Raised, Unknown};
+        let of = |subject: Option<&str>, status| Statement {
+            subject: subject.map(str::to_owned),
+            ..statement(status)
+        };
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut before = History::default();
+        before.date(vec![of(None, Raised), of(Some("n2 -> n1"), Raised)], at(1));
+        let mut after = History::after(&before.raised());
+        // The companion has not told of the links yet; the end is out of sight, too.
+        let dated = after.date(vec![of(None, Unknown)], at(2));
+        assert!(dated.events.is_empty(), "{:?}", dated.events);
+        let dated = after.date(vec![of(None, Raised), of(Some("n2 -> n1"), Clear)], at(3));
+        assert_eq!(dated.conditions[0].since, at(1));
+        let [(EventType::Cleared, link)] = &dated.events[..] else { panic!("{:?}", dated.events) };
+        assert_eq!(link.subject.as_deref(), Some("n2 -> n1"));
+        // A link that never comes back is over in the end.
+        let mut after = History::after(&before.raised());
+        after.earlier.as_mut().unwrap().1 = Instant::now();
+        let dated = after.date(vec![of(None, Raised)], at(4));
+        assert!(matches!(&dated.events[..], [(EventType::Cleared, _)]), "{:?}", dated.events);
+        assert!(History::after("no JSON").raised.is_empty());
     }
 
     #[test]
@@ -371,6 +470,30 @@ mod tests {
     }
 
     #[test]
+    fn what_was_dated_before_the_clock_was_set_is_dated_anew() {
+        let second = |second| Timestamp::from_second(second).unwrap();
+        let mut history = History::default();
+        let date = |history: &mut History, status: Option<Status>, now, ahead| {
+            history.was_set(second(now), second(now + ahead));
+            history.date(status.into_iter().map(statement).collect(), second(now))
+        };
+        let since = |dated: &Dated| dated.conditions[0].since;
+        assert_eq!(since(&date(&mut history, Some(Status::Raised), 10, 0)), second(10));
+        assert_eq!(since(&date(&mut history, Some(Status::Raised), 20, 900)), second(910));
+        // For the next run: by the same clock to the nanosecond, as long as that is not set.
+        let mut next = History::after(&history.raised());
+        let later = SignedDuration::from_micros(7);
+        assert!(!next.was_set(second(25), second(925) + later));
+        assert_eq!(since(&next.date(vec![statement(Status::Raised)], second(25))), second(910));
+        let mut next = History::after(&history.raised());
+        assert_eq!(since(&date(&mut next, Some(Status::Raised), 30, 5000)), second(5010));
+        // Out of sight, and back.
+        assert_eq!(since(&date(&mut history, Some(Status::Unknown), 40, 900)), second(940));
+        assert_eq!(since(&date(&mut history, Some(Status::Raised), 50, -5)), second(5));
+        assert_eq!(date(&mut history, None, 60, 100).events[0].1.since, second(110));
+    }
+
+    #[test]
     fn the_phase_is_what_stands_in_the_way() {
         use FindingState::{Blocked, Met, NotNeeded, Unknown, Unmet, Waiting};
         let raised =
@@ -408,8 +531,11 @@ mod tests {
     #[test]
     fn the_largest_mesh_in_its_worst_hour_fits_into_its_messages() {
         let name = |number: u32| Name::new(&format!("{number:0>63}")).unwrap();
-        let peers = (1..=ebpf_records::mesh::MAX_PEERS)
-            .map(|number| (name(number), PeerSample { known_ms: 60_000, ..PeerSample::default() }));
+        let peers = (1..=ebpf_records::mesh::MAX_PEERS).map(|number| {
+            let mut link = Link::default();
+            link.judge(PeerSample { known_ms: 60_000, ..PeerSample::default() }, &[], 1000);
+            (name(number), link.report())
+        });
         let tier = Tier { stamps: Stamps::Kernel, attached: Some("tcx".to_owned()), why: String::new() };
         let sample = Sample {
             tier: tier.clone(),
@@ -417,7 +543,7 @@ mod tests {
             period_ms: 1000,
             next_ms: 1000,
             changes: Vec::new(),
-            mesh: Ok(Links::default().judge(peers.collect(), 1000)),
+            mesh: Ok(peers.collect()),
             sources: None,
         };
         let mut judge = (PROBES[0].judge)();

@@ -4,10 +4,11 @@
 //! seen neither raises nor clears. A problem that another one explains is not raised: no link alerts of a node
 //! that is gone, no alert of a condition whose dependency is raised.
 //!
-//! There are two deliberate waits, and both end with the next report of the nodes concerned, which say at once what
-//! changed, or when it is overdue. A link's alert waits while one of its ends is overdue itself, and the alert of a *cut* link waits
-//! until the sender's other peers have spoken: only they know whether one link is cut or the whole node gone.
-//! The mesh shows such a link as cut at once.
+//! There are three deliberate waits, and all end with the next report of the nodes concerned, which say at once what
+//! changed, or when it is overdue. A link's alert waits while one of its ends is overdue itself. The alert of a *cut* link waits
+//! a moment, and where no other peer hears the sender, until all of them have spoken: only they know whether one link is cut or
+//! the whole node gone. The alert of a node that is gone waits where others whom the same peers have lost still speak for it: all
+//! of them are gone, or nothing of theirs arrives, which they know a period later. The mesh shows such a link as cut at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +17,9 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use wire::{
+    clock::Wall,
     cluster::Alert,
-    report::{Condition, MeshRow, Severity, Status, VERSION, WayState},
+    report::{Condition, MeshRow, Severity, Stamps, Status, VERSION, WayState},
     topic::{ClusterTopic, Name, Topic},
 };
 
@@ -28,6 +30,8 @@ use crate::{
 
 /// Lines of evidence of one alert.
 const EVIDENCE: usize = 8;
+/// What the nodes say of one moment has come within this time.
+const SAID: SignedDuration = SignedDuration::from_millis(100);
 /// An alert whose evidence changes is said again after this long at the earliest.
 const SAY_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 /// Conditions that the nodes judge for themselves and that the mesh judges for the cluster.
@@ -42,6 +46,30 @@ pub struct Sight<'a> {
     pub silence: bool,
     /// Now.
     pub now: Timestamp,
+}
+
+impl Sight<'_> {
+    fn row(&self, name: &Name) -> Option<&MeshRow> {
+        self.nodes.get(name).and_then(|node| node.fresh_row(self.now))
+    }
+
+    /// Whether the row of `name` is of before `by` lost it. Who hears nobody has lost itself.
+    fn spoke_before(&self, name: &Name, by: &Name, row: &MeshRow) -> bool {
+        let own = self.row(name).and_then(|row| row.peers.get(by));
+        let lost = row.peers.get(name).filter(|_| !hears_nobody(row));
+        own.zip(lost).is_some_and(|(own, lost)| mesh::spoke_before(own, lost))
+    }
+
+    /// Whether the last batch of `peer` has come to `name`: a node says at once when one has not, and then tells nothing of the
+    /// way there, a period before it calls the way here cut. On a way that loses packets it waits longer.
+    fn hears(&self, name: &Name, peer: &Name) -> bool {
+        let is_live = self.nodes.get(name).is_some_and(|node| node.beat(self.now) == Beat::Live);
+        let report = self.row(name).filter(|_| is_live).and_then(|row| row.peers.get(peer));
+        report.is_some_and(|report| {
+            matches!(report.incoming.state, WayState::Fine | WayState::Slow)
+                && report.out.state != WayState::Unknown
+        })
+    }
 }
 
 /// What an alert is about. Root causes sort first.
@@ -131,7 +159,33 @@ struct Problem {
     rung: u8,
     title: String,
     severity: Severity,
-    evidence: Vec<String>,
+    evidence: Vec<Evidence>,
+}
+
+/// A line of evidence. The times in it are kept as they were measured, so that each is right whenever it is told.
+#[derive(Clone, Debug, PartialEq)]
+struct Evidence(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Part {
+    Words(String),
+    Time(Timestamp),
+}
+
+impl Evidence {
+    fn told(&self, wall: Wall) -> String {
+        let part = |part: &Part| match part {
+            Part::Words(words) => words.clone(),
+            Part::Time(at) => format!("{:.0}", wall.tell(*at)),
+        };
+        self.0.iter().map(part).collect()
+    }
+}
+
+impl From<String> for Evidence {
+    fn from(words: String) -> Self {
+        Self(vec![Part::Words(words)])
+    }
 }
 
 /// A cause that is not fine.
@@ -140,6 +194,8 @@ struct Entry {
     id: Name,
     problem: Problem,
     since: Timestamp,
+    /// Since when it stands by an earlier run's word, which went by the wall clock.
+    inherited: Option<Timestamp>,
     /// Since when it has looked better than `problem`.
     eased: Option<Timestamp>,
     /// When it was last published; `None` while it waits for what others have to say.
@@ -155,10 +211,11 @@ pub struct Alerts {
     silent_after: SignedDuration,
     most: usize,
     entries: BTreeMap<Cause, Entry>,
-    /// Retained alerts that an earlier run left, with the time since when they stand.
-    inherited: BTreeMap<Name, Timestamp>,
+    /// Retained alerts that an earlier run left, with the time since when they stand by its word.
+    inherited: BTreeMap<Name, Option<Timestamp>>,
     effects: Vec<Effect>,
     left_out: u64,
+    wall: Wall,
 }
 
 impl Alerts {
@@ -171,12 +228,21 @@ impl Alerts {
             inherited: BTreeMap::new(),
             effects: Vec::new(),
             left_out: 0,
+            wall: Wall::default(),
         }
     }
 
     /// The raised alerts, root causes first.
     pub fn raised(&self) -> impl Iterator<Item = Alert> {
-        self.entries.iter().filter(|(_, entry)| entry.said.is_some()).map(|(cause, entry)| entry.alert(cause))
+        let raised = self.entries.iter().filter(|(_, entry)| entry.said.is_some());
+        raised.map(|(cause, entry)| entry.alert(cause, self.wall))
+    }
+
+    /// The wall clock has jumped: what is raised is said again with the right times.
+    pub(crate) fn jumped(&mut self, wall: Wall) {
+        self.wall = wall;
+        let raised = self.entries.iter().filter(|(_, entry)| entry.said.is_some());
+        self.effects.extend(raised.map(|(cause, entry)| entry.effect(cause, wall)));
     }
 
     /// How often an alert was not raised because there were too many.
@@ -190,9 +256,11 @@ impl Alerts {
         if self.entries.is_empty() {
             return None;
         }
-        self.entries.get(&Cause::Node(name.clone())).map(|entry| match entry.problem.rung {
-            0 => NodeTrouble::Silent,
-            _ => NodeTrouble::Gone,
+        self.entries.get(&Cause::Node(name.clone())).filter(|entry| entry.said.is_some()).map(|entry| {
+            match entry.problem.rung {
+                0 => NodeTrouble::Silent,
+                _ => NodeTrouble::Gone,
+            }
         })
     }
 
@@ -206,12 +274,7 @@ impl Alerts {
     /// A retained alert that the broker had, ours or an earlier run's.
     ///
     /// Returns it when an earlier run raised it.
-    pub(crate) fn stored(
-        &mut self,
-        id: Name,
-        payload: &[u8],
-        now: Timestamp,
-    ) -> Result<Option<Alert>, Refusal> {
+    pub(crate) fn stored(&mut self, id: Name, payload: &[u8]) -> Result<Option<Alert>, Refusal> {
         if payload.is_empty() {
             self.inherited.remove(&id);
             return Ok(None);
@@ -228,8 +291,7 @@ impl Alerts {
         } else {
             serde_json::from_slice::<Alert>(payload).map_err(|_| Refusal::NotJson)
         };
-        let since = alert.as_ref().map_or(now, |alert| alert.since.min(now));
-        self.inherited.insert(id.clone(), since);
+        self.inherited.insert(id.clone(), alert.as_ref().ok().map(|alert| alert.since));
         alert.map(|alert| Some(Alert { id, ..alert }))
     }
 
@@ -262,10 +324,7 @@ impl Alerts {
         for suspect in suspects {
             self.judge(sight, &Cause::Node(suspect.clone()));
         }
-        for (peer, _) in node.peers().filter(|(peer, _)| sight.nodes.contains_key(peer)) {
-            self.judge_link(sight, name, peer);
-            self.judge_link(sight, peer, name);
-        }
+        self.judge_links(sight, name, node);
         if let Some(state) = &node.state {
             let raised = state.what.conditions.iter().filter(|c| c.status == Status::Raised);
             for condition in raised.filter(|c| !MESH_CONDITIONS.contains(&c.id.as_str())) {
@@ -290,6 +349,13 @@ impl Alerts {
         }
     }
 
+    fn judge_links(&mut self, sight: &Sight<'_>, name: &Name, node: &Node) {
+        for (peer, _) in node.peers().filter(|(peer, _)| sight.nodes.contains_key(peer)) {
+            self.judge_link(sight, name, peer);
+            self.judge_link(sight, peer, name);
+        }
+    }
+
     fn judge_link(&mut self, sight: &Sight<'_>, from: &Name, to: &Name) {
         let link = mesh::between(sight.nodes, from, to, sight.now);
         // Links that are fine and were fine are nearly all of them.
@@ -310,11 +376,16 @@ impl Alerts {
         };
         let first = self.entries.get(cause).and_then(|entry| entry.waiting).unwrap_or(sight.now);
         let wait = match (cause, &seen) {
-            (Cause::Link(from, to), Seen::Bad(problem)) => undecided(sight, from, to, problem, first),
+            (Cause::Link(from, to), Seen::Bad(problem)) => {
+                let node = self.entries.get(&Cause::Node(from.clone()));
+                node.is_some_and(|entry| entry.said.is_none()) || undecided(sight, from, to, problem, first)
+            }
+            (Cause::Node(name), Seen::Bad(problem)) => problem.rung == 1 && may_speak(sight, name, first),
             _ => false,
         };
+        let was_raised = self.is_raised(cause);
         self.follow(cause, seen, wait, sight.now);
-        let explains = self.entries.get(cause).is_some_and(|entry| entry.said.is_some());
+        let explains = self.is_raised(cause);
         match cause {
             Cause::Mesh if explains => {
                 self.clear_where(|c| matches!(c, Cause::Link(..) | Cause::Node(_)));
@@ -327,6 +398,12 @@ impl Alerts {
                     Cause::Mesh | Cause::Node(_) => false,
                 });
             }
+            // What it explained is to be explained otherwise.
+            Cause::Node(name) if was_raised => {
+                if let Some(node) = sight.nodes.get(name) {
+                    self.judge_links(sight, name, node);
+                }
+            }
             _ => {}
         }
     }
@@ -336,25 +413,40 @@ impl Alerts {
             return Seen::Explained;
         }
         let live = node.beat(sight.now) == Beat::Live;
-        let arrives = |peer| works(mesh::between(sight.nodes, peer, name, sight.now).way.state);
-        if live && node.peers().any(|(peer, _)| arrives(peer)) {
+        let is_there = || is_there(sight, name, node);
+        if node.row.as_ref().is_some_and(|row| row.heard == sight.now) && is_there() {
             return Seen::Fine;
         }
-        let (lost_by, reached_by) = witnesses(sight, name, node);
+        let (lost_by, mut reached_by) = witnesses(sight, name, node);
+        let is_of_before = lost_by.iter().any(|(peer, row)| sight.spoke_before(name, peer, row));
+        if !is_of_before && is_there() {
+            return Seen::Fine;
+        }
+        // Who went as well may have reached it long ago.
+        reached_by.retain(|peer| !lost_by.iter().any(|(by, row)| sight.spoke_before(peer, by, row)));
+        let words = |words: &str| Part::Words(words.to_owned());
         let reported = match node.heard() {
-            Some(heard) => format!("its last report came at {heard:.0}"),
-            None => "it has not reported since the aggregator connected".to_owned(),
+            Some(heard) => vec![words("its last report came at "), Part::Time(heard)],
+            None => vec![words("it has not reported since the aggregator connected")],
         };
         let offline = node.presence == Presence::Offline;
         let connection = || {
-            if offline {
-                format!("the broker lost it at {:.0}; {reported}", node.since)
+            Evidence(if offline {
+                let lost = vec![words("the broker lost it at "), Part::Time(node.since), words("; ")];
+                [lost, reported.clone()].concat()
             } else if live {
-                "it still reports over the broker".to_owned()
+                vec![words("it still reports over the broker")]
             } else {
                 reported.clone()
-            }
+            })
         };
+        // They are there, and have not spoken since we came: the first one that does is not everybody.
+        let is_to_speak =
+            |node: &Node| node.presence == Presence::Online && node.beat(sight.now) == Beat::Stale;
+        let mut peers = node.peers().filter_map(|(peer, _)| sight.nodes.get(peer));
+        if !sight.silence && !lost_by.is_empty() && is_to_speak(node) && peers.any(is_to_speak) {
+            return Seen::Unknown;
+        }
         if !lost_by.is_empty() && reached_by.is_empty() {
             // Everybody is cut off from everybody: that is no trouble of this node.
             if live && lost_by.iter().all(|(_, row)| hears_nobody(row)) {
@@ -366,7 +458,7 @@ impl Alerts {
                 rung: 1,
                 title: format!("{name} is gone: no peer hears it"),
                 severity: Severity::Critical,
-                evidence: vec![format!("lost in both directions by {names}"), connection()],
+                evidence: vec![format!("lost in both directions by {names}").into(), connection()],
             });
         }
         let silent = sight.silence && node.is_silent(self.silent_after, sight.now);
@@ -386,7 +478,7 @@ impl Alerts {
                 rung: 0,
                 title: format!("{name} does not report"),
                 severity: Severity::Warning,
-                evidence: vec![connection(), peers],
+                evidence: vec![connection(), peers.into()],
             });
         }
         if live || !reached_by.is_empty() { Seen::Fine } else { Seen::Unknown }
@@ -394,7 +486,11 @@ impl Alerts {
 
     fn judge_path(&self, sight: &Sight<'_>, from: &Name, to: &Name) -> Seen {
         let gone = |name| self.node_trouble(name) == Some(NodeTrouble::Gone);
-        if self.is_raised(&Cause::Mesh) || gone(from) || gone(to) {
+        // Who says that it probes nobody, and why, need not be told that nobody hears it.
+        let is_mute =
+            sight.row(from).is_some_and(|row| row.tier.stamps == Stamps::None && row.peers.is_empty())
+                && self.is_raised(&Cause::Condition(from.clone(), "companion".to_owned(), None));
+        if self.is_raised(&Cause::Mesh) || gone(from) || gone(to) || is_mute {
             return Seen::Explained;
         }
         let link = mesh::between(sight.nodes, from, to, sight.now);
@@ -412,7 +508,7 @@ impl Alerts {
             rung,
             title: format!("{from} -> {to} {verb}"),
             severity,
-            evidence: vec![sighting(from, to, &link), back],
+            evidence: vec![sighting(from, to, &link).into(), back.into()],
         })
     }
 
@@ -441,7 +537,7 @@ impl Alerts {
                     None => format!("{name}: {}", condition.title),
                 }),
                 severity: condition.severity,
-                evidence: vec![shortened(&condition.evidence)],
+                evidence: vec![shortened(&condition.evidence).into()],
             }),
         }
     }
@@ -486,7 +582,7 @@ impl Alerts {
                 if due && entry.problem != problem {
                     entry.problem = problem;
                     entry.said = Some(now);
-                    self.effects.push(entry.effect(cause));
+                    self.effects.push(entry.effect(cause, self.wall));
                 }
             }
             // Worse at once, better when it lasts.
@@ -514,22 +610,29 @@ impl Alerts {
 
     fn enter(&mut self, cause: &Cause, problem: Problem, wait: bool, since: Timestamp, now: Timestamp) {
         if self.entries.len() >= self.most {
-            self.left_out += 1;
-            return;
+            // A link that waits to be told would give way to its cause in any case.
+            let waits = |(other, entry): (&Cause, &Entry)| {
+                (matches!(other, Cause::Link(..)) && entry.said.is_none()).then(|| other.clone())
+            };
+            let is_root = matches!(cause, Cause::Mesh | Cause::Node(_));
+            let Some(link) = self.entries.iter().filter(|_| is_root).rev().find_map(waits) else {
+                self.left_out += 1;
+                return;
+            };
+            self.entries.remove(&link);
         }
         let plain = cause.id(&problem.kind, false);
         // `a-b` and `c`, `a` and `b-c`: the plain ids of different links can be the same.
         let taken = self.entries.values().any(|entry| entry.id == plain);
         let id = if taken { cause.id(&problem.kind, true) } else { plain };
         let waiting = wait.then_some(now);
-        let mut entry = Entry { id, problem, since, eased: None, said: None, waiting };
+        let mut entry = Entry { id, problem, since, inherited: None, eased: None, said: None, waiting };
         if !wait {
-            if let Some(inherited) = self.inherited.remove(&entry.id) {
-                entry.since = inherited.min(since);
-            }
+            entry.inherited = self.inherited.remove(&entry.id).flatten();
             entry.said = Some(now);
-            self.effects.push(entry.effect(cause));
-            let text = format!("raised: {} ({})", entry.problem.title, entry.problem.evidence.join("; "));
+            self.effects.push(entry.effect(cause, self.wall));
+            let evidence: Vec<String> = entry.problem.evidence.iter().map(|e| e.told(self.wall)).collect();
+            let text = format!("raised: {} ({})", entry.problem.title, evidence.join("; "));
             self.effects.push(log(&entry, cause, true, text));
         }
         self.entries.insert(cause.clone(), entry);
@@ -562,8 +665,9 @@ fn log(entry: &Entry, cause: &Cause, warn: bool, text: String) -> Effect {
 }
 
 impl Entry {
-    fn alert(&self, cause: &Cause) -> Alert {
+    fn alert(&self, cause: &Cause, wall: Wall) -> Alert {
         let problem = &self.problem;
+        let since = wall.tell(self.since);
         Alert {
             v: VERSION,
             id: self.id.clone(),
@@ -571,13 +675,13 @@ impl Entry {
             subject: cause.to_string(),
             title: problem.title.clone(),
             severity: problem.severity,
-            since: self.since,
-            evidence: problem.evidence.iter().take(EVIDENCE).cloned().collect(),
+            since: self.inherited.map_or(since, |inherited| inherited.min(since)),
+            evidence: problem.evidence.iter().take(EVIDENCE).map(|line| line.told(wall)).collect(),
         }
     }
 
-    fn effect(&self, cause: &Cause) -> Effect {
-        publish(Topic::Cluster(ClusterTopic::Alert(self.id.clone())), &self.alert(cause), None)
+    fn effect(&self, cause: &Cause, wall: Wall) -> Effect {
+        publish(Topic::Cluster(ClusterTopic::Alert(self.id.clone())), &self.alert(cause, wall), None)
     }
 }
 
@@ -633,8 +737,8 @@ fn judge_mesh(sight: &Sight<'_>) -> Seen {
         return Seen::Fine;
     }
     let evidence = vec![
-        format!("{} report that nothing arrives from any peer", names(reporters.iter().copied())),
-        format!("{} of {} nodes report", reporters.len(), sight.nodes.len()),
+        format!("{} report that nothing arrives from any peer", names(reporters.iter().copied())).into(),
+        format!("{} of {} nodes report", reporters.len(), sight.nodes.len()).into(),
     ];
     Seen::Bad(Problem {
         kind: "mesh-cut".to_owned(),
@@ -642,6 +746,20 @@ fn judge_mesh(sight: &Sight<'_>) -> Seen {
         title: "no node hears any other".to_owned(),
         severity: Severity::Critical,
         evidence,
+    })
+}
+
+/// Whether something arrives there, as it or a peer says.
+fn is_there(sight: &Sight<'_>, name: &Name, node: &Node) -> bool {
+    let arrives = |peer| works(mesh::between(sight.nodes, peer, name, sight.now).way.state);
+    node.beat(sight.now) == Beat::Live && node.peers().any(|(peer, _)| arrives(peer))
+}
+
+/// Whether a node that is lost may only not have said yet that it is not heard: then it does within a period.
+fn may_speak(sight: &Sight<'_>, name: &Name, first: Timestamp) -> bool {
+    sight.nodes.get(name).is_some_and(|node| {
+        let wait = node.row.as_ref().map_or(SignedDuration::ZERO, |row| period(&row.what) * 5 / 4);
+        sight.now.duration_since(first) < wait && is_there(sight, name, node)
     })
 }
 
@@ -655,14 +773,23 @@ fn undecided(sight: &Sight<'_>, from: &Name, to: &Name, problem: &Problem, first
     if problem.rung < 2 {
         return false;
     }
+    // It lives, and hears the one that does not hear it.
+    if sight.row(from).and_then(|row| row.peers.get(to)).is_some_and(|own| own.out.state == WayState::Cut) {
+        return false;
+    }
     let row = nodes.get(from).and_then(|n| n.row.as_ref());
+    let mut others = row.iter().flat_map(|row| row.what.peers.keys()).filter(|peer| *peer != to);
+    // Somebody hears it, who is there: the one that lost it hears them.
+    let is_heard = |peer: &Name| sight.hears(to, peer) && sight.hears(peer, from);
+    if now.duration_since(first) >= SAID && others.clone().any(is_heard) {
+        return false;
+    }
     let wait = row.map_or(SignedDuration::from_secs(1), |row| period(&row.what)) * 5 / 4;
     let spoken = |name: &Name| {
         let n = nodes.get(name).filter(|n| n.beat(now) < Beat::Stale);
         n.and_then(|n| n.row.as_ref()).is_none_or(|row| row.heard > first)
     };
-    let others = row.iter().flat_map(|row| row.what.peers.keys()).filter(|peer| *peer != to);
-    now.duration_since(first) < wait && !(spoken(from) && others.into_iter().all(spoken))
+    now.duration_since(first) < wait && !(spoken(from) && others.all(spoken))
 }
 
 /// Whether a raised condition follows from another raised one that does not itself follow from it.
@@ -727,7 +854,7 @@ mod tests {
     use super::*;
     use crate::{
         cluster::Message,
-        scene::{Scene, both_ways, condition, state},
+        scene::{Fault, Scene, both_ways, condition, row, state},
     };
 
     const ALL: [&str; 3] = ["n1", "n2", "n3"];
@@ -747,6 +874,13 @@ mod tests {
 
     fn name(text: &str) -> Name {
         Name::new(text).unwrap()
+    }
+
+    /// The last batch of a node has not come to the others, which say so.
+    fn missed(scene: &mut Scene, node: &str) {
+        let others: Vec<&str> = ALL.into_iter().filter(|other| *other != node).collect();
+        let unknown: Vec<_> = others.iter().map(|other| (*other, node, "unknown")).collect();
+        scene.second(&ALL, &others, &unknown);
     }
 
     #[test]
@@ -779,9 +913,37 @@ mod tests {
     }
 
     #[test]
+    fn a_cut_link_is_named_at_once_while_another_peer_hears_the_sender() {
+        let mut scene = healthy();
+        // With rows that come seldom, too: what stands there still holds.
+        scene.wait_ms(400);
+        scene.row("n3", &ALL, &[("n1", "n3", "cut")]);
+        scene.wait_ms(100);
+        assert_eq!(scene.published_alerts(), ["path-cut-n1-n3"]);
+        // Who is lost as well may have heard it long ago.
+        let mut scene = healthy();
+        scene.row("n3", &ALL, &[("n1", "n3", "cut"), ("n2", "n3", "cut")]);
+        scene.wait_ms(100);
+        assert_eq!(scene.published_alerts(), [""; 0]);
+        // Who misses a batch, or loses some anyway, does not know.
+        for fault in [("n2", "n1", "unknown"), ("n1", "n2", "lossy")] {
+            let mut scene = healthy();
+            let is_named = |scene: &Scene| scene.published_alerts().contains(&"path-cut-n1-n3".to_owned());
+            scene.row("n2", &ALL, &[fault]);
+            scene.wait_ms(400);
+            scene.row("n3", &ALL, &[("n1", "n3", "cut")]);
+            assert!(!is_named(&scene), "{fault:?}");
+            scene.wait_ms(10);
+            scene.second(&ALL, &ALL, &[("n1", "n3", "cut"), fault]);
+            assert!(is_named(&scene), "{fault:?}");
+        }
+    }
+
+    #[test]
     fn a_node_cut_from_peers_and_broker_is_one_alert_and_never_was_another() {
         let mut scene = healthy();
         let faults = both_ways("n2", &ALL, "cut");
+        missed(&mut scene, "n2");
         for _ in 0..30 {
             scene.second(&ALL, &["n3", "n1"], &faults);
         }
@@ -794,6 +956,7 @@ mod tests {
     #[test]
     fn a_node_cut_from_its_peers_only_is_one_alert_and_never_was_another() {
         let mut scene = healthy();
+        missed(&mut scene, "n2");
         for _ in 0..5 {
             scene.second(&ALL, &ALL, &both_ways("n2", &ALL, "cut"));
         }
@@ -804,6 +967,7 @@ mod tests {
     #[test]
     fn peers_that_lose_a_node_one_after_the_other_give_one_alert_with_its_links() {
         let mut scene = healthy();
+        missed(&mut scene, "n2");
         // n1 has counted its last probe as lost a moment before n3 has.
         scene.row("n1", &ALL, &both_ways("n2", &["n1", "n2"], "cut"));
         scene.wait_ms(300);
@@ -855,6 +1019,7 @@ mod tests {
     #[test]
     fn a_node_that_comes_back_clears_its_alert() {
         let mut scene = healthy();
+        missed(&mut scene, "n2");
         for _ in 0..5 {
             scene.second(&ALL, &["n1", "n3"], &both_ways("n2", &ALL, "cut"));
         }
@@ -928,11 +1093,50 @@ mod tests {
             "2026-11-23T05:00:00Z".parse().unwrap(),
             "it has stood since the earlier run"
         );
+        // What the earlier run said went by the wall clock, wherever ours began.
+        scene.set_clock(SignedDuration::from_hours(1));
+        assert_eq!(scene.cluster.alerts().raised().next().unwrap().since, alert.since);
         for id in ["old", "junk"] {
             let gone = Effect::Remove(Topic::Cluster(ClusterTopic::Alert(name(id))));
             assert!(scene.effects.contains(&gone), "{id}");
         }
         assert_eq!(scene.published_alerts(), ["path-loss-n2-n3"]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_makes_all_times_right_and_is_no_news() {
+        const HALF_A_CENTURY: i64 = 50 * 365 * 24;
+        let mut scene = healthy();
+        scene.row("n3", &ALL, &[("n1", "n3", "lossy")]);
+        scene.node("n2", "availability", "offline");
+        let before: Vec<Alert> = scene.cluster.alerts().raised().collect();
+        let lost = scene.cluster.nodes()[&name("n2")].since;
+        assert_eq!(before.len(), 2);
+        for hours in [1, HALF_A_CENTURY, -HALF_A_CENTURY, 0] {
+            let (said, ahead) = (scene.effects.len(), SignedDuration::from_hours(hours));
+            scene.set_clock(ahead);
+            let mut again = Vec::new();
+            for effect in &scene.effects[said..] {
+                match effect {
+                    Effect::Publish { topic: Topic::Cluster(ClusterTopic::Alert(_)), payload, .. } => {
+                        again.push(serde_json::from_slice::<Alert>(payload).unwrap());
+                    }
+                    Effect::PageChanged => {}
+                    other => panic!("{hours} h: {other:?}"),
+                }
+            }
+            let since: Vec<Timestamp> = before.iter().map(|alert| alert.since + ahead).collect();
+            assert_eq!(again.iter().map(|alert| alert.since).collect::<Vec<_>>(), since, "{hours} h");
+            assert_eq!(scene.cluster.alerts().raised().collect::<Vec<_>>(), again, "{hours} h");
+            let told = format!("the broker lost it at {:.0}; its last report", lost + ahead);
+            assert!(again[0].evidence[0].starts_with(&told), "{hours} h: {:?}", again[0].evidence);
+            assert_eq!(scene.cluster.summary(scene.now).ts, scene.now + ahead, "{hours} h");
+        }
+        let said = scene.effects.len();
+        scene.wait_ms(250);
+        let news =
+            |effect: &Effect| matches!(effect, Effect::Tell { .. } | Effect::Remove(_) | Effect::Log(_));
+        assert!(!scene.effects[said..].iter().any(news), "{:?}", &scene.effects[said..]);
     }
 
     #[test]
@@ -949,5 +1153,228 @@ mod tests {
         }
         let alerts = scene.published_alerts();
         assert_eq!((alerts.len(), alerts[0].as_str()), (2, "path-loss-a-b-c"));
+    }
+
+    /// What a node says with rows ten seconds apart, unless a way changes.
+    fn say(scene: &mut Scene, node: &str, all: &[&str], faults: &[Fault<'_>]) {
+        let mut said = row(node, all, faults);
+        said["interval_ms"] = json!(10_000);
+        scene.node(node, "mesh", &said.to_string());
+        scene.wait_ms(3);
+    }
+
+    fn wait(scene: &mut Scene, ticks: u32) {
+        (0..ticks).for_each(|_| scene.wait_ms(250));
+    }
+
+    /// Nodes that have been fine for a while, as shipped.
+    fn shipped(all: &[&str]) -> Scene {
+        let mut scene = Scene::new(Settings::default());
+        for node in all {
+            scene.node(node, "availability", "online");
+        }
+        for _ in 0..2 {
+            all.iter().for_each(|node| say(&mut scene, node, all, &[]));
+            wait(&mut scene, 40);
+        }
+        all.iter().for_each(|node| say(&mut scene, node, all, &[]));
+        wait(&mut scene, 12);
+        assert_eq!(scene.published_alerts(), [""; 0]);
+        scene
+    }
+
+    #[test]
+    fn a_node_that_dies_after_a_probe_was_lost_by_chance_is_no_link_first() {
+        let mut scene = shipped(&ALL);
+        say(&mut scene, "n3", &ALL, &[("n3", "n1", "unknown")]);
+        wait(&mut scene, 4);
+        say(&mut scene, "n3", &ALL, &[("n1", "n3", "cut")]);
+        say(&mut scene, "n2", &ALL, &[("n2", "n1", "unknown")]);
+        wait(&mut scene, 4);
+        say(&mut scene, "n2", &ALL, &[("n1", "n2", "cut")]);
+        wait(&mut scene, 20);
+        assert_eq!(
+            (scene.published_alerts(), scene.alerts_ever()),
+            (vec!["node-gone-n1".into()], vec!["node-gone-n1".into()])
+        );
+    }
+
+    /// What was ever said, while the scene ends as it should.
+    fn ever(scene: &Scene) -> Vec<String> {
+        assert_eq!(scene.published_alerts(), scene.alerts_ever());
+        scene.alerts_ever()
+    }
+
+    const FOUR: [&str; 4] = ["n1", "n2", "n3", "n4"];
+
+    #[test]
+    fn nodes_that_die_together_are_one_alert_each() {
+        let survivors = ["n1", "n2"];
+        // Both at once, or the second one before it could say that it misses the first.
+        for second in ["cut", "unknown"] {
+            let mut scene = shipped(&FOUR);
+            for node in survivors {
+                let missed = [(node, "n3", "unknown"), (node, "n4", "unknown")];
+                say(&mut scene, node, &FOUR, &missed[..if second == "cut" { 2 } else { 1 }]);
+            }
+            wait(&mut scene, 4);
+            for node in survivors {
+                let (from, to) = if second == "cut" { ("n4", node) } else { (node, "n4") };
+                say(&mut scene, node, &FOUR, &[("n3", node, "cut"), (from, to, second)]);
+            }
+            wait(&mut scene, 4);
+            for _ in 0..12 {
+                for node in survivors {
+                    say(&mut scene, node, &FOUR, &[("n3", node, "cut"), ("n4", node, "cut")]);
+                }
+                wait(&mut scene, 20);
+                assert_eq!(ever(&scene), ["node-gone-n3", "node-gone-n4"], "{second}");
+            }
+        }
+    }
+
+    #[test]
+    fn ways_that_are_cut_together_are_links_and_no_node_is_gone() {
+        let pairs = [("n1", "n3"), ("n1", "n4"), ("n2", "n3"), ("n2", "n4")];
+        let there = |state| pairs.map(|(a, b)| (b, a, state)).to_vec();
+        let both =
+            |state| pairs.iter().flat_map(|(a, b)| [(*a, *b, state), (*b, *a, state)]).collect::<Vec<_>>();
+        let links = |scene: &Scene, count| {
+            let said = ever(scene);
+            assert!(said.len() == count && said.iter().all(|id| id.starts_with("path-cut-")), "{said:?}");
+        };
+        // One way only: who speaks there learns a period later that nobody listens.
+        let mut scene = shipped(&FOUR);
+        for node in ["n1", "n2"] {
+            say(&mut scene, node, &FOUR, &[(node, "n3", "unknown"), (node, "n4", "unknown")]);
+        }
+        wait(&mut scene, 4);
+        ["n1", "n2"].iter().for_each(|node| say(&mut scene, node, &FOUR, &there("cut")));
+        wait(&mut scene, 3);
+        ["n3", "n4"].iter().for_each(|node| say(&mut scene, node, &FOUR, &there("cut")));
+        wait(&mut scene, 2);
+        links(&scene, 4);
+        // Two halves; and of ways that lost packets before, on which one missed batch says nothing.
+        for before in ["unknown", "lossy"] {
+            let mut scene = shipped(&FOUR);
+            for node in FOUR {
+                let own = |(from, _, _): &Fault<'_>| before == "lossy" || *from == node;
+                let faults: Vec<_> = both(before).into_iter().filter(own).collect();
+                say(&mut scene, node, &FOUR, &faults);
+            }
+            wait(&mut scene, 4);
+            for _ in 0..6 {
+                FOUR.iter().for_each(|node| say(&mut scene, node, &FOUR, &both("cut")));
+                wait(&mut scene, 20);
+            }
+            let (said, now) = (scene.alerts_ever(), scene.published_alerts());
+            assert!(said.iter().all(|id| id.starts_with("path-")), "{said:?}");
+            assert!(now.len() == 8 && now.iter().all(|id| id.starts_with("path-cut-")), "{now:?}");
+        }
+    }
+
+    #[test]
+    fn an_aggregator_that_begins_beside_a_cut_link_hears_everybody_first() {
+        let cut = [("n1", "n3", "cut")];
+        let mut scene = Scene::new(Settings::default());
+        for node in ALL {
+            let mut said = row(node, &ALL, &cut);
+            said["interval_ms"] = json!(10_000);
+            scene.publish(&format!("bramble/home/node/{node}/availability"), b"online", true);
+            scene.publish(&format!("bramble/home/node/{node}/mesh"), said.to_string().as_bytes(), true);
+        }
+        wait(&mut scene, 4);
+        for node in ["n3", "n2", "n1"] {
+            say(&mut scene, node, &ALL, &cut);
+            wait(&mut scene, 12);
+        }
+        assert_eq!(ever(&scene), ["path-cut-n1-n3"]);
+        // One of which the broker knows that it is gone is so at the first word.
+        let mut scene = Scene::new(Settings::default());
+        for (node, is_there) in [("n1", b"offline".as_slice()), ("n2", b"online"), ("n3", b"online")] {
+            scene.publish(&format!("bramble/home/node/{node}/availability"), is_there, true);
+            scene.publish(
+                &format!("bramble/home/node/{node}/mesh"),
+                row(node, &ALL, &[]).to_string().as_bytes(),
+                true,
+            );
+        }
+        for node in ["n3", "n2"] {
+            say(&mut scene, node, &ALL, &[("n1", node, "cut")]);
+            assert_eq!(scene.published_alerts(), ["node-gone-n1"]);
+        }
+    }
+
+    #[test]
+    fn a_sender_that_is_told_that_nothing_arrives_lives() {
+        let two = ["n1", "n2"];
+        for first in [0, 1] {
+            let mut scene = shipped(&two);
+            say(&mut scene, "n2", &two, &[("n2", "n1", "unknown")]);
+            wait(&mut scene, 4);
+            for node in [two[first], two[1 - first]] {
+                say(&mut scene, node, &two, &[("n1", "n2", "cut")]);
+            }
+            assert_eq!(scene.published_alerts(), ["path-cut-n1-n2"]);
+        }
+    }
+
+    #[test]
+    fn a_node_whose_companion_is_away_is_its_own_trouble_and_none_of_its_links() {
+        let mut away = row("n2", &["n2"], &[]);
+        away["interval_ms"] = json!(10_000);
+        away["tier"] = json!({"stamps": "none", "attached": null, "why": "bramble probe does not answer"});
+        for why in ["told", "not told"] {
+            let mut scene = shipped(&ALL);
+            if why == "told" {
+                let companion = json!([condition("companion", "raised", &[])]);
+                scene.node("n2", "state", &state("n2", json!({}), companion));
+            }
+            scene.node("n2", "mesh", &away.to_string());
+            wait(&mut scene, 4);
+            ["n1", "n3"].iter().for_each(|node| say(&mut scene, node, &ALL, &[(node, "n2", "unknown")]));
+            wait(&mut scene, 4);
+            for _ in 0..3 {
+                ["n1", "n3"].iter().for_each(|node| say(&mut scene, node, &ALL, &[("n2", node, "cut")]));
+                scene.node("n2", "mesh", &away.to_string());
+                wait(&mut scene, 4);
+            }
+            match why {
+                "told" => assert_eq!(ever(&scene), ["companion-n2"]),
+                _ => assert_eq!(ever(&scene), ["path-cut-n2-n1", "path-cut-n2-n3"]),
+            }
+        }
+        // An agent that begins anew has not heard its companion yet: what stands is not over.
+        let mut scene = shipped(&ALL);
+        let lossy = [("n2", "n1", "lossy")];
+        ["n1", "n2"].iter().for_each(|node| say(&mut scene, node, &ALL, &lossy));
+        scene.node("n2", "mesh", &away.to_string());
+        wait(&mut scene, 4);
+        assert_eq!(ever(&scene), ["path-loss-n2-n1"]);
+    }
+
+    #[test]
+    fn a_link_that_stays_cut_is_named_when_its_node_is_back_and_not_with_the_next_row() {
+        let mut scene = shipped(&FOUR);
+        let three = ["n1", "n2", "n3"];
+        three.iter().for_each(|node| say(&mut scene, node, &FOUR, &[(node, "n4", "unknown")]));
+        wait(&mut scene, 4);
+        three.iter().for_each(|node| say(&mut scene, node, &FOUR, &[("n4", node, "cut")]));
+        wait(&mut scene, 8);
+        assert_eq!(scene.published_alerts(), ["node-gone-n4"]);
+        FOUR.iter().for_each(|node| say(&mut scene, node, &FOUR, &[("n4", "n1", "cut")]));
+        wait(&mut scene, 16);
+        assert_eq!(scene.published_alerts(), ["path-cut-n4-n1"]);
+    }
+
+    #[test]
+    fn links_that_wait_take_no_room_from_their_cause() {
+        let mut scene = Scene::new(Settings { max_alerts: 2, ..Settings::default() });
+        FOUR.iter().for_each(|node| scene.node(node, "availability", "online"));
+        (0..3).for_each(|_| scene.second(&FOUR, &FOUR, &[]));
+        let three = ["n1", "n2", "n3"];
+        three.iter().for_each(|node| scene.row(node, &FOUR, &[(node, "n4", "unknown")]));
+        (0..4).for_each(|_| scene.second(&FOUR, &three, &three.map(|node| ("n4", node, "cut"))));
+        assert_eq!(ever(&scene), ["node-gone-n4"]);
     }
 }

@@ -4,6 +4,7 @@
 //! checked, and what fails is counted by kind and dropped whole. Everything that is kept is bounded: nodes, bytes,
 //! alerts, lines of evidence.
 //!
+//! The time that comes in and is kept is steady and never jumps; what is said of it goes by the wall clock, see [`Wall`].
 //! A node's own clock may be wrong by years, so its `ts` is only shown, never compared with ours. How old something
 //! is counts from the moment it arrived; what the broker had stored before we came has an unknown age and is shown as
 //! "last known", and it is no sight of a link.
@@ -13,7 +14,9 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
 use wire::{
+    clock::Wall,
     cluster::{Alert, AlertEvent, ClusterState},
+    payload::Payload,
     report::{
         self, BadMessage, EventType, Header, MAX_PAYLOAD, MeshRow, NodeFindings, NodeInfo, NodeRecord,
         NodeState, OFFLINE, ONLINE, PeerReport, VERSION, Way,
@@ -211,7 +214,7 @@ impl From<NotOurs> for Refusal {
 pub struct Said<T> {
     /// The message.
     pub what: T,
-    /// When it arrived here, by our clock.
+    /// When it arrived here, by our steady clock.
     pub heard: Timestamp,
     /// Whether it was said then; `false` when the broker had it stored, so that its age is unknown.
     pub live: bool,
@@ -433,6 +436,7 @@ pub struct Cluster {
     said: Option<(Timestamp, ClusterState)>,
     /// The alerts that everybody was told of, also by an earlier run.
     told: BTreeMap<Name, Alert>,
+    wall: Wall,
 }
 
 impl Cluster {
@@ -450,6 +454,7 @@ impl Cluster {
             bytes: 0,
             said: None,
             told: BTreeMap::new(),
+            wall: Wall::default(),
         }
     }
 
@@ -471,6 +476,22 @@ impl Cluster {
     /// The broker; `None` until the first attempt has ended.
     pub fn broker(&self) -> Option<&Broker> {
         self.broker.as_ref()
+    }
+
+    /// How the times in here are told.
+    pub fn wall(&self) -> Wall {
+        self.wall
+    }
+
+    /// The wall clock has jumped: every alert is said again with the right time, and is no news. The state is said every few
+    /// seconds anyway.
+    pub fn jumped(&mut self, wall: Wall, now: Timestamp) -> Vec<Effect> {
+        let mut effects = vec![Effect::PageChanged];
+        self.wall = wall;
+        self.alerts.jumped(wall);
+        self.alerts.drain(&mut effects);
+        self.tell(now, &mut effects);
+        effects
     }
 
     /// How many messages were dropped, by kind.
@@ -539,9 +560,13 @@ impl Cluster {
             }
         }
         effects.extend(news.into_iter().map(|(event_type, alert)| {
-            let event = AlertEvent { event_type, ts: now, cluster: self.name.clone(), alert };
-            let payload = serde_json::to_vec(&event).expect("our messages have text keys and finite numbers");
-            Effect::Tell { topic: Topic::Cluster(ClusterTopic::Event), payload, expiry: EVENT_EXPIRY }
+            let ts = self.wall.tell(now);
+            let event = AlertEvent { event_type, ts, cluster: self.name.clone(), alert };
+            Effect::Tell {
+                topic: Topic::Cluster(ClusterTopic::Event),
+                payload: event.to_json(),
+                expiry: EVENT_EXPIRY,
+            }
         }));
     }
 
@@ -629,7 +654,7 @@ impl Cluster {
                 effects.push(Effect::PageChanged);
             }
             Topic::Cluster(ClusterTopic::Alert(id)) => {
-                if let Some(alert) = self.alerts.stored(id, payload, now)? {
+                if let Some(alert) = self.alerts.stored(id, payload)? {
                     self.told.entry(alert.id.clone()).or_insert(alert);
                 }
             }
@@ -745,7 +770,7 @@ impl Cluster {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         ClusterState {
             v: VERSION,
-            ts: now,
+            ts: self.wall.tell(now),
             cluster: self.name.clone(),
             nodes: count(self.nodes.len()),
             nodes_ready: count(self.nodes.iter().filter(ready).count()),
@@ -764,9 +789,8 @@ const EVENT_EXPIRY: Duration = Duration::from_secs(3600);
 const STATE_ALERTS: usize = 30;
 
 /// A retained message of ours.
-pub(crate) fn publish<T: serde::Serialize>(topic: Topic, message: &T, expiry: Option<Duration>) -> Effect {
-    let payload = serde_json::to_vec(message).expect("our messages have text keys and finite numbers");
-    Effect::Publish { topic, payload, expiry }
+pub(crate) fn publish(topic: Topic, message: &impl Payload, expiry: Option<Duration>) -> Effect {
+    Effect::Publish { topic, payload: message.to_json(), expiry }
 }
 
 /// A text of others, cut to what a person reads, in one line.

@@ -24,3 +24,6 @@ pub mod notify;
 
 /// Sockets and the MQTT loop.
 pub mod serve;
+
+/// The cluster is taken off the broker.
+pub mod farewell;

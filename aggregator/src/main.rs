@@ -4,31 +4,48 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use bramble_aggregator::{
     config::{BadConfig, Config},
-    notify::{BAD_CONFIG, Service},
+    farewell,
+    notify::{Asked, BAD_CONFIG, Service},
     serve,
 };
 use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::{
     filter::LevelFilter, fmt::format::debug_fn, layer::SubscriberExt, util::SubscriberInitExt,
 };
+use wire::topic::Name;
 
-/// sysexits: wrong arguments or a wrong configuration, a failure of the system.
+/// sysexits: wrong arguments or a wrong configuration, a failure of the system. [`AFTER_HELP`] lists them.
 const USAGE: u8 = 64;
 const OS_ERROR: u8 = 71;
 
+const AFTER_HELP: &str = "\
+A reload that changes the cluster's name or the prefix takes what was said under the former one off the broker.
+A restart does not; then a file that still has the former one helps:
+bramble-aggregator --config FILE --forget-cluster
+
+Exit codes:
+  0   it was asked to end, or what was asked for is done
+  64  usage, or a fault of the configuration: to try again is in vain
+  71  all else: the page's address is taken; with --forget and --forget-cluster: the broker is away or refuses
+      something, or the aggregator still runs";
+
 /// Shows a whole bramble: the mesh of all nodes, one alert for each root cause, a live page and metrics.
 #[derive(Parser)]
-#[command(name = "bramble-aggregator", version)]
+#[command(name = "bramble-aggregator", version, after_help = AFTER_HELP)]
 struct Arguments {
     /// Configuration to use instead of /etc/bramble/aggregator.toml and /etc/bramble/aggregator.d
     #[arg(long, value_name = "FILE")]
     config: Option<String>,
     /// Only read the configuration, say what is wrong with it, and end: 0 when it is good, 64 when it is not
-    #[arg(long, conflicts_with = "forget")]
+    #[arg(long, conflicts_with_all = ["forget", "forget_cluster"])]
     check: bool,
     /// Take a node that is gone for good off the broker, so that nothing shows it any more, and end
-    #[arg(long, value_name = "NODE")]
-    forget: Option<String>,
+    #[arg(long, value_name = "NODE", value_parser = Name::new, conflicts_with = "forget_cluster")]
+    forget: Option<Name>,
+    /// Take all that the aggregator itself said off the broker, when it goes for good, and end: the cluster's device, state and
+    /// alerts. It must be stopped
+    #[arg(long)]
+    forget_cluster: bool,
     /// Print the completions for a shell, and end; the package has them already
     #[arg(long, value_name = "SHELL", hide = true)]
     completions: Option<clap_complete::Shell>,
@@ -71,11 +88,13 @@ fn main() -> ExitCode {
     };
     if let Some(node) = &arguments.forget {
         return match runtime.block_on(serve::forget(&config, node)) {
-            Ok(found) => {
-                // There is nobody to tell if that fails.
-                let _ = writeln!(std::io::stdout(), "{node} is off the broker: {found} topics emptied");
-                ExitCode::SUCCESS
-            }
+            Ok(found) => forgotten(node.as_str(), found),
+            Err(error) => failed(&error, OS_ERROR),
+        };
+    }
+    if arguments.forget_cluster {
+        return match runtime.block_on(farewell::forget_cluster(&config)) {
+            Ok(found) => forgotten(&format!("cluster {}", config.cluster), found),
             Err(error) => failed(&error, OS_ERROR),
         };
     }
@@ -89,10 +108,30 @@ fn main() -> ExitCode {
 async fn run(mut config: Config, path: Option<&str>) -> anyhow::Result<()> {
     let mut service = Service::start(path)?;
     let mut door = serve::Door::open(&config.web)?;
-    while let Some(next) = serve::run(config, door, &mut service).await? {
-        (config, door) = next;
+    while let Some((mut next, mut reopened, other)) = serve::run(&config, door, &mut service).await? {
+        // Asked something meanwhile, it stops; with a newer configuration, what is left behind may be more.
+        while let Some(asked) = farewell::move_on(&config, &next, other, &mut service).await {
+            match asked {
+                Asked::End => {
+                    tracing::info!("stopping");
+                    return Ok(());
+                }
+                Asked::Reload(newer) => {
+                    if let Some(newer) = reopened.anew(*newer, &mut service) {
+                        (next, reopened) = newer;
+                    }
+                }
+            }
+        }
+        (config, door) = (next, reopened);
     }
     Ok(())
+}
+
+fn forgotten(who: &str, topics: usize) -> ExitCode {
+    // There is nobody to tell if that fails.
+    let _ = writeln!(std::io::stdout(), "{who} is off the broker: {topics} topics emptied");
+    ExitCode::SUCCESS
 }
 
 fn failed(error: &anyhow::Error, code: u8) -> ExitCode {

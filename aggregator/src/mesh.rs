@@ -44,12 +44,8 @@ const UNSEEN: Way = Way { state: WayState::Unknown, loss: None, delay_ms: None }
 /// Judges `from -> to` by the fresh rows of its two ends.
 pub fn link(from: &Name, to: &Name, from_row: Option<&MeshRow>, to_row: Option<&MeshRow>) -> Link {
     let sent = from_row.and_then(|row| row.peers.get(to));
-    // Rows come minutes apart, and at once when a way changes: who is not heard and does not know it spoke before.
-    let spoke_before = |arrived: &PeerReport| {
-        sent.is_some_and(|sent| sent.incoming.state == WayState::Cut)
-            && !matches!(arrived.out.state, WayState::Cut | WayState::Unknown)
-    };
-    let arrived = to_row.and_then(|row| row.peers.get(from)).filter(|arrived| !spoke_before(arrived));
+    let arrived = to_row.and_then(|row| row.peers.get(from));
+    let arrived = arrived.filter(|arrived| !sent.is_some_and(|sent| spoke_before(arrived, sent)));
     let seen = |way: Option<&Way>| way.filter(|w| w.state != WayState::Unknown).cloned();
     let (way, seen_by) =
         match (seen(arrived.map(|report| &report.incoming)), seen(sent.map(|report| &report.out))) {
@@ -61,6 +57,12 @@ pub fn link(from: &Name, to: &Name, from_row: Option<&MeshRow>, to_row: Option<&
         };
     let round_trip = |report: Option<&PeerReport>| report.and_then(|r| r.round_trip);
     Link { way, seen_by, round_trip: round_trip(sent).or_else(|| round_trip(arrived)) }
+}
+
+/// Whether a node said `own` of a peer before that one lost it: rows come minutes apart, and at once when a way changes, so who
+/// is not heard and does not know it has said nothing since.
+pub fn spoke_before(own: &PeerReport, peers: &PeerReport) -> bool {
+    peers.incoming.state == WayState::Cut && !matches!(own.out.state, WayState::Cut | WayState::Unknown)
 }
 
 /// Judges `from -> to` at `now`; unknown when either node is.

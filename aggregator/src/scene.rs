@@ -2,7 +2,10 @@
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use wire::topic::{ClusterTopic, Name, Topic};
+use wire::{
+    clock::Wall,
+    topic::{ClusterTopic, Name, Topic},
+};
 
 use crate::cluster::{Cluster, Effect, Message, Settings};
 
@@ -42,6 +45,12 @@ impl Scene {
     pub(crate) fn wait_ms(&mut self, ms: i64) {
         self.now += SignedDuration::from_millis(ms);
         self.effects.extend(self.cluster.tick(self.now));
+    }
+
+    /// Sets the wall clock: so far ahead of where it began.
+    pub(crate) fn set_clock(&mut self, ahead: SignedDuration) {
+        let wall = Wall::default().seen(self.now, self.now + ahead);
+        self.effects.extend(self.cluster.jumped(wall, self.now));
     }
 
     /// A row of `node`: everything is fine but for the faults.

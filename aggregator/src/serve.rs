@@ -33,7 +33,7 @@ use tokio::{
     sync::{Notify, watch},
 };
 use wire::{
-    connection::{self, Bus, Event},
+    connection::{self, Bus, Event, TakenOver},
     discovery::HEARD_AFTER,
     farewell,
     report::ONLINE,
@@ -58,23 +58,24 @@ const PAGES: usize = 64;
 /// A reader that takes nothing for this long is dropped, milliseconds.
 const SLOW_READER_MS: u32 = 10_000;
 
-/// Wall time at the start, carried on by the monotonic clock, so that it never jumps.
-///
-/// A Pi has no clock of its own: it starts years ago and jumps when it hears from a time server. Everything that the
-/// cluster measures is time between two events here.
+/// The steady clock: wall time at the start, carried on by the monotonic clock, so that it never jumps.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
     start: Timestamp,
     origin: Instant,
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the aggregator has no Host; this is its only look at the clock"
+)]
+fn wall_clock() -> Timestamp {
+    Timestamp::now()
+}
+
 impl Clock {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the aggregator has no Host; this is its only look at the clock"
-    )]
     fn start() -> Self {
-        Self { start: Timestamp::now(), origin: Instant::now() }
+        Self { start: wall_clock(), origin: Instant::now() }
     }
 
     fn now(self) -> Timestamp {
@@ -110,6 +111,13 @@ impl Shared {
     fn cluster(&self) -> MutexGuard<'_, Cluster> {
         // A panic elsewhere leaves the cluster as it was between two messages, or ends the program anyway.
         self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the wall clock; when it has jumped, what is to be said again.
+    fn jumped(&self) -> Option<Vec<Effect>> {
+        let (mut cluster, now) = (self.cluster(), self.clock.now());
+        let wall = cluster.wall().seen(now, wall_clock());
+        (wall != cluster.wall()).then(|| cluster.jumped(wall, now))
     }
 
     /// One line for `systemctl status`: what is missing, else the worst alert.
@@ -167,6 +175,20 @@ impl Door {
         Ok(Self { wanted, listener })
     }
 
+    /// The configuration to begin anew with, and the door for it; where that does not open, the journal tells.
+    pub fn anew(&self, config: Config, service: &mut Service<'_>) -> Option<(Config, Self)> {
+        match self.next(&config.web) {
+            Ok(door) => {
+                service.reloading();
+                Some((config, door))
+            }
+            Err(why) => {
+                refuse(&why);
+                None
+            }
+        }
+    }
+
     /// The door for another configuration: another one when its address is another, which is open then.
     fn next(&self, web: &Web) -> anyhow::Result<Self> {
         let wanted = web.listen;
@@ -193,20 +215,20 @@ impl Door {
     }
 }
 
-/// Runs until it is asked to end, or to begin anew, with the door for that.
+/// Runs until it is asked to end, or to begin anew, with the door for that, and whether another client used our id of late.
 ///
 /// # Errors
 /// The connection's task has ended. A broker that is away is none.
 pub async fn run(
-    config: Config,
+    config: &Config,
     door: Door,
     service: &mut Service<'_>,
-) -> anyhow::Result<Option<(Config, Door)>> {
+) -> anyhow::Result<Option<(Config, Door, Option<TakenOver>)>> {
     let listener = door.listener()?;
     let name = config.cluster.clone();
     let cluster = Cluster::new(name.clone(), cluster::Settings::default());
     let shared = Shared::new(cluster, config.web.hosts.clone());
-    let (bus, mut events) = connection::start(broker(&config));
+    let (bus, mut events) = connection::start(broker(config));
     let mut closing = shared.closing.subscribe();
     let pages = tokio::spawn(pages(listener, shared.clone(), async move {
         let _ = closing.wait_for(|closing| *closing).await;
@@ -214,7 +236,7 @@ pub async fn run(
     tracing::info!("cluster {name}: broker {}, page on http://{}/", config.mqtt.broker, config.web.listen);
 
     // Kept by the connection, and said again whenever it is new.
-    announce(&config, &shared, &bus);
+    announce(config, &shared, &bus);
     service.ready(&shared.status());
     let mut tick_at = Instant::now();
     let births = config.home_assistant.births(&name);
@@ -223,32 +245,32 @@ pub async fn run(
         let effects = tokio::select! {
             asked = service.asked() => match asked {
                 Asked::End => break None,
-                Asked::Reload(config) => match door.next(&config.web) {
-                    Ok(door) => {
-                        service.reloading();
-                        break Some((*config, door));
-                    }
-                    Err(why) => {
-                        refuse(&why);
-                        Vec::new()
-                    }
+                Asked::Reload(config) => match door.anew(*config, service) {
+                    Some(next) => break Some(next),
+                    None => Vec::new(),
                 },
             },
             () = at(announce_at) => {
                 announce_at = None;
-                announce(&config, &shared, &bus);
+                announce(config, &shared, &bus);
                 vouch_at = Some(Instant::now() + HEARD_AFTER);
                 Vec::new()
             }
             () = at(vouch_at) => {
                 vouch_at = None;
-                bus.publish_latest(availability(&config), ONLINE.into(), None);
+                bus.publish_latest(availability(config), ONLINE.into(), None);
                 Vec::new()
             }
             () = at(Some(tick_at)) => {
                 service.status(shared.status());
+                let mut effects = Vec::new();
+                if let Some(again) = shared.jumped() {
+                    tracing::info!("the clock was set: everything is told by it from now on");
+                    announce(config, &shared, &bus);
+                    effects = again;
+                }
                 let mut cluster = shared.cluster();
-                let effects = cluster.tick(shared.clock.now());
+                effects.extend(cluster.tick(shared.clock.now()));
                 tick_at = Instant::now() + cluster.pace();
                 effects
             }
@@ -282,7 +304,7 @@ pub async fn run(
     drop(events);
     // The pages' connections are told to end; who does not listen is left.
     let _ = tokio::time::timeout(Duration::from_secs(2), pages).await;
-    Ok(next)
+    Ok(next.map(|(config, door)| (config, door, bus.taken_over())))
 }
 
 async fn at(instant: Option<Instant>) {
@@ -299,7 +321,8 @@ fn soon() -> Duration {
 }
 
 fn announce(config: &Config, shared: &Shared, bus: &Bus) {
-    for (topic, payload) in home_assistant::announce(config, shared.clock.now()) {
+    let now = shared.cluster().wall().tell(shared.clock.now());
+    for (topic, payload) in home_assistant::announce(config, now) {
         bus.publish_latest(topic, payload, None);
     }
 }
@@ -309,7 +332,7 @@ fn availability(config: &Config) -> String {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the aggregator has no Host; these are its certificates")]
-fn broker(config: &Config) -> connection::Settings {
+pub(crate) fn broker(config: &Config) -> connection::Settings {
     let mqtt = &config.mqtt;
     connection::Settings {
         broker: mqtt.broker.clone(),
@@ -328,11 +351,11 @@ fn broker(config: &Config) -> connection::Settings {
 /// Empties all that a node left at the broker; returns how many topics there were.
 ///
 /// # Errors
-/// It is no node's name, or the broker cannot be reached or refuses something.
-pub async fn forget(config: &Config, node: &str) -> anyhow::Result<usize> {
+/// The broker cannot be reached or refuses something.
+pub async fn forget(config: &Config, node: &Name) -> anyhow::Result<usize> {
     let node = farewell::Node {
         cluster: config.cluster.clone(),
-        name: Name::new(node)?,
+        name: node.clone(),
         prefix: config.home_assistant.prefix.clone(),
     };
     let own = connection::Settings {

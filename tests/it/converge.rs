@@ -39,7 +39,7 @@ impl Tree {
     fn of(name: &str) -> Result<Tree> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let root = std::env::temp_dir().join(format!("bramble-converge-{}-{number}", std::process::id()));
+        let root = std::env::temp_dir().join(format!("bed-converge-{}-{number}", std::process::id()));
         let tree = Tree { root, ours: true };
         fs::create_dir(&tree.root)?;
         tree.fill(name)?;

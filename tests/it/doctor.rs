@@ -55,7 +55,7 @@ impl Node {
     fn check(&self) -> Result<Found> {
         static CHECKS: AtomicUsize = AtomicUsize::new(0);
         let number = CHECKS.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("bramble-doctor-{}-{number}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("bed-doctor-{}-{number}", std::process::id()));
         fs::create_dir_all(&dir)?;
         let found = self.check_in(&dir);
         fs::remove_dir_all(&dir)?;
@@ -75,7 +75,7 @@ impl Node {
         };
         let token = dir.join("token");
         let text = format!(
-            "[cluster]\nrole = \"{}\"\n[k3s]\n{whom}\ntoken_file = \"{}\"\n",
+            "[cluster]\nrole = \"{}\"\n[k3s]\nversion = \"v1.35.2+k3s1\"\n{whom}\ntoken_file = \"{}\"\n",
             self.role,
             token.display()
         );

@@ -9,12 +9,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use testbed::{
     broker::Listener,
     home_assistant::{self, HomeAssistant},
     lab::{Binaries, Lab, Node, Settings},
     mesh::{Ear, settle},
+    namespace::run_in,
     watch::until,
 };
 
@@ -463,11 +468,109 @@ fn now() -> Result<String> {
     Ok(String::from_utf8(date.stdout)?.trim().to_owned())
 }
 
-/// Adds lines to a node's configuration and starts its agent with them.
-fn reconfigure(lab: &mut Lab, node: &str, more: &str) -> Result<()> {
-    let path = config(lab.node(node)?);
-    fs::write(&path, fs::read_to_string(&path)? + more)?;
-    lab.node_mut(node)?.start_agent()
+/// Topics that the broker keeps of who speaks for a cluster, whose device is announced below a prefix.
+fn left_of_cluster(listener: &Listener, cluster: &str, prefix: &str) -> Vec<String> {
+    let own = format!("bramble/{cluster}/cluster/");
+    let device = format!("{prefix}/device/bramble_cluster/bramble-{cluster}/");
+    let all = [own, device].into_iter().flat_map(|begin| listener.below(&begin));
+    all.filter(|(_, heard)| heard.retained).map(|(topic, _)| topic).collect()
+}
+
+pub(crate) fn a_cluster_that_nobody_speaks_for_is_taken_off_the_broker() -> Result<()> {
+    let mut lab = bed()?;
+    let listener = lab.broker().listen("#")?;
+    let program = programs()?.join("bramble-aggregator").display().to_string();
+    let (broker, page) = (lab.broker().address(), lab.page());
+    let path = lab.lan().path("/run/bed/aggregator.toml");
+    let configure = |cluster: &str, prefix: &str| -> Result<()> {
+        let text = format!(
+            "cluster = \"{cluster}\"\n[mqtt]\nhost = \"{}\"\nport = {}\nwill_delay = \"15s\"\n\
+             [home_assistant]\nprefix = \"{prefix}\"\n[web]\nlisten = \"{page}\"\n",
+            broker.ip(),
+            broker.port()
+        );
+        Ok(fs::write(&path, text)?)
+    };
+    let reload = |lab: &mut Lab| -> Result<()> {
+        let pid = lab.aggregator().context("the aggregator runs")?.pid();
+        Ok(kill(Pid::from_raw(pid.cast_signed()), Signal::SIGHUP)?)
+    };
+    let say = |lab: &Lab, arguments: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut command = lab.lan().command_on_host_network(&program);
+        let output = command.args(["--config", "/run/bed/aggregator.toml"]).args(arguments).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
+    };
+    // Presence, who speaks, state, device.
+    let all_is_said = |cluster: &str, prefix: &str| {
+        until(SETTLING * 2, &format!("all of {cluster} is said, below {prefix}"), || {
+            Ok((left_of_cluster(&listener, cluster, prefix).len() >= 4).then_some(()))
+        })
+    };
+    let vouched_by = |topic: &str| {
+        until(SETTLING * 2, &format!("n1's agent is vouched for by {topic}"), || {
+            let device: Option<Value> = listener.json(&device_of("n1"));
+            let vouched = device.map(|d| d["components"]["agent"]["availability"][0]["topic"].clone());
+            Ok(vouched.filter(|vouched| vouched == topic).map(drop))
+        })
+    };
+    let gone = |cluster: &str, prefix: &str| {
+        let nothing = || Ok(left_of_cluster(&listener, cluster, prefix).is_empty().then_some(()));
+        until(SETTLING, &format!("nothing is left of {cluster} below {prefix}"), nothing)
+            .with_context(|| format!("{:?}", left_of_cluster(&listener, cluster, prefix)))
+    };
+    logged(&lab, || {
+        all_is_said("demo", "homeassistant")?;
+        vouched_by("bramble/demo/cluster/availability")
+    })?;
+    let (code, said) = say(&lab, &["--forget", "no_name"])?;
+    ensure!(code == Some(64) && said.contains("no valid name"), "{code:?}: {said}");
+    let (code, said) = say(&lab, &["--forget-cluster"])?;
+    let next = "sudo systemctl disable --now bramble-aggregator";
+    ensure!(code == Some(71) && said.contains(next), "{code:?}: {said}");
+    ensure!(left_of_cluster(&listener, "demo", "homeassistant").len() >= 4, "it was emptied all the same");
+
+    configure("demo", "ha")?;
+    reload(&mut lab)?;
+    logged(&lab, || {
+        all_is_said("demo", "ha")?;
+        until(SETTLING, "the former prefix has nothing of the cluster", || {
+            let device = listener.newest("homeassistant/device/bramble_cluster/bramble-demo/config");
+            Ok(device.is_none_or(|device| !device.retained || device.payload.is_empty()).then_some(()))
+        })
+    })?;
+    configure("other", "ha")?;
+    reload(&mut lab)?;
+    logged(&lab, || {
+        all_is_said("other", "ha")?;
+        gone("demo", "ha")?;
+        vouched_by("bramble/demo/node/n1/availability")
+    })?;
+
+    lab.aggregator().context("the aggregator runs")?.kill();
+    let (code, said) = say(&lab, &["--forget-cluster"])?;
+    ensure!(code == Some(0) && said.contains("cluster other is off the broker"), "{code:?}: {said}");
+    gone("other", "ha")?;
+    // Its last will would have been said by now.
+    sleep(Duration::from_secs(6));
+    let late = lab.broker().listen("#")?;
+    until(SETTLING, "the broker tells what it keeps", || Ok(is_whole(&late, "n1").then_some(())))?;
+    sleep(Duration::from_secs(1));
+    for (cluster, prefix) in [("demo", "homeassistant"), ("demo", "ha"), ("other", "ha")] {
+        let left = left_of_cluster(&late, cluster, prefix);
+        ensure!(left.is_empty(), "{cluster} below {prefix} left {left:?}");
+    }
+    Ok(())
+}
+
+/// Lets a node's agent begin anew, and waits until it is with the broker again.
+fn restart(lab: &mut Lab, listener: &Listener, node: &str) -> Result<()> {
+    let began = Instant::now();
+    lab.node_mut(node)?.start_agent()?;
+    let said = format!("bramble/demo/node/{node}/state");
+    until(SETTLING, &format!("{node} speaks again"), || {
+        Ok(listener.newest(&said).filter(|heard| heard.at > began).map(drop))
+    })
 }
 
 /// Asks, and returns the answer.
@@ -487,22 +590,32 @@ fn ask(lab: &Lab, listener: &Listener, node: &str, verb: &str, transaction: &str
     Ok(answer)
 }
 
+/// Where K3s' installer writes its unit, by which a node knows what it is in the cluster.
+const UNITS: &str = "/etc/systemd/system";
+
 pub(crate) fn a_restart_that_others_need_this_node_for_is_refused_and_counts_as_asked() -> Result<()> {
     let mut lab = bed()?;
     let listener = lab.broker().listen("#")?;
-    let allow = "\n[commands]\nallow = [\"reboot\"]\n";
-    let server = "\n[cluster]\nrole = \"server\"\n";
-    reconfigure(&mut lab, "n1", &format!("{allow}{server}"))?;
-    reconfigure(&mut lab, "n2", &format!("{allow}{server}"))?;
-    reconfigure(&mut lab, "n3", allow)?;
-    ["n1", "n2", "n3"].iter().try_for_each(|node| wait_until_whole(&listener, node))?;
+    ["n1", "n2", "n3"].iter().try_for_each(|node| {
+        run_in(lab.node(node)?.namespace(), "mount", &["-t", "tmpfs", "tmpfs", UNITS]).map(drop)
+    })?;
+    let serve = |lab: &Lab, node: &str| -> Result<()> {
+        run_in(lab.node(node)?.namespace(), "touch", &[&format!("{UNITS}/k3s.service")]).map(drop)
+    };
+    ["n1", "n2"].iter().try_for_each(|node| serve(&lab, node))?;
+    for node in ["n1", "n2", "n3"] {
+        let path = config(lab.node(node)?);
+        fs::write(&path, fs::read_to_string(&path)? + "\n[commands]\nallow = [\"reboot\"]\n")?;
+        restart(&mut lab, &listener, node)?;
+    }
+    let asked = std::cell::Cell::new(0);
     let refused = |lab: &Lab, node: &str, transaction: &str, why: &str| -> Result<()> {
         // It was not heard of others yet, or was heard of them as they were before.
         until(SETTLING, &format!("{node} refuses because: {why}"), || {
-            let fresh = format!("{transaction}-{}", listener.below("bramble/").len());
-            let answer = ask(lab, &listener, node, "reboot", &fresh)?;
+            asked.set(asked.get() + 1);
+            let answer = ask(lab, &listener, node, "reboot", &format!("{transaction}-{}", asked.get()))?;
             ensure!(answer["status"] == "error", "{answer}");
-            Ok(answer["error"].as_str().unwrap_or_default().contains(why).then_some(()))
+            Ok(answer["error"].as_str().unwrap_or_default().to_lowercase().contains(why).then_some(()))
         })
     };
     logged(&lab, || {
@@ -520,6 +633,16 @@ pub(crate) fn a_restart_that_others_need_this_node_for_is_refused_and_counts_as_
             "a request that is replayed: {again}"
         );
         Ok(())
+    })?;
+    // Nobody needs the one that is no server. Here is no systemd that could do it; the answer says so.
+    logged(&lab, || refused(&lab, "n3", "none", "bus"))?;
+    // A third one makes no majority while nobody knows whether K3s is up there.
+    serve(&lab, "n3")?;
+    restart(&mut lab, &listener, "n3")?;
+    logged(&lab, || {
+        [("n1", "n2"), ("n2", "n1"), ("n3", "n1")].into_iter().try_for_each(|(node, untold)| {
+            refused(&lab, node, "third", &format!("whether k3s is up on {untold}, "))
+        })
     })?;
     lab.node_mut("n2")?.agent().context("the agent runs")?.kill();
     sleep(AFTER_THE_WILLS);
@@ -745,7 +868,9 @@ fn said_of(tree: &std::path::Path) -> Result<(wire::report::NodeState, Value)> {
         };
         healths = judges.iter_mut().map(|judge| judge.judge(&seen)).collect();
         let statements = healths.iter().flat_map(|health| health.statements.clone()).collect();
-        conditions = history.date(statements, wall).conditions;
+        let steady = jiff::Timestamp::UNIX_EPOCH + uptime;
+        history.was_set(steady, wall);
+        conditions = history.date(statements, steady).conditions;
     }
     let speaker = Speaker { cluster: cluster.clone(), node: node.clone(), id: "7f3a91c2".to_owned() };
     let state = speaker.state(wall, tier, &healths, conditions, &[], 0);
@@ -767,7 +892,7 @@ pub(crate) fn every_probe_on_every_tree_makes_entities_that_home_assistant_takes
             continue;
         }
         let name = tree.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let copy = std::env::temp_dir().join(format!("bramble-body-{}-{name}", std::process::id()));
+        let copy = std::env::temp_dir().join(format!("bed-body-{}-{name}", std::process::id()));
         let mut cp = testbed::process::bound("cp");
         cp.arg("--archive").arg(&tree).arg(&copy);
         testbed::process::run(cp)?;

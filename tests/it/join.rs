@@ -436,6 +436,10 @@ pub(crate) fn what_is_written_wrong_ends_a_join_and_is_not_tried_again() -> Resu
         site.machine.run(&format!("sed -i '{edit}' {SETTINGS}"))?.good()?;
         let said = site.machine.run("bramble join --yes </dev/null")?;
         ensure!(said.code == 64 && said.err.contains(says), "{edit}: {said:?}");
+        let said = site.machine.run("bramble join --check --json")?;
+        let told =
+            said.err.contains(says) || said.out.contains(says) && said.out.contains("\"exit_code\":64");
+        ensure!(said.code == 64 && told, "{edit}: {said:?}");
     }
     site.machine.run("systemctl start bramble-join")?;
     let state = property(&mut site.machine, "bramble-join", "ActiveState")?;
@@ -449,6 +453,11 @@ pub(crate) fn what_is_written_wrong_ends_a_join_and_is_not_tried_again() -> Resu
         "the next token is waited for in vain: {}",
         joining(&mut site)?
     );
+    let said = site.machine.run("bramble join --check")?;
+    ensure!(said.code < 64, "{said:?}");
+    site.machine.run(&format!("sed -i '/^version/d' {SETTINGS}"))?.good()?;
+    let said = site.machine.run("bramble join --check")?;
+    ensure!(said.code == 64 && said.out.contains("token-file"), "what is found is told as well: {said:?}");
     Ok(())
 }
 

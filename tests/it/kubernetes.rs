@@ -89,7 +89,7 @@ pub(crate) fn the_kubelets_certificate_reads_its_node_and_a_foreign_one_does_not
             json!({"metadata": {"name": "pi1"}, "status": {"conditions": conditions}}),
         );
     });
-    let folder = std::env::temp_dir().join(format!("bramble-kubernetes-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("bed-kubernetes-{}", std::process::id()));
     let seen = look(&folder.join("own"), &server, &kubelet)?;
     let first = &seen["node"]["Ok"][0];
     ensure!(first["kind"] == "Ready" && first["status"] == "False", "{seen}");
@@ -131,7 +131,7 @@ pub(crate) fn kubectl_describe_node_tells_what_the_agent_knows_where_its_owner_w
     let server = Server::start(settings, Cluster::default(), "127.0.0.1:0".parse()?)?;
     let kubelets = json!({"type": "Ready", "status": "True", "message": "kubelet is posting ready status"});
     server.cluster(|cluster| cluster.put(NODE, json!({"status": {"conditions": [kubelets]}})));
-    let folder = std::env::temp_dir().join(format!("bramble-tell-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("bed-tell-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     let folder = folder.canonicalize()?;
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -149,7 +149,7 @@ pub(crate) fn kubectl_describe_node_tells_what_the_agent_knows_where_its_owner_w
 
     // The agent is not there yet: that is no good news, and none of the kubelet's conditions goes.
     let told = format!("{agents}[kubernetes]\ntell = true\n");
-    let _running = start(&folder.join("on"), &server, &kubelet, &told)?;
+    let on = start(&folder.join("on"), &server, &kubelet, &told)?;
     let silent = until(PATIENCE, "the Node has bramble's condition", || Ok(condition(&server)))?;
     ensure!(silent["status"] == "Unknown" && silent["reason"] == "AgentSilent", "{silent}");
     let kept = server.cluster(|cluster| cluster.get(NODE).cloned()).context("there is a Node")?;
@@ -160,7 +160,7 @@ pub(crate) fn kubectl_describe_node_tells_what_the_agent_knows_where_its_owner_w
     let program = Binaries::within(&crate::programs()?)?.bramble;
     let mut command = bound(&program.display().to_string());
     command.arg("--config").arg(folder.join("agent.toml")).arg("run").stderr(Stdio::null());
-    let _agent = Process::spawn("the agent", command)?;
+    let agent = Process::spawn("the agent", command)?;
     let bad = until(TWO_LOOKS, "the Node has a problem", || {
         Ok(condition(&server).filter(|condition| condition["status"] == "True"))
     })?;
@@ -177,11 +177,13 @@ pub(crate) fn kubectl_describe_node_tells_what_the_agent_knows_where_its_owner_w
     })?;
     ensure!(event["type"] == "Normal" && event["involvedObject"]["uid"] == "pi1", "{event}");
     ensure!(event["message"].as_str().is_some_and(|text| text.starts_with("Over: ")), "{event}");
-    drop(_running);
+    drop(on);
 
     // Switched off again, it takes back what it told.
-    let _off = start(&folder.join("off"), &server, &kubelet, &agents)?;
+    let off = start(&folder.join("off"), &server, &kubelet, &agents)?;
     until(PATIENCE, "bramble's condition is gone", || Ok(condition(&server).is_none().then_some(())))?;
+    // They write there until they are gone.
+    drop((off, agent));
     fs::remove_dir_all(&folder)?;
     Ok(())
 }

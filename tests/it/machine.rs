@@ -50,6 +50,7 @@ const SHARED_KERNEL: &[Test] = &[
 const OWN_KERNEL: &[Test] = &[
     test!(the_companion_loads_its_programs_into_the_machines_kernel),
     test!(who_undid_a_setting_is_named_with_their_unit),
+    test!(what_was_dated_before_the_clock_was_set_is_dated_anew),
     test!(limits_of_a_unit_reach_the_kernel),
     test!(apply_and_revert_give_every_byte_back_over_a_reboot),
 ];
@@ -322,6 +323,30 @@ fn who_undid_a_setting_is_named_with_their_unit(machine: &mut dyn Machine) -> Re
         "{said}"
     );
     machine.run("systemctl stop bed-culprit bed-probe bed-agent")?.good()?;
+    Ok(())
+}
+
+fn what_was_dated_before_the_clock_was_set_is_dated_anew(machine: &mut dyn Machine) -> Result<()> {
+    const AHEAD: i64 = 8 * 3600;
+    start_units(machine)?;
+    // Of one that stays as it is: here is no broker.
+    let since = |machine: &mut dyn Machine| -> Result<Option<jiff::Timestamp>> {
+        let said = status(machine)?.unwrap_or_default();
+        let broker = |one: &&Value| one["id"] == "broker" && one["status"] == "raised";
+        let broker = said["state"]["conditions"].as_array().and_then(|all| all.iter().find(broker).cloned());
+        Ok(broker.and_then(|one| one["since"].as_str()?.parse().ok()))
+    };
+    let set = |by: i64| format!("date --set=@$(($(date +%s) + {by}))");
+    let before = until(PATIENCE, "the agent misses the broker", || since(machine));
+    let before = before.with_context(|| journal(machine))?;
+    machine.run(&set(AHEAD))?.good()?;
+    let moved = until(PATIENCE, "it is dated by the clock as it is now", || {
+        Ok(since(machine)?.map(|now| now.duration_since(before).as_secs()).filter(|moved| *moved != 0))
+    });
+    machine.run(&set(-AHEAD))?.good()?;
+    machine.run("systemctl stop bed-probe bed-agent")?.good()?;
+    let moved = moved?;
+    ensure!((AHEAD - 2..=AHEAD + 2).contains(&moved), "the clock was set by {AHEAD} s, the date by {moved}");
     Ok(())
 }
 

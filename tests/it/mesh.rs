@@ -68,12 +68,48 @@ pub(crate) fn a_cut_node_is_one_alert_and_not_one_per_link() -> Result<()> {
     name_and_forget("cut:n2", 1, AS_SHIPPED)
 }
 
+/// As with the switch or the power strip that they hang on.
+pub(crate) fn nodes_that_go_together_are_one_alert_each() -> Result<()> {
+    let lab = bed_that_reports(AS_SHIPPED, 4)?;
+    logged(&lab, || {
+        let ear = Ear::open(&lab)?;
+        settle(&lab, &ear, SETTLING)?;
+        let faults: Vec<Fault> = ["cut:n3", "cut:n4"]
+            .into_iter()
+            .map(|fault| Fault::inject(fault.parse()?, &lab))
+            .collect::<Result<_>>()?;
+        // Each of the two is thought to be reached by the other for a while; both are told, and nothing else, then or later.
+        let (began, right) = (Instant::now(), ["node-gone n3", "node-gone n4"]);
+        let mut last = Vec::new();
+        while began.elapsed() < LIMIT * 4 {
+            let alerts = ear.alerts().into_iter();
+            last = alerts.map(|(alert, _)| format!("{} {}", alert.kind, alert.subject)).collect();
+            ensure!(
+                last.iter().all(|said| right.contains(&said.as_str())),
+                "{:?}: {last:?}",
+                began.elapsed()
+            );
+            ensure!(last.len() == 2 || began.elapsed() < LIMIT + Duration::from_secs(2), "{last:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        ensure!(last == right, "{last:?}");
+        faults.into_iter().try_for_each(|fault| fault.heal(&lab).map(drop))?;
+        until(SETTLING * 2, "the alerts are over and all links are fine", || {
+            Ok((ear.alerts().is_empty() && settle(&lab, &ear, Duration::ZERO).is_ok()).then_some(()))
+        })
+    })
+}
+
 pub(crate) fn loss_is_named_ten_times_out_of_ten() -> Result<()> {
     name_and_forget("loss:n3-n1", 10, FASTEST)
 }
 
 pub(crate) fn delay_is_named_ten_times_out_of_ten() -> Result<()> {
     name_and_forget("delay:n1-n2", 10, FASTEST)
+}
+
+pub(crate) fn a_dead_link_is_named_ten_times_out_of_ten() -> Result<()> {
+    name_and_forget("loss:n1-n3:100", 10, AS_SHIPPED)
 }
 
 pub(crate) fn a_cut_is_named_ten_times_out_of_ten() -> Result<()> {
@@ -84,19 +120,19 @@ pub(crate) fn a_cut_is_named_ten_times_out_of_ten() -> Result<()> {
 const AS_SHIPPED: &str = "10s";
 const FASTEST: &str = "1s";
 
-/// Waits for a moment of a second: the middle of it, and of ten rounds each for another one. Loss begins in the middle always: the
-/// probes of three ticks lie within the limit then. That half of all packets are lost and none of theirs, or one, happens once in
-/// a thousand times; of two ticks' probes, once in sixty.
+/// Waits for a moment of a second: the middle of it, and of ten rounds each for another one. Loss of some begins in the middle
+/// always: the probes of three ticks lie within the limit then. That half of all packets are lost and none of theirs, or one,
+/// happens once in a thousand times; of two ticks' probes, once in sixty.
 fn wait_for_its_moment(spec: &Spec, round: u32) {
-    let tenth = if matches!(spec, Spec::Loss { .. }) { 5 } else { (round + 4) % 10 };
+    let tenth = if spec.kind() == "path-loss" { 5 } else { (round + 4) % 10 };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970");
     let past_it = (now + Duration::from_millis(1000 - u64::from(tenth) * 100)).subsec_nanos();
     std::thread::sleep(Duration::from_secs(1) - Duration::from_nanos(past_it.into()));
 }
 
-/// Three nodes with everything running.
-fn bed_that_reports(report: &'static str) -> Result<Lab> {
-    let mut lab = Lab::network(&Binaries::within(&programs()?)?, 3, 0)?;
+/// Nodes with everything running.
+fn bed_that_reports(report: &'static str, nodes: u8) -> Result<Lab> {
+    let mut lab = Lab::network(&Binaries::within(&programs()?)?, nodes, 0)?;
     for node in lab.nodes() {
         node.configure(lab.broker(), Settings { report, ..Settings::default() })?;
     }
@@ -105,7 +141,7 @@ fn bed_that_reports(report: &'static str) -> Result<Lab> {
 }
 
 pub(crate) fn who_watches_sees_new_numbers_every_second() -> Result<()> {
-    let lab = bed_that_reports(AS_SHIPPED)?;
+    let lab = bed_that_reports(AS_SHIPPED, 3)?;
     logged(&lab, || {
         settle(&lab, &Ear::open(&lab)?, SETTLING)?;
         let sent = || -> Result<u64> {
@@ -128,7 +164,7 @@ pub(crate) fn who_watches_sees_new_numbers_every_second() -> Result<()> {
 
 /// Breaks it, waits until everybody named it and nobody named anything else, heals it, waits until all is fine.
 fn name_and_forget(fault: &str, times: u32, report: &'static str) -> Result<()> {
-    let lab = bed_that_reports(report)?;
+    let lab = bed_that_reports(report, 3)?;
     logged(&lab, || {
         let spec: Spec = fault.parse()?;
         let ear = Ear::open(&lab)?;

@@ -49,7 +49,7 @@ impl Folder {
     fn new() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("bramble-mqtt-{}-{number}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("bed-mqtt-{}-{number}", std::process::id()));
         fs::create_dir(&path)?;
         Ok(Self(path))
     }
@@ -501,8 +501,9 @@ pub(crate) fn what_the_shipped_access_list_refuses_is_named_and_nothing_of_ours_
     // This broker refuses no filter for its list, and hands nothing over instead. So what arrives is looked at.
     let birth = "homeassistant/status";
     let (request, state) = ("bramble/home/node/n1/request/check", "bramble/home/node/n1/state");
-    let [here, presence, others] =
-        ["availability", "info", "state"].map(|l| format!("bramble/home/node/n2/{l}"));
+    let [here, presence, others, mesh] =
+        ["availability", "info", "state", "mesh"].map(|l| format!("bramble/home/node/n2/{l}"));
+    let asking = Topic::filters_of_who_asks(&home);
     let agent = [Topic::filters_of_the_agent(&home, &n1), vec![birth.to_owned()]].concat();
     let aggregator = [Topic::filters_of_the_aggregator(&home), vec![birth.to_owned()]].concat();
     let forgetting = vec![Topic::filter_of_the_node(&home, &n1), HomeTopic::filter_of(&prefix, &of_n1)];
@@ -512,7 +513,8 @@ pub(crate) fn what_the_shipped_access_list_refuses_is_named_and_nothing_of_ours_
         ("n1", &agent, "n2", vec![], vec![here.as_str(), &presence]),
         ("n1", &agent, "homeassistant", vec![], vec![request, birth]),
         ("n1", &forgetting, "n1", vec![], vec![own_device.as_str(), &own_component, state]),
-        ("n1", &everything, "n2", vec![others.as_str(), &device, &component], vec![presence.as_str()]),
+        ("n1", &asking, "n2", vec![], vec![here.as_str(), &presence, &others]),
+        ("n1", &everything, "n2", vec![mesh.as_str(), &device, &component], vec![presence.as_str()]),
         ("aggregator", &aggregator, "n2", vec![], vec![others.as_str()]),
         ("aggregator", &aggregator, "homeassistant", vec![], vec![birth]),
         ("aggregator", &forgetting, "n1", vec![], vec![own_device.as_str(), &own_component, state]),
@@ -1127,7 +1129,7 @@ pub(crate) fn a_reload_without_the_password_is_told_and_keeps_the_old_configurat
     })
     .with_context(|| agent.log())?;
     let why = format!(
-        "{}: line 6: mqtt.user = \"u\": the password is missing: {none}: no such file",
+        "{}: line 6: mqtt.user = \"u\": the password is missing: {none}: no such file; write it there",
         folder.path("bramble.toml")
     );
     ensure!(said.contains(&why), "{said}, and not {why}");

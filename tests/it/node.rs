@@ -20,7 +20,7 @@ use testbed::{
     watch::until,
 };
 use wire::{
-    report::{OFFLINE, Stamps, Status, WayState},
+    report::{EventType, NodeEvent, OFFLINE, Stamps, Status, WayState},
     topic::NodeTopic,
 };
 
@@ -66,6 +66,59 @@ pub(crate) fn a_killed_companion_is_missed_and_its_restart_heals_with_tcx() -> R
 
 pub(crate) fn a_killed_companion_leaves_no_second_filter_with_tc() -> Result<()> {
     kill_and_restart_companion("tc")
+}
+
+/// What stays raised is told with its first date, and not as something that happened; what ends meanwhile is told as over.
+pub(crate) fn a_restart_of_the_agent_makes_no_news_of_what_stays_so() -> Result<()> {
+    let mut lab = bed()?;
+    let ear = Ear::open(&lab)?;
+    let listener = lab.broker().listen("bramble/demo/node/n1/event")?;
+    settle(&lab, &ear, SETTLING)?;
+    let seen = || -> Option<(Status, jiff::Timestamp)> {
+        let state = ear.state("n1")?;
+        state.conditions.iter().find(|c| c.id == "companion").map(|c| (c.status, c.since))
+    };
+    let told = || -> Option<(NodeEvent, Instant)> {
+        let heard = listener.newest("bramble/demo/node/n1/event")?;
+        let event: NodeEvent = serde_json::from_slice(&heard.payload).ok()?;
+        (event.condition.id == "companion").then_some((event, heard.at))
+    };
+    lab.node_mut("n1")?.companion().context("the companion runs")?.kill();
+    let since = logged(&lab, || {
+        until(SETTLING, "n1 misses its companion", || {
+            Ok(told().and(seen()).filter(|(status, _)| *status == Status::Raised).map(|(_, since)| since))
+        })
+    })?;
+    // The report after the one that tells of it.
+    std::thread::sleep(Duration::from_secs(3));
+    for _ in 0..2 {
+        let restarted = Instant::now();
+        lab.node_mut("n1")?.start_agent()?;
+        logged(&lab, || {
+            until(SETTLING, "n1 misses it again", || {
+                let heard = ear.newest("n1", NodeTopic::State)?.context("n1 reported")?;
+                Ok((heard.at > restarted + Duration::from_secs(3)).then_some(()))
+            })?;
+            ensure!(seen() == Some((Status::Raised, since)), "{:?} and not since {since}", seen());
+            let (event, at) = told().with_context(|| {
+                let newest = listener.newest("bramble/demo/node/n1/event");
+                format!("{:?}", newest.map(|heard| String::from_utf8_lossy(&heard.payload).into_owned()))
+            })?;
+            ensure!(at < restarted, "it is told again: {event:?}");
+            Ok(())
+        })?;
+    }
+    // It is back before the agent is.
+    let restarted = Instant::now();
+    lab.node_mut("n1")?.agent().context("the agent runs")?.kill();
+    lab.node_mut("n1")?.start_companion()?;
+    lab.node_mut("n1")?.start_agent()?;
+    logged(&lab, || {
+        until(SETTLING, "its end is told", || {
+            Ok(told().filter(|(event, at)| *at > restarted && event.event_type == EventType::Cleared))
+        })
+    })
+    .map(drop)
 }
 
 fn kill_and_restart_companion(attach: &'static str) -> Result<()> {
@@ -407,7 +460,7 @@ pub(crate) fn with_the_shipped_interval_the_page_is_whole_and_faults_are_named_i
             std::thread::sleep(Duration::from_millis(200));
         }
         let ear = Ear::open(&lab)?;
-        for fault in ["loss:n2-n3", "delay:n3-n1", "cut:n3"] {
+        for fault in ["loss:n2-n3", "delay:n3-n1", "loss:n1-n3:100", "cut:n3"] {
             let fault = Fault::inject(fault.parse()?, &lab)?;
             let namings = naming::watch(&lab, &ear, fault.spec(), Instant::now())?;
             ensure!(namings.are_right(), "{namings:?}");
@@ -418,6 +471,50 @@ pub(crate) fn with_the_shipped_interval_the_page_is_whole_and_faults_are_named_i
         }
         Ok(())
     })
+}
+
+/// Reports go with the companion's samples, and come as often whether those come, come more often because somebody watches, or
+/// do not come at all.
+pub(crate) fn reports_keep_their_interval_with_a_companion_and_without() -> Result<()> {
+    const INTERVAL: f64 = 2.0;
+    let mut lab = Lab::network(&Binaries::within(&programs()?)?, 1, 0)?;
+    lab.node("n1")?.configure(lab.broker(), Settings { report: "2s", ..Settings::default() })?;
+    let ear = Ear::open(&lab)?;
+    lab.start_programs()?;
+    let newest =
+        || -> Result<Option<Instant>> { Ok(ear.newest("n1", NodeTopic::State)?.map(|heard| heard.at)) };
+    // Seconds between the reports that come while something else is done again and again.
+    let gaps = |mut meanwhile: Box<dyn FnMut() -> Result<()> + '_>| -> Result<Vec<f64>> {
+        let (began, mut reports, mut last) = (Instant::now(), Vec::new(), newest()?);
+        while began.elapsed().as_secs_f64() < 5.0 * INTERVAL {
+            let now = newest()?;
+            if now != last {
+                reports.extend(now);
+                last = now;
+            }
+            meanwhile()?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(reports.windows(2).map(|two| two[1].duration_since(two[0]).as_secs_f64()).collect())
+    };
+    let are_kept = |gaps: &[f64]| {
+        let all: f64 = gaps.iter().sum();
+        gaps.iter().all(|gap| *gap <= 1.5 * INTERVAL) && all / gaps.len() as f64 >= 0.8 * INTERVAL
+    };
+    // What is learned at first is news, and told at once.
+    std::thread::sleep(Duration::from_secs(6));
+    let quiet = gaps(Box::new(|| Ok(())))?;
+    ensure!(are_kept(&quiet), "with a companion: {quiet:?}");
+    let watched = gaps(Box::new(|| lab.node("n1")?.status().map(drop)))?;
+    ensure!(are_kept(&watched), "watched: {watched:?}");
+    lab.node_mut("n1")?.companion().context("the companion runs")?.kill();
+    until(SETTLING, "n1 misses its companion", || {
+        let state = ear.state("n1").context("n1 reported")?;
+        Ok(raised(&state).iter().any(|(id, _)| id == "companion").then_some(()))
+    })?;
+    let alone = gaps(Box::new(|| Ok(())))?;
+    ensure!(are_kept(&alone), "without a companion: {alone:?}");
+    Ok(())
 }
 
 /// A copied card: both say so, and when it is gone the mesh is as it was.

@@ -203,7 +203,7 @@ pub(crate) fn nobodys_home_stands_in_the_sources() -> Result<()> {
 
 pub(crate) fn every_setting_in_the_documents_is_one() -> Result<()> {
     let host = bramble::host::Host::live()?;
-    let path = std::env::temp_dir().join(format!("bramble-documents-{}.toml", std::process::id()));
+    let path = std::env::temp_dir().join(format!("bed-documents-{}.toml", std::process::id()));
     let docs = fs::read_dir(root().join("docs"))?.map(|entry| Ok(entry?.path()));
     let mut documents = docs.collect::<Result<Vec<_>>>()?;
     documents.push(root().join("README.md"));

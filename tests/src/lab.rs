@@ -27,6 +27,8 @@ const FIRST_NETWORK: u8 = 77;
 /// Where the host is in the bed's network; the broker is one further.
 const HOST: u8 = 253;
 const BROKER: u8 = 254;
+/// The link that the nodes of [`Switch::Direct`] lie upon.
+const WIRE: &str = "wire";
 /// Most nodes of a bed.
 pub const MOST_NODES: u8 = 50;
 
@@ -77,6 +79,16 @@ impl Default for Settings<'_> {
         let state = Path::new("/run/bed/state");
         Self { stamps: "auto", attach: "auto", report: "1s", tls: false, state }
     }
+}
+
+/// What joins the nodes of a bed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// A bridge with a port for each node, at which faults are made. Its work is done by whoever sends.
+    Bridge,
+    /// A packet is at its node as soon as it was sent, as if the switch were a machine of its own: for measuring what nodes cost. No
+    /// fault can be made.
+    Direct,
 }
 
 /// One node: a machine as far as network, `/run` and bramble are concerned.
@@ -259,12 +271,31 @@ impl Lab {
     /// # Errors
     /// Not root, or a package is missing.
     pub fn network(binaries: &Binaries, nodes: u8, port: u16) -> Result<Self> {
+        Self::joined_by(Switch::Bridge, binaries, nodes, port)
+    }
+
+    /// As [`Self::network`], with a switch of either kind.
+    ///
+    /// # Errors
+    /// As [`Self::network`].
+    pub fn joined_by(switch: Switch, binaries: &Binaries, nodes: u8, port: u16) -> Result<Self> {
         ensure!((1..=MOST_NODES).contains(&nodes), "a bed has 1 to {MOST_NODES} nodes");
         let lan = Namespace::new("the bridge")?;
         // With an address of its own: otherwise it takes a port's, and changes it whenever ports come and go.
         lan.ip("link add br0 address 02:00:00:00:00:01 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n")?;
+        if switch == Switch::Direct {
+            lan.ip(&format!(
+                "link add {WIRE} type veth peer name port\nlink set port master br0 up\nlink set {WIRE} up\n"
+            ))?;
+        }
         let network = join_host(&lan)?;
-        lan.ip(&format!("addr add 198.18.{network}.{BROKER}/24 dev br0\n"))?;
+        let broker = format!("198.18.{network}.{BROKER}/24");
+        lan.ip(&match switch {
+            Switch::Bridge => format!("addr add {broker} dev br0\n"),
+            Switch::Direct => format!(
+                "link add link {WIRE} name broker type macvlan mode bridge\naddr add {broker} dev broker\nlink set broker up\n"
+            ),
+        })?;
         let broker = Broker::start(&lan, Ipv4Addr::new(198, 18, network, BROKER))?;
         let nodes = (1..=nodes)
             .map(|number| {
@@ -276,7 +307,7 @@ impl Lab {
                     companion: None,
                     namespace: Namespace::new(&format!("n{number}"))?,
                 };
-                plug_in(&lan, &node, *broker.address().ip())?;
+                plug_in(switch, &lan, &node, *broker.address().ip())?;
                 node.configure(&broker, Settings::default())?;
                 Ok(node)
             })
@@ -455,13 +486,19 @@ fn join_host(lan: &Namespace) -> Result<u8> {
     Err(refusal.unwrap_or_else(|| anyhow::anyhow!("no network is free")))
 }
 
-/// Gives a node its cable: `eth0` inside, a bridge port of the node's name outside.
-fn plug_in(lan: &Namespace, node: &Node, gateway: Ipv4Addr) -> Result<()> {
-    let name = &node.name;
-    lan.ip(&format!(
-        "link add {name} type veth peer name eth0 netns {}\nlink set {name} master br0 up\n",
-        node.namespace.pid()
-    ))?;
+/// Gives a node its cable: `eth0` inside; of a bridge a port of the node's name outside.
+fn plug_in(switch: Switch, lan: &Namespace, node: &Node, gateway: Ipv4Addr) -> Result<()> {
+    let (name, inside) = (&node.name, node.namespace.pid());
+    lan.ip(&match switch {
+        Switch::Bridge => {
+            format!(
+                "link add {name} type veth peer name eth0 netns {inside}\nlink set {name} master br0 up\n"
+            )
+        }
+        Switch::Direct => {
+            format!("link add link {WIRE} name eth0 netns {inside} type macvlan mode bridge\n")
+        }
+    })?;
     node.namespace.ip(&format!(
         "addr add {}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n",
         node.address

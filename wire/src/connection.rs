@@ -9,7 +9,6 @@
 
 use std::{
     fmt,
-    future::pending,
     hash::{BuildHasher, RandomState},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -96,6 +95,15 @@ pub struct Settings {
     pub read: Reader,
 }
 
+/// Another client uses our id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakenOver {
+    /// How long ago that was.
+    pub ago: Duration,
+    /// Whether the broker said so; it may also have been started again several times.
+    pub is_told: bool,
+}
+
 /// What the connection tells its owner.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -148,7 +156,7 @@ struct Inside {
     outbox: Outbox,
     connected: bool,
     leaving: bool,
-    taken_over: Option<Instant>,
+    taken_over: Option<(Instant, bool)>,
     /// Why the certificates' new files are not used.
     renewal: Option<String>,
 }
@@ -238,8 +246,10 @@ impl Bus {
     }
 
     /// How long ago another client used our id, if that was within a quarter of an hour.
-    pub fn taken_over(&self) -> Option<Duration> {
-        self.shared.lock().taken_over.map(|at| at.elapsed()).filter(|ago| *ago < REMEMBERED)
+    pub fn taken_over(&self) -> Option<TakenOver> {
+        let (at, is_told) = self.shared.lock().taken_over?;
+        let ago = at.elapsed();
+        (ago < REMEMBERED).then_some(TakenOver { ago, is_told })
     }
 
     /// Why the new files of certificates are not used; the connection keeps the old ones.
@@ -343,7 +353,8 @@ async fn stay(settings: &Settings, shared: &Shared, events: &mpsc::Sender<Event>
             }
             Ended::OtherWill(_) => "the broker refuses every kind of last will".to_owned(),
             Ended::TakenOver => {
-                shared.lock().taken_over = Some(Instant::now());
+                cut_short = 0;
+                shared.lock().taken_over = Some((Instant::now(), true));
                 // Who comes back at once throws the other out, and so on for ever.
                 wait = LONGEST_WAIT;
                 "another client connected with our id; was this node's card cloned?".to_owned()
@@ -353,17 +364,23 @@ async fn stay(settings: &Settings, shared: &Shared, events: &mpsc::Sender<Event>
                 let broker = &settings.broker;
                 // mosquitto 2.0.11 throws a client out without a word.
                 if cut_short >= CUT_SHORT {
-                    shared.lock().taken_over = Some(Instant::now());
+                    shared.lock().taken_over = Some((Instant::now(), false));
                     wait = LONGEST_WAIT;
                     format!(
-                        "{broker} ended {cut_short} connections in a row and did not say why; does another client, such as a cloned node, use our id?"
+                        "{broker} ended {cut_short} connections in a row and did not say why; its log tells whether it was \
+                         started again, or whether another client, such as a cloned node, uses our id"
                     )
                 } else {
-                    format!("{broker} ended the connection")
+                    format!("{broker} ended the connection; its log tells why")
                 }
             }
-            Ended::Closed => format!("{} ended the connection within the greeting", settings.broker),
-            Ended::Because(why) => why,
+            Ended::Closed => {
+                format!("{} ended the connection within the greeting; its log tells why", settings.broker)
+            }
+            Ended::Because(why) => {
+                cut_short = 0;
+                why
+            }
         };
         let next_try = jitter(wait);
         wait = (wait * 2).min(LONGEST_WAIT);
@@ -454,7 +471,7 @@ impl Line<'_> {
 
     fn dead(&self) -> Ended {
         Ended::Because(format!(
-            "{} acknowledged nothing for {} s; the link is dead",
+            "{} acknowledged nothing for {} s: the link is dead; is the broker's machine up, and its network?",
             self.settings.broker,
             DEAD_AFTER.as_secs()
         ))
@@ -601,28 +618,29 @@ async fn talk(
             Some(at) => at + DEAD_AFTER,
             None => said_at.min(heard_at) + keep_alive,
         };
+        let mut wake_at = test_at;
+        if files.is_some() {
+            // When something passes anyway: a wake-up costs more than looking.
+            if Instant::now() >= renewal {
+                renewal = Instant::now() + RENEWAL;
+                renew(settings, shared, files.as_ref())?;
+            }
+            wake_at = wake_at.min(renewal + RENEWAL);
+        }
         tokio::select! {
             heard = line.hear() => heard?,
             () = shared.wake.notified() => {}
-            () = sleep_until(test_at.into()) => {
+            () = sleep_until(wake_at.into()) => {
+                if Instant::now() < test_at {
+                    continue;
+                }
                 if pinged_at.is_some() {
                     return Err(line.dead());
                 }
                 let _ = Packet::PingReq(PingReq).write(&mut line.to_say, None);
                 pinged_at = Some(Instant::now());
             }
-            () = due(files.is_some().then_some(renewal)) => {
-                renewal = Instant::now() + RENEWAL;
-                renew(settings, shared, files.as_ref())?;
-            }
         }
-    }
-}
-
-async fn due(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant.into()).await,
-        None => pending().await,
     }
 }
 
@@ -669,7 +687,12 @@ async fn dial(settings: &Settings) -> Result<(Box<dyn Stream>, Option<tls::Files
                 why = format!("nothing listens on {broker}; is the broker running there?");
             }
             Ok(Err(error)) => why = format!("{broker}: {error}"),
-            Err(_) => why = format!("{broker} did not answer within {} s", PATIENCE.as_secs()),
+            Err(_) => {
+                why = format!(
+                    "{broker} did not answer within {} s; is it up, is the address right, does a firewall let the port through?",
+                    PATIENCE.as_secs()
+                );
+            }
         }
     }
     let stream = found.ok_or(Ended::Because(why))?;
@@ -742,7 +765,7 @@ fn refusal(code: ConnectReturnCode, will: WillKind) -> Ended {
         Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => {
             Ended::Because("the broker does not speak MQTT 5; mosquitto 2 does".to_owned())
         }
-        code => Ended::Because(format!("the broker refuses the connection: {code:?}")),
+        code => Ended::Because(format!("the broker refuses the connection: {code:?}; its log tells why")),
     }
 }
 

@@ -168,7 +168,8 @@ impl Device {
             "value_template": "{% set s = value_json.conditions | map(attribute='status') | list %}\
                                {{ 'ON' if 'raised' in s else 'None' if 'unknown' in s else 'OFF' }}",
             "json_attributes_topic": state_topic,
-            "json_attributes_template": "{{ {'reason': value_json.reason} | to_json }}",
+            "json_attributes_template": "{{ {'reason': value_json.reason, 'since': value_json.conditions \
+                 | selectattr('status', 'eq', 'raised') | map(attribute='since') | sort | first | default(none)} | to_json }}",
         });
         add("problem", Platform::BinarySensor, measured(overall));
         let phases = json!({

@@ -1,7 +1,8 @@
-//! A node is taken off the broker: every retained topic that it left is emptied, so that nothing shows it any more.
+//! A node, or who speaks for the cluster, is taken off the broker: every retained topic that it left is emptied, so that nothing
+//! shows it any more.
 //!
 //! What is there is found by listening, so topics of other versions and of other runs go as well; what the broker does not
-//! show us is emptied where we know of it. Only topics of this one node are ever emptied.
+//! show us is emptied where we know of it. Only topics of this one are ever emptied.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,8 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    task::JoinSet,
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -21,10 +23,22 @@ use crate::{
 
 /// A broker that has told nothing for this long has told all that it had stored.
 const QUIET: Duration = Duration::from_millis(1500);
-/// How long the broker may take to let us in.
+/// How long the broker may take to let us in, and to tell what is there.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Who is taken off.
+/// Whose topics are taken off.
+pub trait Leaver {
+    /// What they are found by.
+    fn filters(&self) -> Vec<String>;
+    /// All that it may have left, by this version.
+    fn topics(&self) -> Vec<String>;
+    /// How those begin that it speaks on itself; the others announce it.
+    fn own(&self) -> String;
+    /// Whether it is one of its topics, whichever version made it.
+    fn left(&self, topic: &str) -> bool;
+}
+
+/// A node that is taken off.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// Its cluster.
@@ -35,12 +49,15 @@ pub struct Node {
     pub prefix: Prefix,
 }
 
-impl Node {
-    /// All that it may have left, by this version.
-    fn topics(&self) -> impl Iterator<Item = String> {
+impl Leaver for Node {
+    fn topics(&self) -> Vec<String> {
         let own = NodeTopic::RETAINED.into_iter().map(|leaf| Topic::Node(self.name.clone(), leaf));
         let device = HomeTopic::Device(Owner::Node(self.name.clone())).below(&self.prefix, &self.cluster);
-        own.map(|topic| topic.in_cluster(&self.cluster)).chain([device])
+        own.map(|topic| topic.in_cluster(&self.cluster)).chain([device]).collect()
+    }
+
+    fn own(&self) -> String {
+        Topic::filter_of_the_node(&self.cluster, &self.name).trim_end_matches('+').to_owned()
     }
 
     fn filters(&self) -> Vec<String> {
@@ -48,10 +65,8 @@ impl Node {
         vec![Topic::filter_of_the_node(&self.cluster, &self.name), announced]
     }
 
-    /// Whether it is one of its topics, whichever version made it.
     fn left(&self, topic: &str) -> bool {
-        let own = Topic::filter_of_the_node(&self.cluster, &self.name);
-        if topic.starts_with(own.trim_end_matches('+')) {
+        if topic.starts_with(&self.own()) {
             return true;
         }
         let owner = Owner::Node(self.name.clone());
@@ -62,23 +77,23 @@ impl Node {
     }
 }
 
-/// Empties all that the node left, and `more` that is known of it; returns how many topics the broker had.
+/// Empties all that `who` left, and `more` that is known of it; returns how many topics the broker had. Dropped, it ends its
+/// connection.
 ///
-/// `settings` say how the broker is reached. With the node's own `client_id` and `availability`, its connection ends, and the
-/// last will of it is never said.
+/// `settings` say how the broker is reached. With its own `client_id` and `availability`, its connection ends, and the last will
+/// of it is never said.
 ///
 /// # Errors
 /// One cause and, where there is one, next step: the broker is away or refuses something.
-pub async fn take_off(node: &Node, more: Vec<String>, mut settings: Settings) -> Result<usize, String> {
-    settings.filters = node.filters();
+pub async fn take_off(who: &impl Leaver, more: Vec<String>, mut settings: Settings) -> Result<usize, String> {
+    settings.filters = who.filters();
     let (bus, mut events) = connection::start(settings);
+    connected(&mut events).await?;
     let mut found = BTreeMap::new();
-    timeout(PATIENCE, connected(&mut events))
-        .await
-        .map_err(|_| "the broker does not answer".to_owned())??;
-    while let Ok(event) = timeout(QUIET, events.recv()).await {
+    let end = Instant::now() + PATIENCE;
+    while let Ok(event) = timeout_at(end.min(Instant::now() + QUIET), events.recv()).await {
         match event {
-            Some(Event::Message(message)) if message.retained && node.left(&message.topic) => {
+            Some(Event::Message(message)) if message.retained && who.left(&message.topic) => {
                 found.insert(message.topic, message.payload);
             }
             Some(Event::Disconnected { why, .. }) => return Err(why),
@@ -86,10 +101,13 @@ pub async fn take_off(node: &Node, more: Vec<String>, mut settings: Settings) ->
             Some(_) => {}
         }
     }
-    let all: BTreeSet<String> = node.topics().chain(more).chain(found.keys().cloned()).collect();
-    let own = Topic::filter_of_the_node(&node.cluster, &node.name);
+    // What we empty comes back to us, and the connection waits for who does not take it.
+    let mut echo = JoinSet::new();
+    echo.spawn(async move { while events.recv().await.is_some() {} });
+    let all: BTreeSet<String> = who.topics().into_iter().chain(more).chain(found.keys().cloned()).collect();
+    let own = who.own();
     let (own, announced): (Vec<String>, Vec<String>) =
-        all.into_iter().partition(|topic| topic.starts_with(own.trim_end_matches('+')));
+        all.into_iter().partition(|topic| topic.starts_with(&own));
     let empty = |topics: Vec<String>| {
         topics.into_iter().for_each(|topic| bus.publish_latest(topic, Vec::new(), None));
     };
@@ -101,10 +119,14 @@ pub async fn take_off(node: &Node, more: Vec<String>, mut settings: Settings) ->
     }
     // The entities first: while they are there, they take an empty message for a broken one.
     empty(announced);
-    sleep(QUIET).await;
-    empty(own);
+    if !own.is_empty() {
+        sleep(QUIET).await;
+        empty(own);
+    }
     let complaints = bus.clone();
     let all = bus.vanish().await;
+    // Whatever is left of the connection ends, too: who begins anew has the same id.
+    drop(echo);
     // What it does not let us see or empty is told; where it lets us see nothing, what is known was emptied all the same.
     let refused = complaints.complaints().refused;
     let kept = found.keys().find_map(|topic| Some((topic, refused.get(topic)?)));
@@ -115,15 +137,22 @@ pub async fn take_off(node: &Node, more: Vec<String>, mut settings: Settings) ->
     }
 }
 
-async fn connected(events: &mut mpsc::Receiver<Event>) -> Result<(), String> {
-    loop {
-        match events.recv().await {
-            Some(Event::Connected) => return Ok(()),
-            Some(Event::Disconnected { why, .. }) => return Err(why),
-            Some(_) => {}
-            None => return Err("the connection ended".to_owned()),
+/// Waits until the broker has let us in.
+///
+/// # Errors
+/// It refuses, or does not answer in time.
+pub async fn connected(events: &mut mpsc::Receiver<Event>) -> Result<(), String> {
+    let wait = async {
+        loop {
+            match events.recv().await {
+                Some(Event::Connected) => return Ok(()),
+                Some(Event::Disconnected { why, .. }) => return Err(why),
+                Some(_) => {}
+                None => return Err("the connection ended".to_owned()),
+            }
         }
-    }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| Err("the broker does not answer".to_owned()))
 }
 
 #[cfg(test)]
@@ -149,6 +178,6 @@ mod tests {
         ] {
             assert_eq!(node.left(topic), is_its, "{topic}");
         }
-        assert!(node.topics().all(|topic| node.left(&topic)));
+        assert!(node.topics().iter().all(|topic| node.left(topic)));
     }
 }

@@ -13,6 +13,9 @@ pub mod cluster;
 /// What a node is asked, and what it answers.
 pub mod command;
 
+/// All of these as they are published.
+pub mod payload;
+
 /// Home Assistant's device discovery, derived from readings and conditions.
 pub mod discovery;
 
@@ -24,6 +27,9 @@ pub mod broker;
 
 /// MQTT v5: dialling, last will, dead links, back-off.
 pub mod connection;
+
+/// Steady time and the wall clock's.
+pub mod clock;
 
 /// What is to be said, and what is not acknowledged yet.
 pub mod outbox;

@@ -118,9 +118,12 @@ pub struct NodeInfo {
     /// Revision code of the board, six hexadecimal digits.
     #[serde(default)]
     pub revision: Option<String>,
-    /// What it is in its cluster: `server` or `agent`, as its configuration says; `null` without K3s.
+    /// What it is in its cluster: `server` or `agent`, as K3s' unit says, or its configuration; `null` without K3s.
     #[serde(default)]
     pub role: Option<String>,
+    /// Whether K3s was well there at the last report; `null` where there is none, or where it could not be told.
+    #[serde(default)]
+    pub k3s_up: Option<bool>,
     /// The newest bramble that this node knows of: its own, or one that a peer runs.
     #[serde(default)]
     pub newest: Option<String>,
@@ -591,7 +594,7 @@ pub struct PeerReport {
 }
 
 /// One direction between two nodes, over the last few seconds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Way {
     /// Verdict.
@@ -603,13 +606,14 @@ pub struct Way {
 }
 
 /// Verdict on one direction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WayState {
     /// Seen, and fine.
     Fine,
     /// Could not be seen.
+    #[default]
     Unknown,
     /// Slower than it used to be.
     Slow,
@@ -659,7 +663,7 @@ pub struct NodeRecord {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Happening {
-    /// The agent started: what it said before is over, and what is not clear follows.
+    /// The agent started: what it said before is over, and what is raised follows.
     Started {
         /// bramble's version.
         version: String,

@@ -34,11 +34,14 @@ pub struct Bundle {
 }
 
 /// Units whose journal is of interest.
-const UNITS: [&str; 7] = [
+const UNITS: &[&str] = &[
     "bramble.service",
     "bramble-probe.service",
     "bramble-prepare.service",
     "bramble-join.service",
+    "bramble-kubernetes.service",
+    "bramble-obey@reboot.service",
+    "bramble-obey@identify.service",
     "bramble-aggregator.service",
     "k3s.service",
     "k3s-agent.service",
@@ -58,7 +61,8 @@ pub fn run(args: &Bundle, config: &Config, config_path: Option<&str>) -> anyhow:
     let bundle = collect(Host::live()?.recording(), config, config_path, now)?;
     bundle.write(&path, &name, now).with_context(|| format!("writing {}", path.display()))?;
     let text = format!(
-        "{}: {} files, {} secrets taken out\nIt names hosts and addresses; read it before you hand it on: tar tzf {0}\n",
+        "{}: {} files, {} secrets taken out\n\
+         It names hosts and addresses; read it before you hand it on: sudo tar xzOf {0} | less\n",
         path.display(),
         bundle.entries.len(),
         bundle.secrets,
@@ -408,6 +412,13 @@ mod tests {
         }
         assert!(read >= 5, "only {read} of the files with secrets were captured");
         assert!(contents.secrets >= 15, "{}", contents.secrets);
+    }
+
+    #[test]
+    fn the_journal_of_every_unit_has_a_file_of_its_own() {
+        let names: BTreeSet<_> = UNITS.iter().map(|unit| unit.trim_end_matches(".service")).collect();
+        assert_eq!(names.len(), UNITS.len(), "{UNITS:?}");
+        assert!(UNITS.iter().all(|unit| unit.ends_with(".service")), "{UNITS:?}");
     }
 
     #[test]

@@ -100,7 +100,13 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
         None => config.k3s.token_file.clone(),
     };
     if args.check {
-        let findings = block_on(findings(host, config, &role, &token_file, false))?;
+        let mut findings = block_on(findings(host, config, &role, &token_file, false))?;
+        // What is written wrong no look at the node tells. A node that is in its cluster stays there as it is.
+        if !is_set_up(host, &role).unwrap_or(false)
+            && let Err(Stopped::Misconfigured(failed)) = written_right(host, config, &role, &token_file)
+        {
+            findings.misconfigured(&failed);
+        }
         let text = match args.json {
             true => findings.json(&role).to_string() + "\n",
             false => findings.page(&role, width()),
@@ -122,10 +128,9 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
     };
     let limits = Limits { total: Duration::from_secs(args.limit), ..Limits::default() };
     let joining = Joining { config, role, token_file, fits, limits, host };
-    let Some(version) = &config.k3s.version else {
-        let next = "write version = \"v1.35.2+k3s1\" (or that of your servers) into [k3s]";
-        let failed = NotDone::new("joining", "K3s", "it is not said which version", next);
-        return Ok(joining.stop(&failed, USAGE, args.yes));
+    let version = match version(config) {
+        Ok(version) => version,
+        Err(failed) => return Ok(joining.stop(&failed, USAGE, args.yes)),
     };
     // Nothing is started where K3s is up: what it waits for tells more than another look.
     if !joining.is_up() {
@@ -153,7 +158,64 @@ pub fn run(args: &Join, config: &Config, host: &Host) -> anyhow::Result<ExitCode
         Err(Stopped::Printing(error)) => Err(error),
         Err(Stopped::NotDone(failed)) => Ok(joining.stop(&failed, STOPPED, args.yes)),
         Err(Stopped::Misconfigured(failed)) => Ok(joining.stop(&failed, USAGE, args.yes)),
+        Err(Stopped::Unasked) => {
+            eprintln!("bramble join: nobody can be asked here\n  next  bramble join --yes");
+            Ok(ExitCode::from(USAGE))
+        }
     }
+}
+
+/// Which K3s it is to be.
+fn version(config: &Config) -> Result<&Version, NotDone> {
+    let next = "write version = \"v1.35.2+k3s1\" (or that of your servers) into [k3s]";
+    let missing = || NotDone::new("joining", "K3s", "it is not said which version", next);
+    config.k3s.version.as_ref().ok_or_else(missing)
+}
+
+/// Whether K3s was put here by a join; its unit is written when the program is there and has said its version.
+fn is_set_up(host: &Host, role: &Role) -> Result<bool, Unreadable> {
+    let unit = host.text_if_present(&format!("/etc/systemd/system/{}", crate::k3s::unit(role)))?;
+    Ok(unit.is_some_and(|unit| unit.contains(unit::MARK)) && host.present(path::BINARY)?)
+}
+
+/// K3s' configuration as it is to be.
+fn configured(
+    host: &Host,
+    config: &Config,
+    role: &Role,
+    version: &Version,
+    token_file: &str,
+) -> Result<Vec<configuration::File>, Stopped> {
+    let existing = configuration::existing(host).map_err(NotDone::from)?;
+    configuration::settings(config, role, version, token_file)
+        .and_then(|settings| configuration::files(&settings, &existing, config, role, version))
+        .map_err(|refused| {
+            let failed = NotDone::new("writing", "K3s' configuration", refused.what, refused.next);
+            Stopped::Misconfigured(failed)
+        })
+}
+
+/// Cilium's values, for these nodes.
+fn rendered(config: &Config, nodes: &[cilium::Node]) -> Result<cilium::Rendered, Stopped> {
+    cilium::render(config, nodes).map_err(|no| {
+        let failed = NotDone::new("rendering", "Cilium's values", no.to_string(), no.next());
+        match no {
+            // A module may come.
+            cilium::Refused::WorksNot { .. } => Stopped::NotDone(failed),
+            _ => Stopped::Misconfigured(failed),
+        }
+    })
+}
+
+/// Whether what is written can be carried out.
+fn written_right(host: &Host, config: &Config, role: &Role, token_file: &str) -> Result<(), Stopped> {
+    let version = version(config).map_err(Stopped::Misconfigured)?;
+    binary::provable(&config.k3s).map_err(Stopped::Misconfigured)?;
+    configured(host, config, role, version, token_file)?;
+    if *role == Role::First && config.cluster.cilium {
+        rendered(config, &[])?;
+    }
+    Ok(())
 }
 
 /// Why it ends before its end.
@@ -161,6 +223,8 @@ enum Stopped {
     NotDone(NotDone),
     /// Only a person can mend what is written.
     Misconfigured(NotDone),
+    /// Nobody is there to say yes.
+    Unasked,
     Printing(anyhow::Error),
 }
 
@@ -195,6 +259,7 @@ async fn findings(
                 State::Unknown => facts.units.uses("systemd-timesyncd").unwrap_or(false),
                 _ => false,
             }),
+        is_misconfigured: false,
     }
 }
 
@@ -240,7 +305,7 @@ impl Joining<'_> {
     /// Starts it anew where that is so. Pods that it began before go on.
     fn renew(&self) -> Result<(), NotDone> {
         let name = crate::k3s::unit(&self.role);
-        let unit = self.host.host().unit(name).map_err(unreadable)?;
+        let unit = self.host.host().unit(name).map_err(NotDone::from)?;
         if !self.is_stale(&unit) {
             return Ok(());
         }
@@ -281,10 +346,7 @@ impl Joining<'_> {
             match asked() {
                 Some(true) => {}
                 Some(false) => return Ok(false),
-                None => {
-                    eprintln!("bramble join: nobody can be asked here\n  next  bramble join --yes");
-                    return Ok(false);
-                }
+                None => return Err(Stopped::Unasked),
             }
         }
         self.keep(Phase::Joining, "installing", None);
@@ -335,18 +397,13 @@ impl Joining<'_> {
         })?;
         let other = if self.role.is_server() { "k3s-agent" } else { "k3s" };
         let other = format!("/etc/systemd/system/{other}.service");
-        if host.present(&other).map_err(unreadable)? {
+        if host.present(&other).map_err(NotDone::from)? {
             let why = format!("this node is set up in the other role already ({other})");
             return Err(NotDone::new("joining", "K3s", why, "sudo bramble leave, then join again").into());
         }
         let name = crate::k3s::unit(&self.role);
-        let unit = host.text_if_present(&format!("/etc/systemd/system/{name}")).map_err(unreadable)?;
-        let mut work = Work {
-            // Its unit is written when the program is there and has said its version.
-            is_set_up: unit.is_some_and(|unit| unit.contains(unit::MARK))
-                && host.present(path::BINARY).map_err(unreadable)?,
-            ..Work::default()
-        };
+        let mut work =
+            Work { is_set_up: is_set_up(host, &self.role).map_err(NotDone::from)?, ..Work::default() };
         let found = match work.is_set_up {
             true => Vec::new(),
             false => {
@@ -357,7 +414,7 @@ impl Joining<'_> {
             }
         };
         for wanted in found {
-            match host.present(&wanted.path).map_err(unreadable)? {
+            match host.present(&wanted.path).map_err(NotDone::from)? {
                 false => work.large.push(wanted),
                 true if wanted.is_there(host) => {}
                 true => {
@@ -370,39 +427,25 @@ impl Joining<'_> {
                 }
             }
         }
-        let existing = configuration::existing(host).map_err(unreadable)?;
-        let files = configuration::settings(self.config, &self.role, version, &self.token_file).and_then(
-            |settings| configuration::files(&settings, &existing, self.config, &self.role, version),
-        );
-        match files {
+        match configured(host, self.config, &self.role, version, &self.token_file) {
             Ok(files) => {
                 for file in files {
                     work.write(host, &file.path, file.content, 0o644)?;
                 }
             }
             // A node that is in its cluster stays there as its owner has it.
-            Err(refused) if work.is_set_up => {
+            Err(Stopped::Misconfigured(refused)) if work.is_set_up => {
                 eprintln!(
                     "bramble join: K3s' settings stay as they are: {refused}\n  next  {}",
                     refused.next
                 );
             }
-            Err(refused) => {
-                let failed = NotDone::new("writing", "K3s' configuration", refused.what, refused.next);
-                return Err(Stopped::Misconfigured(failed));
-            }
+            Err(stopped) => return Err(stopped),
         }
         if self.role == Role::First && self.config.cluster.cilium && !work.is_set_up {
             let mut nodes = vec![cilium::Node::here(host, self.config)];
             nodes.extend(self.fits.iter().cloned());
-            let rendered = cilium::render(self.config, &nodes).map_err(|no| {
-                let failed = NotDone::new("rendering", "Cilium's values", no.to_string(), no.next());
-                match no {
-                    // A module may come.
-                    cilium::Refused::WorksNot { .. } => Stopped::NotDone(failed),
-                    _ => Stopped::Misconfigured(failed),
-                }
-            })?;
+            let rendered = rendered(self.config, &nodes)?;
             for remark in &rendered.remarks {
                 eprintln!("bramble join: {remark}");
             }
@@ -410,7 +453,7 @@ impl Joining<'_> {
         }
         for file in unit::files(&self.role) {
             let is_environment = file.path.ends_with(".env");
-            match host.text_if_present(&file.path).map_err(unreadable)? {
+            match host.text_if_present(&file.path).map_err(NotDone::from)? {
                 Some(_) if is_environment => {}
                 // Somebody has changed it since.
                 Some(text) if text.contains(unit::MARK) && is_changed(host, &file.path, &text)? => {}
@@ -439,7 +482,7 @@ impl Joining<'_> {
                 });
             }
         }
-        let now = host.unit(name).map_err(unreadable)?;
+        let now = host.unit(name).map_err(NotDone::from)?;
         if work.edits.iter().any(|edit| edit.path.starts_with("/etc/systemd/")) {
             work.live.push(Live::ReadUnits);
         }
@@ -563,13 +606,9 @@ fn until_set<T>(
     }
 }
 
-fn unreadable(unreadable: Unreadable) -> NotDone {
-    NotDone::new("reading", unreadable.path, unreadable.why.to_string(), "mend that, then join again")
-}
-
 /// Whether a file is other than the join has left it.
 fn is_changed(host: &Host, path: &str, text: &str) -> Result<bool, NotDone> {
-    Ok(written(host, path).map_err(unreadable)?.is_none_or(|ours| ours != text))
+    Ok(written(host, path).map_err(NotDone::from)?.is_none_or(|ours| ours != text))
 }
 
 impl Work {
@@ -579,7 +618,7 @@ impl Work {
 
     /// A file, unless it stands there so already.
     fn write(&mut self, host: &Host, path: &str, content: String, mode: u32) -> Result<(), NotDone> {
-        let before = host.content(path, Owner::Bramble).map_err(unreadable)?;
+        let before = host.content(path, Owner::Bramble).map_err(NotDone::from)?;
         let after = Content::Bytes(content.into_bytes());
         if before.as_ref() != Some(&after) {
             self.edits.push(Edit { path: path.into(), owner: Owner::Bramble, before, after, mode });

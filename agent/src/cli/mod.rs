@@ -37,7 +37,7 @@ pub const FAILURE: u8 = 70;
 #[derive(Debug, Parser)]
 #[command(name = "bramble", version)]
 pub struct Bramble {
-    /// Configuration to use instead of /etc/bramble/bramble.toml.
+    /// Configuration to use instead of /etc/bramble/bramble.toml and /etc/bramble/conf.d
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
     #[command(subcommand)]

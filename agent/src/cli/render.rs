@@ -41,7 +41,7 @@ Exit codes:
   0   all is as [cluster] wants it
   1   something is other than that: it stands on standard error
   2   it will not work: a person must act
-  64  usage";
+  64  usage, or a fault of the configuration";
 
 const REMARKS: u8 = 1;
 const REFUSED: u8 = 2;
@@ -60,7 +60,7 @@ pub fn run(args: &Render, config: &Config, host: &Host) -> anyhow::Result<ExitCo
 fn render_k3s(config: &Config, host: &Host) -> anyhow::Result<ExitCode> {
     let stop = |why: &str, next: &str| {
         eprintln!("bramble render: {why}\n  next  {next}");
-        Ok(ExitCode::from(REFUSED))
+        Ok(ExitCode::from(USAGE))
     };
     let role = match config.k3s.role(&config.cluster, None) {
         Ok(role) => role,
@@ -97,7 +97,8 @@ fn render_cilium(args: &Cilium, config: &Config, host: &Host) -> anyhow::Result<
         Ok(rendered) => rendered,
         Err(refused) => {
             eprintln!("bramble render: {refused}\n  next  {}", refused.next());
-            return Ok(ExitCode::from(REFUSED));
+            let is_written = !matches!(refused, cilium::Refused::WorksNot { .. });
+            return Ok(ExitCode::from(if is_written { USAGE } else { REFUSED }));
         }
     };
     for remark in &rendered.remarks {

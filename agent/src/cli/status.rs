@@ -120,7 +120,11 @@ fn page(snapshot: &Snapshot) -> String {
         lines.push(format!("{dim}  {explained} more follow from this; --json shows them{dim:#}"));
     }
     if told.is_empty() {
-        lines.push(format!("{green}●{green:#} nothing is wrong", green = colour(AnsiColor::Green)));
+        let green = colour(AnsiColor::Green);
+        lines.push(match f.unmet + f.blocked {
+            0 => format!("{green}●{green:#} nothing is wrong"),
+            short => format!("{green}●{green:#} nothing went wrong; of what K3s needs, {short} are not met: sudo bramble check"),
+        });
     }
     lines.push(String::new());
     for reading in state.readings.values() {

@@ -63,20 +63,6 @@ pub struct Sample {
     pub sources: Option<Sources>,
 }
 
-impl Sample {
-    /// Whether it says something else than `before`: all but the numbers, which change all the time.
-    fn is_news_after(&self, before: &Self) -> bool {
-        let states = |(_, peer): (&Name, &PeerReport)| (peer.out.state, peer.incoming.state);
-        let is_same = match (&self.mesh, &before.mesh) {
-            (Ok(now), Ok(then)) => {
-                now.keys().eq(then.keys()) && now.iter().map(states).eq(then.iter().map(states))
-            }
-            (now, then) => now == then,
-        };
-        !is_same || (&self.tier, self.address) != (&before.tier, before.address)
-    }
-}
-
 /// Counts of kernel programs by probe id, or why there are none.
 pub type Sources = BTreeMap<String, Result<serde_json::Value, String>>;
 
@@ -194,36 +180,6 @@ mod tests {
         other.write_all(b"\"198.18.0.2\"}}\n{\"peers\":{}}\n").await.unwrap();
         assert_eq!(link.receive::<Wanted>().await.unwrap().peers.len(), 1);
         assert_eq!(link.receive::<Wanted>().await.unwrap(), Wanted::default());
-    }
-
-    #[test]
-    fn a_state_is_news_and_a_number_is_none() {
-        use wire::report::{Stamps, Way, WayState};
-        let way = |state, loss| Way { state, loss: Some(loss), delay_ms: None };
-        let sample = |state, loss| Sample {
-            tier: Tier { stamps: Stamps::Kernel, attached: None, why: String::new() },
-            address: None,
-            period_ms: 1000,
-            next_ms: 10_000,
-            changes: Vec::new(),
-            mesh: Ok(BTreeMap::from([(
-                Name::new("n2").unwrap(),
-                PeerReport {
-                    sent: 1,
-                    answered: 1,
-                    heard: 1,
-                    out: way(WayState::Fine, 0.0),
-                    incoming: way(state, loss),
-                    round_trip: None,
-                },
-            )])),
-            sources: None,
-        };
-        let before = sample(WayState::Lossy, 0.4);
-        assert!(!sample(WayState::Lossy, 0.5).is_news_after(&before));
-        assert!(sample(WayState::Fine, 0.4).is_news_after(&before));
-        let blind = Sample { mesh: Err("no uplink".to_owned()), ..before.clone() };
-        assert!(blind.is_news_after(&before) && before.is_news_after(&blind));
     }
 
     #[tokio::test]

@@ -20,12 +20,16 @@ use crate::{
     notify::{Asked, Service},
     probe::{
         PROBES, Source,
-        mesh::{link::Links, prober::Prober},
+        mesh::{
+            link::LATE_MS,
+            prober::{Prober, TURNS},
+        },
     },
 };
 
 /// How long after a batch the counts are read: what is on its way in a home has arrived by then.
 const SETTLE: Duration = Duration::from_millis(200);
+const _: () = assert!(SETTLE.as_millis() >= TURNS.as_millis() + LATE_MS as u128);
 /// How long after a setting is written it has its value, and the rest of a burst is there.
 const WRITTEN: Duration = Duration::from_millis(50);
 /// How often an uplink is looked for where there is none, in periods.
@@ -35,6 +39,10 @@ const LASTING: Duration = Duration::from_secs(60);
 /// How often the counts of the other programs are read, and something is said in any case, in periods; more often where
 /// reports are.
 const SOURCES_EVERY: u32 = 10;
+/// How often at least the other programs' sources are looked at: the firmware's driver forgets what it saw after two seconds.
+const GLANCE: Duration = Duration::from_secs(1);
+/// How old the counts of the other programs may be where a period is longer than a second.
+const SOURCES_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is looked for settings that came with a module of the kernel's.
 const EXTENDED: Duration = Duration::from_secs(60);
 /// How often settings are compared whose writers the kernel tells: some are set otherwise, as an interface's by netlink.
@@ -50,7 +58,6 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         config,
         host,
         prober: Prober::open(host, config, None),
-        links: Links::default(),
         reattached: None,
         settings: Watched::open(host),
         extended: Instant::now(),
@@ -66,7 +73,8 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
         ways: Ways::open(),
         ticks: 0,
         periods: 0,
-        said: None,
+        is_news: true,
+        is_restated: false,
     };
     for (id, source) in &companion.sources {
         if let Err(why) = source {
@@ -79,15 +87,21 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
     companion.say_tier();
     service.ready(&companion.status());
     let (mut tick, mut settle, mut written) = (Timer::new()?, Timer::new()?, Timer::new()?);
-    tick.set(until_next(config.probe.period))?;
+    let mut glance = Timer::new()?;
+    tick.set(until_next(config.probe.period, Duration::ZERO))?;
+    if config.probe.period > GLANCE {
+        glance.set(GLANCE)?;
+    }
     loop {
         tokio::select! {
             asked = service.asked() => return Ok(asked),
             fired = tick.fired() => {
                 fired?;
                 companion.tick();
-                service.status(&companion.status());
-                tick.set(until_next(config.probe.period))?;
+                if std::mem::take(&mut companion.is_restated) {
+                    service.status(&companion.status());
+                }
+                tick.set(companion.until_next())?;
                 match companion.is_waiting() {
                     true => settle.set(SETTLE)?,
                     false => companion.tell().await,
@@ -96,6 +110,11 @@ pub async fn run(config: &Config, host: &Host, service: &mut Service<'_>) -> any
             fired = settle.fired() => {
                 fired?;
                 companion.tell().await;
+            }
+            fired = glance.fired() => {
+                fired?;
+                companion.glance();
+                glance.set(GLANCE)?;
             }
             fired = written.fired() => {
                 fired?;
@@ -113,7 +132,6 @@ struct Companion<'a> {
     config: &'a Config,
     host: &'a Host,
     prober: Result<Prober, String>,
-    links: Links,
     /// When programs that saw nothing were last attached again.
     reattached: Option<Instant>,
     settings: Watched,
@@ -132,8 +150,10 @@ struct Companion<'a> {
     ticks: u32,
     /// Periods that this agent was there.
     periods: u32,
-    /// The last sample that it was sent, without the counts of the other programs.
-    said: Option<Sample>,
+    /// Whether there is more than other numbers since it was told something.
+    is_news: bool,
+    /// Whether systemd is to be told how things are now.
+    is_restated: bool,
 }
 
 /// Something that happened between two ticks.
@@ -187,7 +207,7 @@ impl Companion<'_> {
             Step::Agent(Some(link)) => {
                 self.agent = Some(link);
                 // A new agent knows nothing yet, and looks at everything itself.
-                (self.periods, self.said) = (0, None);
+                self.periods = 0;
                 self.changes.clear();
             }
             Step::Agent(None) | Step::Written => {}
@@ -198,6 +218,7 @@ impl Companion<'_> {
                     prober.set_peers(&wanted.peers);
                 }
                 self.wanted = Some(wanted);
+                (self.is_news, self.is_restated) = (true, true);
             }
             Step::Arrived => {
                 if let Ok(prober) = &mut self.prober {
@@ -220,6 +241,13 @@ impl Companion<'_> {
         if let Ok(prober) = &mut self.prober {
             prober.send();
         }
+        if self.config.probe.period <= GLANCE {
+            self.glance();
+        }
+    }
+
+    /// Looks at what does not last.
+    fn glance(&mut self) {
         for source in self.sources.values_mut().flatten() {
             source.look();
         }
@@ -253,15 +281,15 @@ impl Companion<'_> {
 
     fn open_again(&mut self, unfit: Option<String>) {
         // The old one is dropped first: its port must be free.
-        let was_open = std::mem::replace(&mut self.prober, Err(String::new())).is_ok();
-        // By another link, or stamped otherwise, what was fast before is no measure.
-        self.links = Links::default();
+        let before = std::mem::replace(&mut self.prober, Err(String::new())).err();
+        // Nothing of it is kept: by another link, or stamped otherwise, what was fast before is no measure.
         self.prober = Prober::open(self.host, self.config, unfit);
         if let (Ok(prober), Some(wanted)) = (&mut self.prober, &self.wanted) {
             prober.set_peers(&wanted.peers);
         }
         // Said once, not at each attempt while there is none.
-        if was_open || self.prober.is_ok() {
+        if before.is_none() || self.prober.as_ref().err() != before.as_ref() {
+            (self.is_news, self.is_restated) = (true, true);
             self.say_tier();
         }
     }
@@ -285,7 +313,7 @@ impl Companion<'_> {
             Ok(prober) => {
                 let peers = self.wanted.as_ref().map_or(0, |wanted| wanted.peers.len());
                 let (device, tier) = (&prober.uplink().name, prober.tier());
-                match tier.attached {
+                match &tier.attached {
                     Some(attached) => {
                         format!("{peers} peers on {device}, stamped by the kernel, by {attached}")
                     }
@@ -300,7 +328,7 @@ impl Companion<'_> {
         match &self.prober {
             Ok(prober) => {
                 let (device, tier) = (&prober.uplink().name, prober.tier());
-                match tier.attached {
+                match &tier.attached {
                     Some(attached) => {
                         tracing::info!("probes on {device} are stamped by the kernel, by {attached}")
                     }
@@ -313,33 +341,39 @@ impl Companion<'_> {
 
     /// Looks at what there is, also while no agent listens: what is lost meanwhile is not lost later.
     async fn tell(&mut self) {
-        let sample = self.sample();
-        self.say(sample).await;
+        if self.settings.blind().is_some() || self.compared.elapsed() >= COMPARED {
+            self.look_at_settings();
+        }
+        if let (Ok(prober), Some(_)) = (&mut self.prober, &self.wanted) {
+            self.is_news |= prober.judge();
+        }
+        self.say().await;
         self.follow_programs();
     }
 
-    async fn say(&mut self, mut sample: Sample) {
+    /// Says how things are, when that is due or news.
+    async fn say(&mut self) {
         if self.agent.is_none() {
             return;
         }
-        let are_sources_due = self.periods.is_multiple_of(SOURCES_EVERY);
+        let are_sources_due = self.periods.is_multiple_of(sources_every(self.config.probe.period));
         let is_watched = self.wanted.as_ref().is_some_and(|wanted| wanted.is_watched);
         let is_due = are_sources_due || is_watched || self.periods.is_multiple_of(self.say_every());
         self.periods = self.periods.wrapping_add(1);
-        let is_news = self.said.as_ref().is_none_or(|said| sample.is_news_after(said));
-        if !is_due && !is_news && self.changes.is_empty() {
+        if !is_due && !self.is_news && self.changes.is_empty() {
             return;
         }
-        self.said = Some(sample.clone());
+        self.is_news = false;
+        let mut sample = self.sample();
         sample.sources = are_sources_due.then(|| self.read_sources());
         self.send(sample).await;
     }
 
-    /// Says at once which settings changed, with what was said last of all else.
+    /// Says at once which settings changed, to who was told everything else before.
     async fn tell_of_settings(&mut self) {
         self.look_at_settings();
-        if let (false, Some(said)) = (self.changes.is_empty(), &self.said) {
-            self.send(said.clone()).await;
+        if !self.changes.is_empty() && self.periods > 0 {
+            self.send(self.sample()).await;
         }
     }
 
@@ -367,30 +401,44 @@ impl Companion<'_> {
         say_every(self.config.report.interval, self.config.probe.period)
     }
 
-    /// What is seen now.
-    fn sample(&mut self) -> Sample {
+    /// Time until this node's turn in the next period; one that comes sooner is of this one, and turns have changed.
+    fn until_next(&self) -> Duration {
         let period = self.config.probe.period;
-        if self.settings.blind().is_some() || self.compared.elapsed() >= COMPARED {
-            self.look_at_settings();
+        let wait = until_next(period, self.prober.as_ref().map_or(Duration::ZERO, Prober::turn));
+        if wait < period / 2 { wait + period } else { wait }
+    }
+
+    /// Who knows of the mesh, or why nobody does.
+    fn mesh(&self) -> Result<&Prober, &str> {
+        match (&self.prober, &self.wanted) {
+            (Ok(prober), Some(_)) => Ok(prober),
+            (Ok(_), None) => Err("no peers are known yet; the broker tells of them"),
+            (Err(why), _) => Err(why),
         }
-        let mesh = match (&mut self.prober, &self.wanted) {
-            (Ok(prober), Some(_)) => Ok(self.links.judge(prober.sample(), period.as_millis() as u64)),
-            (Ok(_), None) => Err("no peers are known yet; the broker tells of them".to_owned()),
-            (Err(why), _) => Err(why.clone()),
+    }
+
+    /// What is seen now.
+    fn sample(&self) -> Sample {
+        let period = self.config.probe.period;
+        let (tier, address) = match &self.prober {
+            Ok(prober) => (prober.tier().clone(), Some(prober.uplink().address)),
+            Err(why) => (Tier { stamps: Stamps::None, attached: None, why: why.clone() }, None),
         };
         Sample {
-            tier: match &self.prober {
-                Ok(prober) => prober.tier(),
-                Err(why) => Tier { stamps: Stamps::None, attached: None, why: why.clone() },
-            },
-            address: self.prober.as_ref().ok().map(|p| p.uplink().address),
+            tier,
+            address,
             period_ms: period.as_millis() as u64,
             next_ms: (period * self.say_every()).as_millis() as u64,
             changes: Vec::new(),
-            mesh,
+            mesh: self.mesh().map(Prober::reports).map_err(str::to_owned),
             sources: None,
         }
     }
+}
+
+/// How often the counts of the other programs are read, in periods.
+fn sources_every(period: Duration) -> u32 {
+    (SOURCES_WITHIN.as_millis() / period.as_millis()).clamp(1, SOURCES_EVERY.into()) as u32
 }
 
 /// How often something is said in any case, in periods.
@@ -410,5 +458,7 @@ mod tests {
             [every(10_000, 1_000), every(1_000, 1_000), every(1_000, 60_000), every(3_600_000, 500)],
             [10, 1, 1, 10]
         );
+        let sources = |period| sources_every(Duration::from_millis(period));
+        assert_eq!([sources(500), sources(1_000), sources(4_000), sources(60_000)], [10, 10, 2, 1]);
     }
 }

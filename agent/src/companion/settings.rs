@@ -147,12 +147,10 @@ mod tests {
     }
 
     #[tokio::test]
+    #[allow(clippy::disallowed_methods, reason = "the test writes the file that is compared")]
     async fn a_value_is_compared_also_where_the_kernel_does_not_tell() {
         let file = std::env::temp_dir().join(format!("bramble-watched-{}", std::process::id()));
-        let write = |value: &str| {
-            #[allow(clippy::disallowed_methods, reason = "a test")]
-            std::fs::write(&file, value).unwrap();
-        };
+        let write = |value: &str| std::fs::write(&file, value).unwrap();
         write("0\n");
         let host = Host::live().unwrap();
         let mut watched =
@@ -163,5 +161,6 @@ mod tests {
         let changes = watched.changed(&host);
         assert!(matches!(&changes[..], [Change { value, writer: None, .. }] if value == "1"), "{changes:?}");
         assert_eq!(watched.changed(&host), []);
+        std::fs::remove_file(&file).unwrap();
     }
 }

@@ -101,9 +101,10 @@ impl K3s {
                 "it is not said which cluster: write server = \"https://...:6443\" into [k3s], or init = true on the server \
                  that begins one",
             ),
-            (cluster::Role::Agent, false, None) => {
-                Err("it is not said which cluster: write server = \"https://...:6443\" into [k3s]")
-            }
+            (cluster::Role::Agent, false, None) => Err(
+                "it is not said which cluster: write server = \"https://...:6443\" into [k3s]; on the server that begins \
+                     one, init = true there and role = \"server\" into [cluster]",
+            ),
         }
     }
 }

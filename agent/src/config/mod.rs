@@ -163,7 +163,7 @@ impl Commands {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BadConfig {
     /// The file that was asked for cannot be read.
-    #[error("{0}; name another file with --config")]
+    #[error("{0}; {step}", step = step(.0))]
     Unreadable(Unreadable),
     /// What is written is not allowed; names file, line, key and what is allowed.
     #[error(transparent)]
@@ -171,6 +171,13 @@ pub enum BadConfig {
     /// A secret that this process may not read, while another one may.
     #[error(transparent)]
     Denied(Wrong),
+}
+
+fn step(unreadable: &Unreadable) -> String {
+    match unreadable.why {
+        Why::Denied => format!("let the services read it: sudo chmod 644 {}", unreadable.path),
+        _ => "name another file with --config".to_owned(),
+    }
 }
 
 impl From<Unreadable> for BadConfig {
@@ -322,14 +329,19 @@ impl Raw {
             (Some(user), file) => {
                 let lacks =
                     |why| written.wrong("mqtt.user", &user, &format!("the password is missing: {why}"));
+                let next = format!(
+                    "write it into {PASSWORD}, for root alone (mode 0600), and restart bramble: it is handed over at a start only"
+                );
                 let password = match read(&handed_over("mqtt-password", PASSWORD, &file)) {
                     Ok(text) => match text.trim_end_matches(['\r', '\n']) {
-                        "" => Err(BadConfig::Wrong(lacks(format!(
-                            "write it into {PASSWORD}, for root alone (mode 0600), and restart bramble: it is handed over at a start only"
-                        )))),
+                        "" => Err(BadConfig::Wrong(lacks(next))),
                         password => Ok(Secret::new(password.to_owned())),
                     },
                     Err(e) if e.why == Why::Denied => Err(BadConfig::Denied(lacks(e.to_string()))),
+                    Err(e) if e.is_absence() && file.as_deref().is_none_or(|file| file == PASSWORD) => {
+                        Err(BadConfig::Wrong(lacks(format!("{e}; {next}"))))
+                    }
+                    Err(e) if e.is_absence() => Err(BadConfig::Wrong(lacks(format!("{e}; write it there")))),
                     Err(e) => Err(BadConfig::Wrong(lacks(e.to_string()))),
                 };
                 Some((user, password))

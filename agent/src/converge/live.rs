@@ -130,7 +130,7 @@ impl Live {
                 Ok(vec![("is-enabled".into(), unit.enabled), ("is-active".into(), unit.active)])
             }
             Live::SeePacketFilter => {
-                let names = host.host().packet_filter().map_err(unreadable)?;
+                let names = host.host().packet_filter().map_err(NotDone::from)?;
                 Ok(names.into_iter().map(|name| (name, String::new())).collect())
             }
             Live::LoadModule { .. } | Live::Mount { .. } | Live::ShareMount { .. } | Live::ReadUnits => {
@@ -260,25 +260,25 @@ fn paths(host: &HostMut, key: &str) -> Result<Vec<String>, NotDone> {
         return Ok(read(host, &path)?.map(|_| path).into_iter().collect());
     };
     let (directory, prefix) = before.rsplit_once('/').unwrap_or(("", before));
-    let names = host.host().list_if_present(directory).map_err(unreadable)?;
+    let names = host.host().list_if_present(directory).map_err(NotDone::from)?;
     let names = names.iter().filter(|name| name.starts_with(prefix));
     Ok(names.map(|name| format!("{directory}/{name}{after}")).collect())
 }
 
 fn read(host: &HostMut, path: &str) -> Result<Option<String>, NotDone> {
-    let text = host.host().text_if_present(path).map_err(unreadable)?;
+    let text = host.host().text_if_present(path).map_err(NotDone::from)?;
     Ok(text.map(|text| text.trim().to_owned()))
 }
 
 /// An area of swap in use and its priority.
 fn priority(host: &HostMut, path: &str) -> Result<Option<(String, String)>, NotDone> {
-    let swaps = host.host().text_if_present("/proc/swaps").map_err(unreadable)?.unwrap_or_default();
+    let swaps = host.host().text_if_present("/proc/swaps").map_err(NotDone::from)?.unwrap_or_default();
     let line = swaps.lines().skip(1).find(|line| line.split_whitespace().next() == Some(path));
     Ok(line.and_then(|line| Some((path.to_owned(), line.split_whitespace().last()?.to_owned()))))
 }
 
 fn look(host: &HostMut, unit: &str) -> Result<Unit, NotDone> {
-    host.host().unit(unit).map_err(unreadable)
+    host.host().unit(unit).map_err(NotDone::from)
 }
 
 /// Stops a unit and waits until nothing of it runs.
@@ -292,8 +292,4 @@ fn stop(host: &HostMut, unit: &str) -> Result<(), NotDone> {
             Err(NotDone::new("stopping", unit, why, format!("systemctl status {unit}")))
         }
     }
-}
-
-fn unreadable(error: crate::host::Unreadable) -> NotDone {
-    NotDone::new("reading", error.path, error.why.to_string(), "mend that, then run it again")
 }

@@ -14,7 +14,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuHashMap, RingBuf},
+    maps::{HashMap, IterableMap, MapData, PerCpuHashMap, RingBuf},
     programs::{
         CgroupAttachMode, CgroupSysctl, LinkOrder, RawTracePoint, SchedClassifier, TcAttachType,
         tc::{self, NlOptions, TcAttachOptions, TcHandle},
@@ -31,6 +31,7 @@ use crate::{
     host::{Host, cgroup},
 };
 
+mod batch;
 /// The capabilities that the programs take.
 pub mod rights;
 /// The node's link to its peers.
@@ -83,6 +84,9 @@ pub struct MeshPrograms {
     /// Holds programs and links; dropping it detaches.
     _ebpf: Ebpf,
     peers: HashMap<MapData, u32, Peer>,
+    /// Room for what is counted of each peer, and for its key.
+    counts: Vec<Peer>,
+    keys: Vec<u32>,
     /// How they are attached.
     pub attached: Attached,
 }
@@ -151,7 +155,7 @@ impl MeshPrograms {
         }
         let peers = HashMap::try_from(ebpf.take_map("PEERS").expect("the object has the map"))
             .map_err(refused("opening the peers' map"))?;
-        Ok(Self { _ebpf: ebpf, peers, attached })
+        Ok(Self { _ebpf: ebpf, peers, counts: Vec::new(), keys: Vec::new(), attached })
     }
 
     /// Lets the kernel stamp probes to and from `peer`; what was counted before is kept.
@@ -161,20 +165,38 @@ impl MeshPrograms {
     pub fn add_peer(&mut self, peer: Ipv4Addr) -> Result<(), Refused> {
         const NO_EXIST: u64 = 1;
         match self.peers.insert(key(peer), Peer::default(), NO_EXIST) {
+            Ok(()) => {
+                self.make_room(self.keys.len() + 1);
+                Ok(())
+            }
             Err(_) if self.peers.get(&key(peer), 0).is_ok() => Ok(()),
-            result => result.map_err(refused(format!("adding {peer} to the peers' map"))),
+            Err(why) => Err(refused(format!("adding {peer} to the peers' map"))(why)),
         }
     }
 
     /// Stops stamping probes of `peer`.
     pub fn remove_peer(&mut self, peer: Ipv4Addr) {
         // Not there is what we want.
-        let _ = self.peers.remove(&key(peer));
+        if self.peers.remove(&key(peer)).is_ok() {
+            self.make_room(self.keys.len().saturating_sub(1));
+        }
     }
 
-    /// What the kernel counted for `peer`; `None` when it is not in the map.
-    pub fn peer(&self, peer: Ipv4Addr) -> Option<Peer> {
-        self.peers.get(&key(peer), 0).ok()
+    fn make_room(&mut self, peers: usize) {
+        self.keys.resize(peers, 0);
+        self.counts.resize(peers, Peer::default());
+    }
+
+    /// What the kernel counted for each peer.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn counts(&mut self) -> Result<impl Iterator<Item = (Ipv4Addr, &Peer)>, Refused> {
+        let map = self.peers.map().fd().as_fd();
+        let count = batch::entries(map, &mut self.keys, &mut self.counts)
+            .map_err(refused("reading the peers' map"))?;
+        let addresses = self.keys[..count].iter().map(|key| Ipv4Addr::from(key.to_ne_bytes()));
+        Ok(addresses.zip(&self.counts))
     }
 }
 

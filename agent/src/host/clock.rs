@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
+use nix::time::{ClockId, clock_gettime};
 
 use super::{Host, Unreadable, Why};
 
@@ -13,11 +14,21 @@ pub fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
+/// A time that never jumps, and goes on while the machine sleeps: where it begins means nothing.
+pub fn steady() -> jiff::Timestamp {
+    jiff::Timestamp::try_from(std::time::UNIX_EPOCH + since_boot(ClockId::CLOCK_BOOTTIME))
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+}
+
 /// Time since boot without suspension: what the kernel's log counts in.
 pub fn uptime() -> Duration {
-    // The clock is always there, and never before its own beginning.
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    now.map_or(Duration::ZERO, |now| Duration::new(now.tv_sec() as u64, now.tv_nsec() as u32))
+    since_boot(ClockId::CLOCK_MONOTONIC)
+}
+
+fn since_boot(clock: ClockId) -> Duration {
+    // These clocks are always there, and never before their own beginning.
+    clock_gettime(clock)
+        .map_or(Duration::ZERO, |now| Duration::new(now.tv_sec() as u64, now.tv_nsec() as u32))
 }
 
 /// What the kernel knows of its clock's discipline, from adjtimex(2).

@@ -101,10 +101,7 @@ impl HostMut {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         let names = match self.host().list(parent) {
             Err(absent) if absent.is_absence() => return Ok(()),
-            names => names.map_err(|unreadable| {
-                let why = unreadable.why.to_string();
-                NotDone::new("listing", unreadable.path, why, "mend that, then run it again")
-            })?,
+            names => names.map_err(NotDone::from)?,
         };
         let is_of = |other: &String| {
             let rest = other.strip_prefix(&format!(".{name}.")).and_then(|rest| rest.strip_suffix(PARTIAL));

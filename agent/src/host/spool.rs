@@ -4,6 +4,9 @@
 //! in the state directory (disk) gets what is still unsettled [`BATCH`] after it happened, in one append with one
 //! `fdatasync`, at most one per [`BATCH`]: it outlives a loss of power. With a broker that answers nothing is written to disk at
 //! all. A line that was cut off, or that the disk gives back as something else, is left out by who reads it.
+//!
+//! How many lines were given up and not told stands in the first line of a file, from when the file was written anew: what is
+//! given up later still stands in it. That is a member more of the line's JSON object, which an older reader passes over.
 #![allow(clippy::disallowed_methods, reason = "the door")]
 
 use std::{
@@ -20,6 +23,8 @@ pub const BATCH: Duration = Duration::from_secs(10);
 const LONGEST: u64 = 512 * 1024;
 /// Its name in both directories.
 const FILE: &str = "records";
+/// Before the number of lines that are missing, and a comma.
+const MARK: &str = "{\"given_up\":";
 
 /// The lines that are not settled.
 #[derive(Debug)]
@@ -36,7 +41,10 @@ pub struct Spool {
     due: Option<Instant>,
     /// Whether a batch is on its way.
     writing: bool,
-    why: Option<String>,
+    /// Lines that were given up and not told.
+    missing: u64,
+    hot_why: Option<String>,
+    cold_why: Option<String>,
 }
 
 /// What is to be written to disk, by whoever may wait for it.
@@ -54,18 +62,24 @@ impl Spool {
     /// under new numbers.
     pub fn open(runtime: &Path, state: &Path) -> (Self, Vec<Vec<u8>>) {
         let (hot, cold) = (runtime.join(FILE), state.join(FILE));
-        let mut why = None;
-        let mut seen = HashSet::new();
-        let mut lines = Vec::new();
-        for path in [&cold, &hot] {
+        let (mut hot_why, mut cold_why) = (None, None);
+        let mut lines: Vec<Vec<u8>> = Vec::new();
+        let mut missing = 0;
+        for (path, why) in [(&cold, &mut cold_why), (&hot, &mut hot_why)] {
             match read(path) {
                 // The last one is empty, or was cut off.
                 Ok(bytes) => {
-                    let mut all: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+                    let mut all: Vec<_> = bytes.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
                     all.pop();
-                    lines.extend(all.into_iter().filter(|l| seen.insert(l.to_vec())).map(<[u8]>::to_vec));
+                    let Some(first) = all.first_mut() else { continue };
+                    (missing, *first) = unmarked(first);
+                    // Memory gets each line at once: what the disk alone has is older, and is not missing.
+                    let newer: HashSet<_> = all.iter().collect();
+                    lines.retain(|line| !newer.contains(line));
+                    missing = missing.saturating_sub(lines.len() as u64);
+                    lines.extend(all);
                 }
-                Err(error) => why = Some(format!("{}: {error}", path.display())),
+                Err(error) => *why = Some(format!("{}: {error}", path.display())),
             }
         }
         let spool = Self {
@@ -78,7 +92,9 @@ impl Spool {
             on_disk: 0,
             due: None,
             writing: false,
-            why,
+            missing,
+            hot_why,
+            cold_why,
         };
         (spool, lines)
     }
@@ -98,7 +114,25 @@ impl Spool {
             self.hot_length += new.len() as u64;
             append(&self.hot, &new, false)
         };
-        self.note(&self.hot.clone(), written);
+        if written.is_err() {
+            // Half a line may stand there.
+            self.hot_length = LONGEST;
+        }
+        self.hot_why = failure(&self.hot, written);
+    }
+
+    /// Lines that were given up and not told, by this run and by those before it.
+    pub fn missing(&self) -> u64 {
+        self.missing
+    }
+
+    /// So many lines were given up and are not told. To be said before those lines are settled.
+    pub fn owe(&mut self, missing: u64) {
+        if missing < self.missing {
+            // The line that tells them must not stand in one file with their number.
+            (self.hot_length, self.cold_length) = (LONGEST, LONGEST);
+        }
+        self.missing = missing;
     }
 
     /// All lines of a lower number are settled.
@@ -108,11 +142,17 @@ impl Spool {
             return;
         }
         self.due = None;
-        for (path, length) in [(&self.hot, &mut self.hot_length), (&self.cold, &mut self.cold_length)] {
-            // What a loss of power brings back is told twice, under the same name.
-            if *length > 0 && remove(path).is_ok() {
-                *length = 0;
-            }
+        if self.missing > 0 {
+            return;
+        }
+        // What a loss of power brings back is told twice, under the same name.
+        if self.hot_length > 0 && remove(&self.hot).is_ok() {
+            self.hot_length = 0;
+        }
+        if self.cold_length > 0 && remove(&self.cold).is_ok() {
+            self.cold_length = 0;
+            // With a broker that answers no batch comes that could tell that the disk takes something again.
+            self.cold_why = None;
         }
     }
 
@@ -153,21 +193,22 @@ impl Spool {
                 Err(error)
             }
         };
-        self.note(&self.cold.clone(), outcome);
+        self.cold_why = failure(&self.cold, outcome);
         self.settle(0);
     }
 
-    /// Why the last write failed.
+    /// Why the last write of a file failed; the one on disk comes first, for the other one goes on meanwhile.
     pub fn why(&self) -> Option<&str> {
-        self.why.as_deref()
+        self.cold_why.as_deref().or(self.hot_why.as_deref())
     }
 
-    fn note(&mut self, path: &Path, written: io::Result<()>) {
-        self.why = written.err().map(|error| format!("{}: {error}", path.display()));
-    }
-
+    /// A whole file: every line, and before them how many are missing.
     fn all(&self) -> Vec<u8> {
-        self.joined(0)
+        let lines = self.joined(0);
+        match lines.strip_prefix(b"{") {
+            Some(rest) if self.missing > 0 => [format!("{MARK}{},", self.missing).as_bytes(), rest].concat(),
+            _ => lines,
+        }
     }
 
     fn joined(&self, from: u64) -> Vec<u8> {
@@ -188,6 +229,20 @@ impl Batch {
         }
         Ok(self)
     }
+}
+
+fn failure(path: &Path, written: io::Result<()>) -> Option<String> {
+    written.err().map(|error| format!("{}: {error}", path.display()))
+}
+
+/// How many lines are missing by a file's first line, and that line as it was.
+fn unmarked(line: &[u8]) -> (u64, Vec<u8>) {
+    let parts = line.strip_prefix(MARK.as_bytes()).and_then(|rest| {
+        let comma = rest.iter().position(|byte| *byte == b',')?;
+        let missing: u32 = str::from_utf8(&rest[..comma]).ok()?.parse().ok()?;
+        Some((missing.into(), [b"{", &rest[comma + 1..]].concat()))
+    });
+    parts.unwrap_or_else(|| (0, line.to_vec()))
 }
 
 /// What is in the file, at most as much as is ever written.
@@ -283,7 +338,7 @@ mod tests {
         write(&mut spool, now);
         assert_eq!(place.disk().unwrap(), "line 1\nline 2\n");
         add(&mut spool, 3, now);
-        assert_eq!(place.open().1, ["line 1", "line 2", "line 0", "line 3"]);
+        assert_eq!(place.open().1, ["line 0", "line 1", "line 2", "line 3"]);
         place.lose_power();
         assert_eq!(place.open().1, ["line 1", "line 2"]);
     }
@@ -358,8 +413,113 @@ mod tests {
         add(&mut spool, 0, now);
         write(&mut spool, now);
         assert!(spool.why().unwrap().contains("state/records") && spool.due() == Some(now + BATCH));
+        // That memory takes the next line says nothing about the disk.
+        add(&mut spool, 1, now);
+        assert!(spool.why().unwrap().contains("state/records"));
         fs::remove_file(place.0.join("state")).unwrap();
         write(&mut spool, now);
-        assert_eq!((spool.why(), place.disk().as_deref()), (None, Some("line 0\n")));
+        assert_eq!((spool.why(), place.disk().as_deref()), (None, Some("line 0\nline 1\n")));
+    }
+
+    #[test]
+    fn trouble_with_the_disk_ends_with_the_last_line_that_it_should_take() {
+        let (place, now) = (Place::new("over"), Instant::now());
+        let (mut spool, _) = place.open();
+        fs::write(place.0.join("state"), "a file where the directory should be").unwrap();
+        add(&mut spool, 0, now);
+        write(&mut spool, now);
+        spool.settle(1);
+        assert!(spool.why().is_some() && spool.due().is_none());
+        fs::remove_file(place.0.join("state")).unwrap();
+        add(&mut spool, 1, now);
+        assert!(spool.why().is_some());
+        spool.settle(2);
+        assert_eq!((spool.why(), spool.due()), (None, None));
+    }
+
+    #[test]
+    fn half_a_line_in_memory_never_stands_before_a_whole_one() {
+        let (place, now) = (Place::new("half"), Instant::now());
+        let (mut spool, _) = place.open();
+        add(&mut spool, 0, now);
+        fs::remove_dir_all(place.0.join("run")).unwrap();
+        add(&mut spool, 1, now);
+        assert!(spool.why().unwrap().contains("run/records"));
+        fs::create_dir(place.0.join("run")).unwrap();
+        fs::write(place.0.join("run/records"), "line 0\nli").unwrap();
+        add(&mut spool, 2, now);
+        assert_eq!(
+            (spool.why(), place.open().1),
+            (None, ["line 0", "line 1", "line 2"].map(str::to_owned).into())
+        );
+    }
+
+    #[test]
+    fn what_was_given_up_stays_counted_across_kill_and_loss_of_power_until_it_is_told() {
+        const KEPT: u64 = 200;
+        let (place, now) = (Place::new("owed"), Instant::now());
+        let (mut spool, _) = place.open();
+        let object = |number: u64| format!("{{\"n\":{number},\"{:01000}\":0}}", 0);
+        let add = |spool: &mut Spool, number| spool.add(vec![(number, object(number).into_bytes())], now);
+        for number in 0..3000 {
+            add(&mut spool, number);
+            let given_up = (number + 1).saturating_sub(KEPT);
+            spool.owe(given_up);
+            spool.settle(given_up);
+            if number % 50 == 0 && number < 2500 {
+                write(&mut spool, now);
+            }
+            if number % 83 == 0 {
+                let (after, lines) = place.open();
+                assert_eq!(after.missing() + lines.len() as u64, number + 1);
+                // Later on the disk is behind, and what is missing is missing in the middle.
+                assert!(number > 2500 || (after.missing()..).zip(&lines).all(|(n, line)| *line == object(n)));
+            }
+        }
+        // What stands there is one object a line for who does not know the mark.
+        let file = fs::read_to_string(place.0.join("run/records")).unwrap();
+        assert!(file.starts_with("{\"given_up\":") && file.lines().nth(1).unwrap().starts_with("{\"n\":"));
+        // Told, and killed before the broker has it: the disk has the old number, and memory counts.
+        let until = 2451;
+        spool.owe(0);
+        add(&mut spool, 3000);
+        assert_eq!(place.open().0.missing(), 0);
+        place.lose_power();
+        let (after, lines) = place.open();
+        assert_eq!(after.missing() + lines.len() as u64, until);
+        assert!(after.missing() > 0 && lines[0] == object(after.missing()));
+        // The next batch takes it off the disk as well.
+        write(&mut spool, now);
+        assert_eq!(place.open().0.missing(), 0);
+    }
+
+    #[test]
+    fn what_is_missing_and_not_told_stays_where_no_line_is_left() {
+        let (place, now) = (Place::new("refused"), Instant::now());
+        let (mut spool, _) = place.open();
+        spool.add(vec![(0, b"{\"n\":0}".to_vec())], now);
+        // The broker refused it, so it is tried again by the next run, which does not count it twice.
+        spool.owe(1);
+        spool.settle(1);
+        let (after, lines) = place.open();
+        assert_eq!((spool.due(), after.missing(), lines), (None, 0, vec!["{\"n\":0}".to_owned()]));
+        spool.owe(0);
+        spool.settle(1);
+        assert!(place.open().1.is_empty());
+    }
+
+    #[test]
+    fn a_mark_is_taken_off_and_nothing_else_is() {
+        let cases: [(&str, u64, &str); 6] = [
+            (r#"{"given_up":17,"v":1}"#, 17, r#"{"v":1}"#),
+            (r#"{"v":1}"#, 0, r#"{"v":1}"#),
+            (r#"{"given_up":17}"#, 0, r#"{"given_up":17}"#),
+            (r#"{"given_up":x,"v":1}"#, 0, r#"{"given_up":x,"v":1}"#),
+            (r#"{"given_up":99999999999,"v":1}"#, 0, r#"{"given_up":99999999999,"v":1}"#),
+            ("", 0, ""),
+        ];
+        for (line, missing, rest) in cases {
+            assert_eq!(unmarked(line.as_bytes()), (missing, rest.as_bytes().to_vec()), "{line}");
+        }
     }
 }

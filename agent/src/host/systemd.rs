@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use zbus::connection::Builder;
@@ -23,6 +24,8 @@ const NAME: &str = "org.freedesktop.systemd1";
 const MANAGER: (&str, &str) = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager");
 /// systemd answers at once, except while it reads all units again on a busy card.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Who has other things to do waits for so long.
+const SOON: Duration = Duration::from_secs(1);
 
 /// How a unit is, in systemd's words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,13 +98,54 @@ impl Host {
         if !self.is_live() {
             return Err(Unreadable { path: unit.into(), why: Why::NotLive });
         }
-        let asked = match on_the_bus(async |bus| read(bus, unit).await) {
-            Err(error) if is_no_bus(&error) => {
-                systemctl(&["show", "--timestamp=unix", "--", unit]).map(|text| shown(&text))
+        how_is(unit).map_err(|why| Unreadable { path: unit.into(), why: Why::Failed(why) })
+    }
+}
+
+fn how_is(unit: &str) -> Result<Unit, String> {
+    match on_the_bus(async |bus| read(bus, unit).await) {
+        Err(error) if is_no_bus(&error) => {
+            systemctl(&["show", "--timestamp=unix", "--", unit]).map(|text| shown(&text))
+        }
+        asked => asked.map_err(|error| words(&error)),
+    }
+}
+
+/// Who asks again and again how a unit is, and must not wait for a systemd that is busy.
+#[derive(Debug, Default)]
+pub struct Asked(Option<Receiver<Result<Unit, String>>>);
+
+impl Asked {
+    /// How a unit is, always the same one. An answer that comes late is taken the next time.
+    ///
+    /// # Errors
+    /// systemd does not answer soon, or refuses; or this is a tree.
+    pub fn unit(&mut self, host: &Host, unit: &'static str) -> Result<Unit, String> {
+        match host.is_live() {
+            true => self.ask(unit, how_is),
+            false => Err(Why::NotLive.to_string()),
+        }
+    }
+
+    fn ask(&mut self, unit: &'static str, how_is: fn(&str) -> Result<Unit, String>) -> Result<Unit, String> {
+        let answers = match self.0.take() {
+            Some(answers) => answers,
+            None => {
+                let (sender, answers) = channel();
+                let thread = std::thread::Builder::new().name("systemd".to_owned());
+                let ask = move || drop(sender.send(how_is(unit)));
+                thread.spawn(ask).map_err(|why| why.to_string())?;
+                answers
             }
-            asked => asked.map_err(|error| words(&error)),
         };
-        asked.map_err(|why| Unreadable { path: unit.into(), why: Why::Failed(why) })
+        match answers.recv_timeout(SOON) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => {
+                self.0 = Some(answers);
+                Err(format!("systemd does not answer; systemctl status {unit}"))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err("the question ended in a panic".to_owned()),
+        }
     }
 }
 
@@ -197,6 +241,9 @@ fn ask(verb: Verb, unit: &str) -> Result<(), String> {
         // What systemd does not know neither runs nor is started at boot.
         Err(error) if matches!(verb, Verb::Stop | Verb::Disable) && is_unknown(&error) => Ok(()),
         Err(error) if is_no_bus(&error) => systemctl(&verb.arguments(unit)).map(drop),
+        Err(error) if is_denied(&error) => {
+            Err(format!("{}; who is not root needs polkit for it: sudo apt install polkitd", words(&error)))
+        }
         Err(error) => Err(words(&error)),
     }
 }
@@ -283,6 +330,14 @@ fn is_unknown(error: &zbus::Error) -> bool {
     matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == "org.freedesktop.systemd1.NoSuchUnit")
 }
 
+fn is_denied(error: &zbus::Error) -> bool {
+    const NAMES: [&str; 2] = [
+        "org.freedesktop.DBus.Error.AccessDenied",
+        "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
+    ];
+    matches!(error, zbus::Error::MethodError(name, ..) if NAMES.contains(&name.as_str()))
+}
+
 /// systemd's sentence, without the name of the error before it.
 fn words(error: &zbus::Error) -> String {
     match error {
@@ -324,6 +379,22 @@ fn shown(text: &str) -> Unit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_a_busy_systemd_goes_on_and_has_its_answer_later() {
+        let busy = |_: &str| {
+            std::thread::sleep(SOON + SOON / 2);
+            Ok(Unit { restarts: 3, ..Unit::default() })
+        };
+        let mut asked = Asked::default();
+        let why = asked.ask("k3s.service", busy).unwrap_err();
+        assert!(why.contains("does not answer; systemctl status k3s.service"), "{why}");
+        // The same question is not asked twice.
+        let late = asked.ask("k3s.service", |_| Err("asked again".to_owned()));
+        assert_eq!(late.map(|unit| unit.restarts), Ok(3));
+        assert_eq!(asked.ask("k3s.service", |_| Err("no".to_owned())), Err("no".to_owned()));
+        assert!(asked.ask("k3s.service", |_| panic!("an answer")).unwrap_err().contains("panic"));
+    }
 
     #[test]
     fn what_systemctl_shows_is_read_as_the_bus_is() {

@@ -73,12 +73,16 @@ impl Timer {
     }
 }
 
-/// Time until the next multiple of `period` on the wall clock: ticks of all nodes fall on the same moments, so that
+/// Time until the wall clock is the next time `after` a multiple of `period`: ticks of all nodes fall on the same moments, so that
 /// their probes cross.
-pub fn until_next(period: Duration) -> Duration {
+pub fn until_next(period: Duration, after: Duration) -> Duration {
     let now = clock::now().as_nanosecond().unsigned_abs();
-    let period = period.as_nanos();
-    Duration::from_nanos((period - now % period) as u64)
+    Duration::from_nanos(rest(now, period.as_nanos(), after.as_nanos()) as u64)
+}
+
+/// From `now` to the next moment that is `after` a multiple of `period`: from 1 to `period`.
+fn rest(now: u128, period: u128, after: u128) -> u128 {
+    period - (now + period - after % period) % period
 }
 
 #[cfg(test)]
@@ -104,6 +108,9 @@ mod tests {
     #[test]
     fn the_next_tick_is_at_most_one_period_away() {
         let period = Duration::from_secs(1);
-        assert!((Duration::from_nanos(1)..=period).contains(&until_next(period)));
+        assert!((Duration::from_nanos(1)..=period).contains(&until_next(period, Duration::ZERO)));
+        let of_ten = |now, after| rest(now, 10, after);
+        assert_eq!([of_ten(20, 0), of_ten(23, 0), of_ten(29, 0)], [10, 7, 1]);
+        assert_eq!([of_ten(23, 5), of_ten(25, 5), of_ten(27, 5), of_ten(3, 15)], [2, 10, 8, 2]);
     }
 }

@@ -110,6 +110,13 @@ pub struct NotDone {
     pub next: String,
 }
 
+impl From<Unreadable> for NotDone {
+    fn from(unreadable: Unreadable) -> Self {
+        let next = unreadable.next();
+        Self::new("reading", unreadable.path, unreadable.why.to_string(), next)
+    }
+}
+
 impl NotDone {
     /// With its cause in words.
     pub fn new(
@@ -133,7 +140,7 @@ impl NotDone {
             }
             Errno::EACCES | Errno::EPERM => "run it as root, with sudo".into(),
             Errno::EEXIST => format!("nothing of bramble's left it: move {object} away, then run it again"),
-            _ => "mend that, then run it again".into(),
+            _ => format!("look at what is there: sudo ls -ld {object}"),
         };
         NotDone::new(doing, object, errno.desc().to_lowercase(), next)
     }

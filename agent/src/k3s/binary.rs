@@ -7,10 +7,10 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use crate::config::k3s::{K3s, Source, Version, is_sha256};
+use crate::host::Host;
 use crate::host::http::{Client, Limits, Request, Trouble, Trust, Url};
 use crate::host::large::Partial;
 use crate::host::write::NotDone;
-use crate::host::{Host, Unreadable};
 use crate::k3s::path;
 
 /// A file to put on the host.
@@ -138,7 +138,7 @@ fn local(host: &Host, k3s: &K3s, source: &str, machine: Machine) -> Result<Vec<W
     let listed = format!("{directory}/{}", machine.hashes());
     let hashes = match host.text(&listed) {
         Err(absent) if absent.is_absence() => None,
-        hashes => Some(hashes.map_err(unreadable)?),
+        hashes => Some(hashes.map_err(NotDone::from)?),
     };
     let hash = |name: &str| hashes.as_deref().and_then(|text| hash_of(text, name));
     let sha256 = k3s.sha256.clone().or_else(|| hash(name)).ok_or_else(|| no_hash(&listed, name))?;
@@ -170,10 +170,6 @@ fn hash_of(hashes: &str, name: &str) -> Option<String> {
 fn no_hash(listed: &str, name: &str) -> NotDone {
     let why = format!("it gives no hash for {name}, and nothing is installed without one");
     NotDone::new("reading", listed, why, "put the release's file of hashes there, or write k3s.sha256")
-}
-
-fn unreadable(unreadable: Unreadable) -> NotDone {
-    NotDone::new("reading", unreadable.path, unreadable.why.to_string(), "mend that, then join again")
 }
 
 impl Wanted {
@@ -265,11 +261,11 @@ fn copy(
 ) -> Result<(), NotDone> {
     // It is here, and quickly read anew.
     partial.restart()?;
-    let all = host.length(file).map_err(unreadable)?;
+    let all = host.length(file).map_err(NotDone::from)?;
     if all > largest {
         return Err(too_large(file, largest));
     }
-    let mut reader = host.reader(file).map_err(unreadable)?;
+    let mut reader = host.reader(file).map_err(NotDone::from)?;
     let mut piece = vec![0; 1 << 16];
     loop {
         let length = reader.read(&mut piece).map_err(|error| {
@@ -344,7 +340,7 @@ async fn download(
                 Trouble::Status { status: 404, .. } => {
                     "look at k3s.version and k3s.source: there is no such release"
                 }
-                _ => "mend that, then join again: it goes on where it was cut off",
+                _ => "join again when the network is well: it goes on where it was cut off",
             };
             return Err(NotDone::new("downloading", url.to_string(), trouble.to_string(), next));
         }

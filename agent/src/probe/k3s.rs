@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
-use crate::host::Host;
+use crate::host::{Host, systemd::Asked};
 
 /// The table's row.
 pub(super) const PROBE: Probe = Probe {
@@ -32,6 +32,7 @@ pub(super) fn run(host: &Host) -> Option<(&'static str, String)> {
 
 #[derive(Default)]
 struct K3s {
+    systemd: Asked,
     run: Option<String>,
     /// What systemd counts, or why it does not say.
     restarts: Option<Result<u32, String>>,
@@ -46,9 +47,12 @@ impl Judge for K3s {
             return health;
         };
         if self.run.as_ref() != Some(&run) {
-            let restarts = seen.host.unit(unit).map(|unit| unit.restarts).map_err(|why| why.to_string());
-            self.take(restarts, seen.now);
-            self.run = Some(run);
+            let restarts = self.systemd.unit(seen.host, unit).map(|unit| unit.restarts);
+            // Who was not answered asks again, and compares with what was counted before.
+            self.run = restarts.is_ok().then_some(run);
+            if restarts.is_ok() || self.restarts.is_none() {
+                self.take(restarts, seen.now);
+            }
         }
         let count = self.restarts.as_ref().and_then(|restarts| restarts.as_ref().ok());
         health.reading(

@@ -9,7 +9,7 @@ use wire::report::{Cause, K3s, Kind, Phase, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
 use crate::host::Host;
-use crate::host::systemd;
+use crate::host::systemd::{self, Asked};
 use crate::k3s::joined::Joined;
 use crate::k3s::{leave, path, wait};
 
@@ -19,7 +19,7 @@ pub(super) const PROBE: Probe = Probe {
     title: "K3s on this node",
     why: "Whether the node can carry pods is known here even while the cluster's API does not answer.",
     pace: Pace::Report,
-    judge: || Box::new(Node { starting: None }),
+    judge: || Box::new(Node { starting: None, systemd: Asked::default() }),
     kernel: None,
 };
 
@@ -34,6 +34,7 @@ const PAST: &str = "k3s-past";
 struct Node {
     /// Since when K3s is being started, without having ended meanwhile.
     starting: Option<Instant>,
+    systemd: Asked,
 }
 
 /// What is seen of it.
@@ -69,7 +70,7 @@ impl Judge for Node {
         {
             joined.cause = None;
         }
-        match look(seen.host, unit, joined) {
+        match self.look(seen.host, unit, joined) {
             Ok(mut look) => {
                 look.is_starting = self.starts(&look, seen.now);
                 let is_up = look.unit.is_active() && look.kubelet.is_ok();
@@ -99,6 +100,16 @@ impl Judge for Node {
 }
 
 impl Node {
+    fn look(&mut self, host: &Host, name: &'static str, joined: Option<Joined>) -> Result<Look, String> {
+        let unit = self.systemd.unit(host, name)?;
+        let kubelet = match unit.is_active() {
+            true => kubelet(),
+            false => Err("K3s is not up".into()),
+        };
+        let cni = host.present(path::CILIUM_CNI) == Ok(true);
+        Ok(Look { unit, kubelet, cni, joined, is_starting: false })
+    }
+
     /// Whether K3s is in the middle of a start, within the time that one takes.
     fn starts(&mut self, look: &Look, now: Instant) -> bool {
         let is_begun = look.unit.active == "activating" && look.unit.restarts == 0;
@@ -116,16 +127,6 @@ impl Look {
     fn waits_for_cilium(&self) -> bool {
         self.joined.as_ref().is_some_and(|joined| joined.cilium) && !self.cni
     }
-}
-
-fn look(host: &Host, name: &str, joined: Option<Joined>) -> Result<Look, String> {
-    let unit = host.unit(name).map_err(|unreadable| unreadable.to_string())?;
-    let kubelet = match unit.is_active() {
-        true => kubelet(),
-        false => Err("K3s is not up".into()),
-    };
-    let cni = host.present(path::CILIUM_CNI) == Ok(true);
-    Ok(Look { unit, kubelet, cni, joined, is_starting: false })
 }
 
 /// On a thread of its own: the agent's runtime is in the middle of a task.
@@ -260,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_normal_start_is_no_fault_before_it_takes_too_long_or_ends() {
-        let mut node = Node { starting: None };
+        let mut node = Node { starting: None, systemd: Asked::default() };
         let begun = Instant::now();
         let mut at = |look: &mut Look, seconds| {
             look.is_starting = node.starts(look, begun + Duration::from_secs(seconds));

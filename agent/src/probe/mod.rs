@@ -111,7 +111,7 @@ pub trait Judge {
 
 /// The companion's half: reads what its program counted.
 pub trait Source {
-    /// Looks, once a period, at what would be gone by the next reading.
+    /// Looks, once a period and at least once a second, at what would be gone by the next reading.
     fn look(&mut self) {}
 
     /// The counts, as the judge of the same file reads them.

@@ -1,38 +1,47 @@
 //! The cluster's device for Home Assistant, and who announces it.
 //!
-//! The aggregator keeps nothing on disk, so whatever another configuration may have announced is emptied at every
-//! connection: three topics more, and nothing of them is left.
+//! The aggregator keeps nothing on disk, so whatever another mode may have announced is emptied at every connection: a few
+//! topics more, and nothing of them is left. Another prefix, or another name of the cluster, is `farewell`'s.
 
 use jiff::Timestamp;
 use wire::{
     cluster::ClusterInfo,
     discovery::{Announced, Device, HomeAssistant, Mode, Publication, cluster_device},
+    payload::Payload,
     report::VERSION,
     topic::{ClusterTopic, Name, Owner, Topic},
 };
 
-use crate::{cluster::Settings, config::Config};
+use crate::{cluster, config::Config};
 
 const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Those in which something is announced.
+const MODES: [Mode; 2] = [Mode::Device, Mode::Component];
 
 /// What is said at every connection, and when Home Assistant has started: retained, the device first.
 pub fn announce(config: &Config, now: Timestamp) -> Vec<Publication> {
-    let cluster = &config.cluster;
-    let page = config.web.address();
-    let interval = Settings::default().say_again.unsigned_abs();
-    let device = Device::of_cluster(cluster, OWN_VERSION, interval, page.as_deref());
-    let at = |mode| {
-        HomeAssistant { discovery: mode, ..config.home_assistant.clone() }.place(cluster, Owner::Cluster)
-    };
-    let others =
-        [Mode::Device, Mode::Component].into_iter().filter(|mode| *mode != config.home_assistant.discovery);
-    let emptied =
-        others.map(|mode| device.announce(&at(mode), None).1).flat_map(|a: Announced| a.take_back());
-    let mut publications: Vec<Publication> = emptied.collect();
-    publications.extend(device.announce(&at(config.home_assistant.discovery), None).0);
-    let announced = config.home_assistant.discovery != Mode::Off;
-    publications.push(info(cluster, announced, page, now));
+    let mode = config.home_assistant.discovery;
+    let others = MODES.into_iter().filter(|other| *other != mode);
+    let mut publications: Vec<Publication> =
+        others.flat_map(|other| announcement(config, other).1.take_back()).collect();
+    publications.extend(announcement(config, mode).0);
+    publications.push(info(&config.cluster, mode != Mode::Off, config.web.address(), now));
     publications
+}
+
+/// All topics that the device may be announced on.
+pub fn topics(config: &Config) -> Vec<String> {
+    let emptied = MODES.into_iter().flat_map(|mode| announcement(config, mode).1.take_back());
+    emptied.map(|(topic, _)| topic).collect()
+}
+
+/// The device's announcement in this mode.
+fn announcement(config: &Config, mode: Mode) -> (Vec<Publication>, Announced) {
+    let interval = cluster::Settings::default().say_again.unsigned_abs();
+    let page = config.web.address();
+    let device = Device::of_cluster(&config.cluster, OWN_VERSION, interval, page.as_deref());
+    let how = HomeAssistant { discovery: mode, ..config.home_assistant.clone() };
+    device.announce(&how.place(&config.cluster, Owner::Cluster), None)
 }
 
 fn info(cluster: &Name, announced: bool, page: Option<String>, now: Timestamp) -> Publication {
@@ -45,7 +54,7 @@ fn info(cluster: &Name, announced: bool, page: Option<String>, now: Timestamp) -
         page,
     };
     let topic = Topic::Cluster(ClusterTopic::Info).in_cluster(cluster);
-    (topic, serde_json::to_vec(&info).expect("our messages have text keys and finite numbers"))
+    (topic, info.to_json())
 }
 
 #[cfg(test)]
@@ -71,6 +80,16 @@ mod tests {
             // Nodes may refer to the device once they hear this, and not before.
             assert_eq!(all.last(), Some(&("bramble/home/cluster/info".to_owned(), false)));
         }
+    }
+
+    #[test]
+    fn all_topics_of_an_announcement_are_known_whatever_its_mode() {
+        let topics = |mode: &str| topics(&Config::of(&format!("[home_assistant]\ndiscovery = \"{mode}\"")));
+        assert_eq!(topics("off"), topics("device"));
+        assert_eq!(topics("off"), topics("component"));
+        let all = announced("[home_assistant]\ndiscovery = \"off\"");
+        let emptied: Vec<String> = all.into_iter().filter(|(_, empty)| *empty).map(|(t, _)| t).collect();
+        assert_eq!(topics("off"), emptied);
     }
 
     #[test]

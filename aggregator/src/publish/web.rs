@@ -145,15 +145,15 @@ pub fn render(cluster: &Cluster, now: Timestamp) -> String {
             }
         })
         .collect();
-    let broker = cluster.broker();
+    let (broker, wall) = (cluster.broker(), cluster.wall());
     let view = View {
         v: 1,
-        ts: now,
+        ts: wall.tell(now),
         cluster: cluster.name(),
         version: env!("CARGO_PKG_VERSION"),
         broker: BrokerView {
             connected: broker.is_some_and(|b| b.connected),
-            since: broker.map(|b| b.since),
+            since: broker.map(|b| wall.tell(b.since)),
             why: broker.map_or("not tried yet", |b| &b.why),
         },
         headline: headline(cluster, now),
@@ -196,8 +196,8 @@ fn node_view<'a>(cluster: &Cluster, name: &'a Name, node: &'a Node) -> NodeView<
     NodeView {
         name,
         state: node_state(cluster, name, node),
-        since: node.since,
-        heard: node.heard(),
+        since: cluster.wall().tell(node.since),
+        heard: node.heard().map(|heard| cluster.wall().tell(heard)),
         address: info.and_then(|i| i.address),
         model: info.and_then(|i| i.model.as_deref()),
         kernel: info.and_then(|i| i.kernel.as_deref()),
@@ -290,6 +290,7 @@ fn count(n: usize, noun: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
     use serde_json::{Value, json};
 
     use super::*;
@@ -349,6 +350,27 @@ mod tests {
         assert_eq!(view["nodes"][0]["worst"]["title"], "title of a");
         assert_eq!(view["nodes"][0]["state"], "online");
         assert_eq!(view["alerts"][0]["id"], "path-loss-n2-n3");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_changes_every_time_by_the_same() {
+        let times = |scene: &Scene| {
+            let view: Value = serde_json::from_str(&render(&scene.cluster, scene.now)).unwrap();
+            let node = &view["nodes"][0];
+            [
+                &view["ts"],
+                &view["broker"]["since"],
+                &node["since"],
+                &node["heard"],
+                &view["alerts"][0]["since"],
+            ]
+            .map(|time| time.as_str().unwrap().parse::<Timestamp>().unwrap())
+        };
+        let mut scene = Scene::new(Settings::default());
+        scene.second(&ALL, &ALL, &[("n2", "n3", "lossy")]);
+        let (before, ahead) = (times(&scene), SignedDuration::from_hours(50 * 365 * 24));
+        scene.set_clock(ahead);
+        assert_eq!(times(&scene), before.map(|time| time + ahead));
     }
 
     #[test]

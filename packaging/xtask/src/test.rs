@@ -2,12 +2,17 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 
 use crate::build::{self, Profile};
 use crate::setup::{self, Purpose};
+
+/// Of how many tests it is told how long they took, and from how many seconds on.
+const SHOWN: usize = 40;
+const SLOW: f64 = 5.0;
 
 /// Runs the unit tests, then those with real kernel, broker and browser; the last line counts them.
 #[derive(Args)]
@@ -22,14 +27,14 @@ pub(crate) struct Arguments {
 pub(crate) enum Effort {
     /// What takes a few minutes.
     Fast,
-    /// What a change waits for: on emulated boards not what installs the packages there.
+    /// What a change waits for: nothing ten times over, and on emulated boards not what installs the packages there.
     Change,
     /// Everything, on all machines that are built.
     Whole,
 }
 
 /// What became of the tests.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Tally {
     /// How many passed.
     pub(crate) passed: u64,
@@ -39,12 +44,31 @@ pub(crate) struct Tally {
     pub(crate) skipped: Vec<String>,
     /// A test program that could not be built, or ended without counting its tests.
     pub(crate) broken: bool,
+    /// Seconds that tests took, of programs that run one after the other.
+    pub(crate) seconds: Vec<(f64, String)>,
 }
 
 impl Tally {
     /// Whether nothing failed.
     pub(crate) fn is_good(&self) -> bool {
         self.failed == 0 && !self.broken && self.passed > 0
+    }
+
+    /// Shows what took longest.
+    pub(crate) fn print_slowest(&self) {
+        let mut seconds: Vec<_> = self.seconds.iter().collect();
+        seconds.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (seconds, name) in seconds.iter().take(SHOWN).filter(|(seconds, _)| *seconds >= SLOW) {
+            println!("{seconds:7.1} s {name}");
+        }
+    }
+
+    /// Takes the time that the test took whose outcome is on this line.
+    fn time(&mut self, line: &str, took: Duration) {
+        let name = line.strip_prefix("test ").and_then(|line| line.split_once(" ..."));
+        if let Some((name, _)) = name.filter(|_| !line.ends_with("ignored")) {
+            self.seconds.push((took.as_secs_f64(), name.trim().to_owned()));
+        }
     }
 
     /// Takes one line of a test program.
@@ -72,6 +96,7 @@ impl Tally {
 /// Something is missing that cannot be installed, or cargo cannot be started.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let tally = run_all(if arguments.fast { Effort::Fast } else { Effort::Whole })?;
+    tally.print_slowest();
     if tally.broken {
         eprintln!("a test program was not built or did not end well; its reason stands above");
     }
@@ -131,10 +156,13 @@ pub(crate) fn follow(mut command: Command, tally: &mut Tally) -> Result<()> {
     let failed_before = tally.failed;
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {command:?}"))?;
+    let mut before = Instant::now();
     for line in BufReader::new(child.stdout.take().context("the output is piped")?).lines() {
         let line = line?;
         println!("{line}");
         tally.absorb(&line);
+        let now = Instant::now();
+        tally.time(&line, now - std::mem::replace(&mut before, now));
     }
     // cargo fails for a failed test, too; without one it is something else.
     tally.broken |= !child.wait()?.success() && tally.failed == failed_before;
@@ -159,7 +187,7 @@ mod tests {
             tally.absorb(line);
         }
         let skipped = vec!["[needs root] bed::loss".to_owned()];
-        assert_eq!(tally, Tally { passed: 16, failed: 1, skipped, broken: false });
+        assert_eq!(tally, Tally { passed: 16, failed: 1, skipped, ..Tally::default() });
         assert!(!tally.is_good());
     }
 

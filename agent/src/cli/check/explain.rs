@@ -39,7 +39,10 @@ pub(super) fn page(judged: &Judged, width: usize) -> String {
     if matches!(judged.state(), State::Unmet | State::Blocked) {
         line(
             "accept",
-            &format!("accept = [\"{}\"] in [cluster] of /etc/bramble/bramble.toml", requirement.id),
+            &format!(
+                "accept = [\"{}\"] in [cluster] of a file of your own, /etc/bramble/conf.d/NAME.toml",
+                requirement.id
+            ),
         );
     }
     // The sign alone is coloured, and the wrapping above counts letters.
@@ -85,8 +88,8 @@ pub(super) fn document() -> String {
     let mut text = String::from(
         "# Checks\n\nWritten by `cargo xtask docs` from the program's own tables; do not edit.\n\n\
          `bramble check` judges all of these, `bramble check --explain ID` shows one of them as it stands on your node.\n\
-         What applies follows `[cluster]` in `/etc/bramble/bramble.toml`; a shortfall that you know and accept goes into \
-         `accept` there.\n",
+         What applies follows `[cluster]` in a file of your own, `/etc/bramble/conf.d/NAME.toml`; a shortfall that you know and \
+         accept goes into `accept` there.\n",
     );
     let areas: [(Area, &str); 8] = [
         (Area::Kernel, "Kernel"),

@@ -3,8 +3,10 @@
 use anstyle::{AnsiColor, Style};
 use serde_json::{Value, json};
 
+use super::super::USAGE;
 use super::super::check::{printable, wrap};
 use crate::config::k3s::Role;
+use crate::host::write::NotDone;
 use crate::k3s::doctor::{Examined, Verdict};
 
 /// All that was examined: first what the server and the token say, then what `bramble check` knows.
@@ -16,6 +18,8 @@ pub(super) struct Findings {
     pub(super) required: Vec<Examined>,
     /// Whether somebody is about to set the clock and has not yet, or whether that cannot be told.
     pub(super) is_clock_late: bool,
+    /// Whether something that is written cannot be carried out; it stands among what was examined.
+    pub(super) is_misconfigured: bool,
 }
 
 impl Findings {
@@ -41,9 +45,21 @@ impl Findings {
         self.all().any(|one| one.id == id && matches!(one.verdict, Verdict::Wrong { .. }))
     }
 
-    /// 2 a person must act, 3 something could not be told, else 0.
+    /// Something that is written cannot be carried out.
+    pub(super) fn misconfigured(&mut self, failed: &NotDone) {
+        self.is_misconfigured = true;
+        self.examined.push(Examined {
+            id: "configuration",
+            title: "What is written can be carried out",
+            why: "A join ends with what only its owner can mend, and does not try it again.",
+            verdict: Verdict::Wrong { what: failed.to_string(), next: failed.next.clone() },
+        });
+    }
+
+    /// 64 something is written wrong, 2 a person must act, 3 something could not be told, else 0.
     pub(super) fn code(&self) -> u8 {
         match () {
+            () if self.is_misconfigured => USAGE,
             () if self.is_wrong() => 2,
             () if self.all().any(|one| matches!(one.verdict, Verdict::Unknown(_))) => 3,
             () => 0,
@@ -141,7 +157,7 @@ mod tests {
     fn findings(verdicts: Vec<Verdict>) -> Findings {
         let one = |verdict| Examined { id: "x", title: "t", why: "w", verdict };
         let examined = verdicts.into_iter().map(one).collect();
-        Findings { examined, required: vec![], is_clock_late: false }
+        Findings { examined, required: vec![], is_clock_late: false, is_misconfigured: false }
     }
 
     #[test]

@@ -5,15 +5,13 @@
 //! Round trips are compared with the fastest one that was ever seen; which way became slower is told by the
 //! one-way differences, whose unknown clock offset is constant as long as neither machine is started anew, which shows.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use wire::{
-    report::{PeerReport, RoundTrip, Stamps, Way, WayState},
-    topic::Name,
-};
+use ebpf_records::mesh::ARRIVALS;
+use wire::report::{PeerReport, RoundTrip, Stamps, Way, WayState};
 
 /// What the companion counted for one peer, cumulative.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PeerSample {
     /// For how long the peer is probed, ms.
     pub known_ms: u64,
@@ -35,8 +33,6 @@ pub struct PeerSample {
     pub silent_ms: Option<u64>,
     /// What the newest probe took that arrived since the last sample, plus the unknown difference of the two clocks, ns.
     pub newest: Option<i64>,
-    /// Round trips that were completed since the last sample.
-    pub trips: Vec<Trip>,
 }
 
 impl PeerSample {
@@ -67,12 +63,15 @@ const WINDOW: usize = 3;
 const LOST: u32 = 2;
 /// Samples for which a way stays lossy after the last such window.
 const HOLD: u32 = 5;
-/// Silence that makes a way cut, in periods: two whole ticks.
-const SILENCE: f64 = 2.1;
+/// A batch that is not there so long after its time is not late but lost, ms.
+pub const LATE_MS: u64 = 100;
+/// Batches that do not come one after the other make a way cut.
+const SILENCE: u64 = 2;
 /// Round trips that are summed up.
 const TRIPS: usize = 16;
-/// Silence after which nothing is told of the way there, in periods: one batch that did not come.
-const ONE_BATCH: f64 = 1.1;
+const _: () = assert!(ARRIVALS <= TRIPS);
+/// Batches that did not come until nothing is told of the way there.
+const ONE_BATCH: u64 = 1;
 /// Samples that a round trip must be slow before it counts.
 const SLOW: u32 = 2;
 /// Samples without a round trip after which nothing is told of delay: losses on both ways account for some.
@@ -84,39 +83,16 @@ const DRIFT: i64 = 100_000;
 /// No packet is so late, ns: a one-way difference that changes by more tells that the peer was started anew, and its clock with it.
 const CLOCK_BEGAN_ANEW: u64 = 10_000_000_000;
 
-/// What is remembered of all peers.
-#[derive(Debug, Default)]
-pub struct Links(BTreeMap<Name, Link>);
-
-impl Links {
-    /// Judges both ways of each peer that is in the sample; the others are forgotten. Once a period.
-    pub fn judge(
-        &mut self,
-        samples: BTreeMap<Name, PeerSample>,
-        period_ms: u64,
-    ) -> BTreeMap<Name, PeerReport> {
-        self.0.retain(|name, _| samples.contains_key(name));
-        samples
-            .into_iter()
-            .map(|(name, sample)| {
-                let report = match self.0.get_mut(&name) {
-                    Some(link) => link.judge(sample, period_ms),
-                    None => self.0.entry(name.clone()).or_default().judge(sample, period_ms),
-                };
-                (name, report)
-            })
-            .collect()
-    }
-}
-
 /// What is remembered of one peer.
 #[derive(Debug, Default)]
-struct Link {
+pub struct Link {
     history: VecDeque<PeerSample>,
     lossy_in: u32,
     lossy_out: u32,
     pace: Delay,
     trips: VecDeque<Trip>,
+    out: Way,
+    incoming: Way,
 }
 
 /// What is remembered of the round trips with one peer.
@@ -192,17 +168,18 @@ impl Delay {
     }
 }
 
-fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
-    let mut values: Vec<T> = values.collect();
-    values.sort_unstable();
-    let middle = values.len() / 2;
-    (middle < values.len()).then(|| values.swap_remove(middle))
+/// The value in the middle of at most [`TRIPS`].
+fn median<T: Ord + Copy + Default>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut all = [T::default(); TRIPS];
+    let count = all.iter_mut().zip(values).map(|(place, value)| *place = value).count();
+    all[..count].sort_unstable();
+    all[..count].get(count / 2).copied()
 }
 
 impl Link {
-    fn judge(&mut self, mut sample: PeerSample, period_ms: u64) -> PeerReport {
-        let trips = std::mem::take(&mut sample.trips);
-        self.pace.learn(&trips, sample.newest, period_ms);
+    /// Judges both ways by what is counted now, and by the round trips since the last time, at most [`ARRIVALS`]. Once a period.
+    pub fn judge(&mut self, sample: PeerSample, trips: &[Trip], period_ms: u64) {
+        self.pace.learn(trips, sample.newest, period_ms);
         self.trips.extend(trips);
         self.trips.drain(..self.trips.len().saturating_sub(TRIPS));
         if self.history.back().is_some_and(|last| sample.begins_anew(last)) {
@@ -212,19 +189,16 @@ impl Link {
             self.history.pop_front();
         }
         self.history.push_back(sample);
-        let sample = &self.history[self.history.len() - 1];
         let [(slow_out, delay_out), (slow_in, delay_in)] = self.pace.verdict();
 
-        let silent_for = |periods: f64| {
-            let limit = (period_ms as f64 * periods) as u64;
-            sample.silent_ms.unwrap_or(sample.known_ms) >= limit
-        };
+        let silent_for =
+            |batches: u64| sample.silent_ms.unwrap_or(sample.known_ms) >= period_ms * batches + LATE_MS;
         let lost_in = self.lost(|s| (s.heard, s.heard_highest));
         let lost_out = self.lost(|s| (s.peer_heard, s.peer_highest));
         let young = sample.known_ms < 3 * period_ms;
 
         let mut incoming = if young && sample.silent_ms.is_none() {
-            UNSEEN
+            Way::default()
         } else if silent_for(SILENCE) {
             Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
         } else {
@@ -238,8 +212,8 @@ impl Link {
             || sample.peer_highest > sample.sequence
         {
             // Nothing arrives, so nothing is told of the ways from here; or nonsense is.
-            UNSEEN
-        } else if self.out_is_cut(sample) {
+            Way::default()
+        } else if self.out_is_cut(&sample) {
             Way { state: WayState::Cut, loss: Some(1.0), delay_ms: None }
         } else {
             way(lost_out, &mut self.lossy_out, slow_out, delay_out)
@@ -250,12 +224,23 @@ impl Link {
         if incoming.state == WayState::Cut {
             self.trips.clear();
         }
+        (self.out, self.incoming) = (out, incoming);
+    }
+
+    /// Verdicts on the ways there and back.
+    pub fn states(&self) -> [WayState; 2] {
+        [self.out.state, self.incoming.state]
+    }
+
+    /// What is known of both ways.
+    pub fn report(&self) -> PeerReport {
+        let sample = self.history.back().copied().unwrap_or_default();
         PeerReport {
             sent: sample.sent,
             answered: sample.peer_heard.into(),
             heard: sample.heard.into(),
-            out,
-            incoming,
+            out: self.out,
+            incoming: self.incoming,
             round_trip: self.round_trip(),
         }
     }
@@ -288,10 +273,8 @@ impl Link {
     }
 }
 
-const UNSEEN: Way = Way { state: WayState::Unknown, loss: None, delay_ms: None };
-
 fn way(lost: Option<(u32, u32)>, lossy: &mut u32, slow: bool, delay_ms: Option<f64>) -> Way {
-    let Some((lost, expected)) = lost else { return UNSEEN };
+    let Some((lost, expected)) = lost else { return Way::default() };
     if lost >= LOST {
         *lossy = HOLD;
     } else {
@@ -319,6 +302,13 @@ mod tests {
             outbound: there_us * 1000 + offset,
             stamps: Stamps::Kernel,
         }
+    }
+
+    /// What is told after one more tick.
+    fn told(link: &mut Link, sample: PeerSample, trips: &[Trip]) -> PeerReport {
+        link.judge(sample, trips, PERIOD);
+        assert_eq!(link.states(), [link.report().out.state, link.report().incoming.state]);
+        link.report()
     }
 
     /// One tick of a link: how many of five probes arrive in each direction, and the round trips.
@@ -356,8 +346,7 @@ mod tests {
                 }
                 s.silent_ms = Some(silent + 200);
                 s.newest = tick.trips.last().map(|trip| trip.round_trip as i64 - trip.outbound);
-                s.trips = tick.trips;
-                link.judge(s.clone(), PERIOD)
+                told(&mut link, s, &tick.trips)
             })
             .collect()
     }
@@ -417,12 +406,49 @@ mod tests {
         assert_eq!(states(&out)[6], (Cut, Fine));
     }
 
+    /// Whoever tells that one is cut from whom many others are (a node that is gone) relies on it.
+    #[test]
+    fn a_silent_peer_is_unknown_for_one_tick_and_then_cut_whatever_the_clocks_say() {
+        for (period, late) in
+            [500, 1000, 2000, 60_000].iter().flat_map(|p| [0, 99, 100, 200, 499].map(|l| (*p, l)))
+        {
+            let mut link = Link::default();
+            let states: Vec<_> = (0..8_u64)
+                .map(|tick| {
+                    let silent_ms = Some(late + tick.saturating_sub(3) * period);
+                    let (heard, peer_heard) = (5 * (tick.min(3) as u32 + 1), 5 * (tick.min(3) as u32 + 1));
+                    let counts = PeerSample {
+                        known_ms: (tick + 9) * period,
+                        sequence: 5 * (tick as u32 + 1),
+                        heard_session: 7,
+                        heard,
+                        heard_highest: heard,
+                        peer_heard,
+                        peer_highest: peer_heard,
+                        silent_ms,
+                        ..PeerSample::default()
+                    };
+                    link.judge(counts, &[trip(100, 100)], period);
+                    (link.out.state, link.incoming.state)
+                })
+                .collect();
+            let missed = states.iter().position(|(out, _)| *out == Unknown).unwrap();
+            assert_eq!(missed, if late < LATE_MS { 5 } else { 4 }, "{period} {late}: {states:?}");
+            assert_eq!(
+                states[missed..missed + 2],
+                [(Unknown, Fine), (Unknown, Cut)],
+                "{period} {late}: {states:?}"
+            );
+            assert!(states[..missed].iter().all(|both| *both == (Fine, Fine)), "{period} {late}: {states:?}");
+        }
+    }
+
     #[test]
     fn a_peer_that_was_never_heard_is_unknown_first_and_cut_then() {
         let mut link = Link::default();
         let mut judge = |known_ms| {
             let s = PeerSample { known_ms, sequence: known_ms as u32 / 200, ..PeerSample::default() };
-            let report = link.judge(s.clone(), PERIOD);
+            let report = told(&mut link, s, &[]);
             (report.out.state, report.incoming.state)
         };
         assert_eq!(judge(1200), (Unknown, Unknown));
@@ -447,7 +473,7 @@ mod tests {
         let mut link = Link::default();
         let mut judge = |tick: u32, (newest, trips): (i64, Vec<Trip>)| {
             let newest = Some(newest - 86_400_000_000_000);
-            link.judge(PeerSample { newest, trips, ..since(tick, 0, 0) }, PERIOD).incoming.state
+            told(&mut link, PeerSample { newest, ..since(tick, 0, 0) }, &trips).incoming.state
         };
         // The way is late for one tick, and for good then.
         let ways = [100, 100, 100, 100, 50_100, 100, 100, 100, 100, 50_100, 50_100];
@@ -463,7 +489,7 @@ mod tests {
         let reports: Vec<PeerReport> = (1..9)
             .map(|tick| {
                 let trips = if tick < 4 { vec![trip(100, 100); 5] } else { vec![] };
-                link.judge(PeerSample { trips, ..since(tick, 0, 0) }, PERIOD)
+                told(&mut link, since(tick, 0, 0), &trips)
             })
             .collect();
         assert_eq!(states(&reports)[..6], [(Fine, Fine); 6]);
@@ -505,9 +531,9 @@ mod tests {
             silent_ms: Some(200),
             ..PeerSample::default()
         };
-        link.judge(s(1, 1000), PERIOD);
-        link.judge(s(1, 1005), PERIOD);
-        assert_eq!(link.judge(s(2, 5), PERIOD).incoming.state, Fine);
+        told(&mut link, s(1, 1000), &[]);
+        told(&mut link, s(1, 1005), &[]);
+        assert_eq!(told(&mut link, s(2, 5), &[]).incoming.state, Fine);
     }
 
     /// One tick of a healthy peer, of which all that was counted since some moment is left out.
@@ -521,7 +547,6 @@ mod tests {
             peer_heard: (tick - peer_heard_since) * 5,
             peer_highest: tick * 5,
             silent_ms: Some(200),
-            trips: vec![trip(100, 100)],
             ..PeerSample::default()
         }
     }
@@ -535,7 +560,8 @@ mod tests {
                 1..=4 => since(tick, 0, 0),
                 _ => since(tick, heard_since, peer_heard_since),
             });
-            let reports: Vec<PeerReport> = ticks.map(|sample| link.judge(sample, PERIOD)).collect();
+            let reports: Vec<PeerReport> =
+                ticks.map(|sample| told(&mut link, sample, &[trip(100, 100)])).collect();
             assert_eq!(states(&reports), [(Fine, Fine); 9]);
         }
     }
@@ -548,7 +574,8 @@ mod tests {
             .map(|tick| {
                 let (peer_heard, peer_highest) =
                     [(0, 0), (0, 0), (5, 15), (10, 20), (15, 25)][tick as usize - 2];
-                link.judge(PeerSample { peer_heard, peer_highest, ..since(tick, 0, 0) }, PERIOD)
+                let sample = PeerSample { peer_heard, peer_highest, ..since(tick, 0, 0) };
+                told(&mut link, sample, &[trip(100, 100)])
             })
             .collect();
         assert!(reports.iter().all(|report| report.out.state != Lossy), "{reports:?}");
@@ -562,7 +589,7 @@ mod tests {
             .map(|tick| {
                 let mut sample = since(tick, 0, 0);
                 (sample.heard, sample.heard_highest) = (5, 5);
-                link.judge(sample, PERIOD)
+                told(&mut link, sample, &[trip(100, 100)])
             })
             .collect();
         assert_eq!(states(&reports)[..3], [(Fine, Fine); 3]);

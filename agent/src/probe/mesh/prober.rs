@@ -1,22 +1,22 @@
 //! Sends this node's probes, takes its peers', and reads what was counted.
 //!
-//! One batch per tick, because the wake-up is the cost and not the packet. Of two nodes the one with the lower address speaks
-//! first; the other one a moment later, so that its probes tell of those that have just come. With the kernel programs
-//! attached nobody here looks at a clock or at what arrives, and nothing that arrives wakes this process. Without them the
-//! same fields are filled in here, and every round trip says so.
+//! One batch per tick, because the wake-up is the cost and not the packet. Nodes take turns by their addresses, a moment apart, so
+//! that the probes of the second one of two tell of those that have just come. With the kernel programs attached nobody
+//! here looks at a clock or at what arrives, and nothing that arrives wakes this process. Without them the same fields are
+//! filled in here, and every round trip says so.
 
 use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     io::{self, IoSlice, IoSliceMut},
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     os::fd::{AsFd, AsRawFd},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ebpf_records::mesh::{ARRIVALS, MAGIC, MAX_PEERS, PACKET_LEN, Packet, Peer, STAMPED_ALL, TOGETHER};
 use nix::{
     errno::Errno,
+    setsockopt_impl, sockopt_impl,
     sys::socket::{
         ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt,
         sockopt::RcvBufForce,
@@ -24,11 +24,11 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use wire::{
-    report::{Stamps, Tier},
+    report::{PeerReport, Stamps, Tier},
     topic::Name,
 };
 
-use super::link::{PeerSample, Trip};
+use super::link::{LATE_MS, Link, PeerSample, Trip};
 use crate::{
     config::{self, Config},
     datapath::{
@@ -44,11 +44,12 @@ const BUDGET: usize = 20;
 /// Probes to one peer per tick, at most; three ticks fit into the record of arrivals.
 const BURST: usize = 5;
 const _: () = assert!(BURST * 3 <= ARRIVALS);
-/// How much later than its peer the second one of two nodes speaks: the probes of those whose clocks agree have come by then.
-/// It is slept away and not awaited: a short sleep wakes the process once.
-const GATHER: Duration = Duration::from_millis(2);
+/// How much later than the node before it one speaks, at most: the probes of those whose clocks agree have come by then.
+const TURN: Duration = Duration::from_micros(200);
+/// Within this time all nodes have had their turn: what the last one says comes well before the first one looks.
+pub const TURNS: Duration = Duration::from_millis(LATE_MS / 2);
 /// A batch of which nothing came for this long, ns, has arrived or is lost.
-const ARRIVED: u64 = 100_000_000;
+const ARRIVED: u64 = LATE_MS * 1_000_000;
 /// With kernel stamps it is looked at what arrived as soon as so many must have, and at once when the programs count nothing: only
 /// to see whether they see it too.
 const LOOKED_AT: usize = 50;
@@ -64,15 +65,14 @@ pub struct Prober {
     uplink: Uplink,
     session: u32,
     port: u16,
-    /// How far apart the two ways of a round trip may lie, ns.
-    together: u64,
+    period: Duration,
+    tier: Tier,
     programs: Result<MeshPrograms, String>,
     socket: UdpSocket,
     /// When a probe has come; with kernel stamps nobody wants to know. The runtime's own sockets would also say when there is
     /// room to send, after each batch.
     arrived: Option<Ready>,
-    peers: BTreeMap<Name, Probed>,
-    names: HashMap<Ipv4Addr, Name>,
+    peers: BTreeMap<Ipv4Addr, Probed>,
     /// Last numbers of probes to addresses that are not probed now: who is probed again is to hear higher ones, because in one
     /// session nothing can be told of numbers that were there before.
     past: BTreeMap<Ipv4Addr, u32>,
@@ -82,8 +82,9 @@ pub struct Prober {
 }
 
 struct Probed {
-    address: Ipv4Addr,
-    since: Instant,
+    name: Name,
+    /// Our clock when it was first probed, ns.
+    since: u64,
     sequence: u32,
     /// Highest probe whose round trip was reported.
     reported: u32,
@@ -99,13 +100,14 @@ struct Probed {
     told: u32,
     /// Session and number of the last probe that was there when it was last looked at what arrived.
     came: Option<(u32, u32)>,
+    link: Link,
 }
 
 impl Probed {
-    fn new(address: Ipv4Addr, sequence: u32) -> Self {
+    fn new(name: Name, sequence: u32) -> Self {
         Self {
-            address,
-            since: Instant::now(),
+            name,
+            since: now_ns(),
             sequence,
             reported: 0,
             sampled: 0,
@@ -114,16 +116,47 @@ impl Probed {
             is_new: false,
             told: 0,
             came: None,
+            link: Link::default(),
         }
     }
 
     /// Takes what the programs count now.
-    fn count(&mut self, now: Peer) {
-        let before = std::mem::replace(&mut self.counted, now);
-        if now.sent != before.sent {
+    fn count(&mut self, now: &Peer) {
+        let (has_left, has_come) = (now.sent != self.counted.sent, now.last_heard != self.counted.last_heard);
+        self.counted = *now;
+        if has_left {
             self.seen_leaving = self.sequence;
         }
-        self.is_new = now.sent != before.sent && now.last_heard != before.last_heard;
+        self.is_new = has_left && has_come;
+    }
+
+    /// Judges both ways, at this moment of our clock; two ways of a round trip may lie so many ns apart. Whether a verdict is
+    /// another one now.
+    fn judge(&mut self, now: u64, together: u64, period_ms: u64, trips: &mut Vec<Trip>) -> bool {
+        let peer = &self.counted;
+        trips.clear();
+        for trip in peer.round_trips(self.reported, self.sequence, together) {
+            self.reported = trip.sequence;
+            let (round_trip, outbound, stamps) = (trip.round_trip, trip.outbound, stamps(trip.stamped));
+            trips.push(Trip { round_trip, outbound, stamps });
+        }
+        let newest = peer.newest().filter(|(_, arrived)| *arrived > self.sampled);
+        self.sampled = now;
+        let sample = PeerSample {
+            known_ms: now.saturating_sub(self.since) / 1_000_000,
+            sequence: self.sequence,
+            sent: peer.sent,
+            heard_session: peer.heard_session,
+            heard: peer.heard,
+            heard_highest: known_highest(peer, now),
+            peer_heard: peer.peer_heard,
+            peer_highest: peer.peer_highest,
+            silent_ms: (peer.last_heard > 0).then(|| now.saturating_sub(peer.last_heard) / 1_000_000),
+            newest: newest.map(|(took, _)| took),
+        };
+        let before = self.link.states();
+        self.link.judge(sample, trips, period_ms);
+        self.link.states() != before
     }
 
     /// The program that did not see what passed, and which packets: one that comes to this process was counted before.
@@ -164,18 +197,26 @@ impl Prober {
             (config::Stamps::Auto, None) => MeshPrograms::attach(&uplink, port, session, config.probe.attach)
                 .map_err(|e| format!("{e}{}", missing(host, PROGRAMS))),
         };
+        let tier = match &programs {
+            Ok(programs) => Tier {
+                stamps: Stamps::Kernel,
+                attached: Some(programs.attached.to_string()),
+                why: String::new(),
+            },
+            Err(why) => Tier { stamps: Stamps::User, attached: None, why: why.clone() },
+        };
         let wait = || Ready::of(socket.as_fd()).map_err(|e| format!("waiting for probes: {e}"));
         let arrived = if programs.is_err() { Some(wait()?) } else { None };
         Ok(Self {
             uplink,
             session,
             port,
-            together: TOGETHER.max(config.probe.period.as_nanos() as u64 / 2),
+            period: config.probe.period,
+            tier,
             programs,
             socket,
             arrived,
             peers: BTreeMap::new(),
-            names: HashMap::new(),
             past: BTreeMap::new(),
             left: 0,
             blind: None,
@@ -193,45 +234,36 @@ impl Prober {
     }
 
     /// How the mesh is measured, and why not better.
-    pub fn tier(&self) -> Tier {
-        match &self.programs {
-            Ok(programs) => Tier {
-                stamps: Stamps::Kernel,
-                attached: Some(programs.attached.to_string()),
-                why: String::new(),
-            },
-            Err(why) => Tier { stamps: Stamps::User, attached: None, why: why.clone() },
-        }
+    pub fn tier(&self) -> &Tier {
+        &self.tier
     }
 
-    /// Why the programs are of no use here: probes came to this process, and none past them.
+    /// Why the programs are of no use here: probes came to this process, and none past them, or their counts cannot be read.
     pub fn blind(&self) -> Option<&str> {
         self.blind.as_deref()
     }
 
     /// Probes exactly these peers from now on; what is known of those that stay is kept.
     pub fn set_peers(&mut self, wanted: &BTreeMap<Name, Ipv4Addr>) {
-        let gone: Vec<Name> = self
-            .peers
-            .iter()
-            .filter(|(name, probed)| wanted.get(*name) != Some(&probed.address))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in gone {
-            let Some(probed) = self.peers.remove(&name) else { continue };
-            self.names.remove(&probed.address);
+        let is_gone = |(address, probed): (&Ipv4Addr, &Probed)| {
+            (wanted.get(&probed.name) != Some(address)).then_some(*address)
+        };
+        let gone: Vec<Ipv4Addr> = self.peers.iter().filter_map(is_gone).collect();
+        for address in gone {
+            let Some(probed) = self.peers.remove(&address) else { continue };
             if self.past.len() >= MAX_PEERS as usize {
                 self.past.pop_first();
             }
-            self.past.insert(probed.address, probed.sequence);
+            self.past.insert(address, probed.sequence);
             if let Ok(programs) = &mut self.programs {
-                programs.remove_peer(probed.address);
+                programs.remove_peer(address);
             }
         }
-        let mut new = Vec::new();
+        let mut new = BTreeMap::new();
         for (name, &address) in wanted {
-            if self.peers.contains_key(name)
-                || self.names.contains_key(&address)
+            // Of two names of an address the first one counts.
+            if self.peers.contains_key(&address)
+                || new.contains_key(&address)
                 || address == self.uplink.address
             {
                 continue;
@@ -242,42 +274,33 @@ impl Prober {
                 tracing::error!(bramble_peer = %name, "{name} is not probed: {why}");
                 continue;
             }
-            new.push((name, address));
+            new.insert(address, name);
         }
         // What came before the programs knew a peer is no sign that they are blind: nobody's it is still.
         self.take();
-        for (name, address) in new {
-            // One of two names of an address.
-            if self.names.contains_key(&address) {
-                continue;
-            }
-            self.names.insert(address, name.clone());
+        for (address, name) in new {
             let sequence = self.past.remove(&address).unwrap_or_default();
-            self.peers.insert(name.clone(), Probed::new(address, sequence));
+            self.peers.insert(address, Probed::new(name.clone(), sequence));
         }
+    }
+
+    /// How long after the tick it is this node's turn to speak.
+    pub fn turn(&self) -> Duration {
+        let apart = TURNS / (self.peers.len() as u32 + 1);
+        TURN.min(apart) * self.peers.range(..self.uplink.address).count() as u32
     }
 
     /// Sends one batch: a few probes to every peer.
     pub fn send(&mut self) {
-        self.speak(Ordering::Less);
-        if self.peers.values().any(|probed| probed.address < self.uplink.address) {
-            std::thread::sleep(GATHER);
-            if !self.stamped_by_kernel() {
-                self.take();
-            }
-            self.speak(Ordering::Greater);
-        }
-    }
-
-    /// Sends to the peers to whose addresses ours compares like this.
-    fn speak(&mut self, ours: Ordering) {
         let by_kernel = self.stamped_by_kernel();
+        if !by_kernel {
+            self.take();
+        }
         let burst = (BUDGET / self.peers.len().max(1)).clamp(1, BURST);
         let sent = now_ns();
         let mut batch = Vec::with_capacity(burst * self.peers.len());
         for following in (0..burst as u16).rev() {
-            let peers = self.peers.values_mut().filter(|p| self.uplink.address.cmp(&p.address) == ours);
-            for probed in peers {
+            for (address, probed) in &mut self.peers {
                 probed.sequence = probed.sequence.wrapping_add(1).max(1);
                 let (session, sequence) = (self.session, probed.sequence);
                 let mut packet =
@@ -286,7 +309,7 @@ impl Prober {
                     probed.counted.sent += 1;
                     probed.counted.tell(&mut packet);
                 }
-                batch.push((packet.to_bytes(), SocketAddrV4::new(probed.address, self.port)));
+                batch.push((packet.to_bytes(), SocketAddrV4::new(*address, self.port)));
             }
         }
         self.left += batch.len();
@@ -305,10 +328,10 @@ impl Prober {
     /// Takes what has arrived of known peers. With kernel stamps it was counted and timed before.
     pub fn take(&mut self) {
         let (by_kernel, session) = (self.stamped_by_kernel(), self.session);
-        let (peers, names) = (&mut self.peers, &self.names);
+        let peers = &mut self.peers;
         drain(&self.socket, |bytes, from| {
             let Some(packet) = Packet::from_bytes(bytes) else { return };
-            let Some(probed) = names.get(from.ip()).and_then(|name| peers.get_mut(name)) else { return };
+            let Some(probed) = peers.get_mut(from.ip()) else { return };
             if !by_kernel {
                 probed.counted.hear(&packet, now_ns(), session);
                 return;
@@ -321,11 +344,25 @@ impl Prober {
         self.left = 0;
     }
 
-    /// Reads what the programs count.
-    fn count(&mut self) {
-        let Ok(programs) = &self.programs else { return };
+    /// Reads what the programs count; whether that is known.
+    fn count(&mut self) -> bool {
+        let Ok(programs) = &mut self.programs else { return false };
         for probed in self.peers.values_mut() {
-            probed.count(programs.peer(probed.address).unwrap_or_default());
+            probed.is_new = false;
+        }
+        match programs.counts() {
+            Ok(counts) => {
+                for (address, now) in counts {
+                    if let Some(probed) = self.peers.get_mut(&address) {
+                        probed.count(now);
+                    }
+                }
+                true
+            }
+            Err(why) => {
+                self.blind = Some(format!("what the programs count is not known: {why}"));
+                false
+            }
         }
     }
 
@@ -335,7 +372,9 @@ impl Prober {
             probed.came = None;
         }
         self.take();
-        self.count();
+        if !self.count() {
+            return;
+        }
         self.blind = self.peers.values().find_map(Probed::unseen).map(|(program, which)| {
             let device = &self.uplink.name;
             format!(
@@ -345,47 +384,30 @@ impl Prober {
         });
     }
 
-    /// What was counted for every peer, and the round trips since the last call.
-    pub fn sample(&mut self) -> BTreeMap<Name, PeerSample> {
+    /// Looks at what was counted, and judges both ways of each peer; whether a verdict is another one now. Once a period.
+    pub fn judge(&mut self) -> bool {
         if self.programs.is_ok() {
-            self.count();
-            if self.left >= LOOKED_AT || self.peers.values().any(|probed| !probed.is_new) {
+            let is_all_new = self.left < LOOKED_AT && {
+                self.count();
+                self.peers.values().all(|probed| probed.is_new)
+            };
+            if !is_all_new {
                 self.look();
             }
         }
-        let now = now_ns();
-        self.peers
-            .iter_mut()
-            .map(|(name, probed)| {
-                let peer = &probed.counted;
-                let trips: Vec<_> =
-                    peer.round_trips(probed.reported, probed.sequence, self.together).collect();
-                probed.reported = trips.last().map_or(probed.reported, |trip| trip.sequence);
-                let newest = peer.newest().filter(|(_, arrived)| *arrived > probed.sampled);
-                probed.sampled = now;
-                let sample = PeerSample {
-                    known_ms: probed.since.elapsed().as_millis() as u64,
-                    sequence: probed.sequence,
-                    sent: peer.sent,
-                    heard_session: peer.heard_session,
-                    heard: peer.heard,
-                    heard_highest: known_highest(peer, now),
-                    peer_heard: peer.peer_heard,
-                    peer_highest: peer.peer_highest,
-                    silent_ms: (peer.last_heard > 0).then(|| now.saturating_sub(peer.last_heard) / 1_000_000),
-                    newest: newest.map(|(took, _)| took),
-                    trips: trips
-                        .into_iter()
-                        .map(|trip| Trip {
-                            round_trip: trip.round_trip,
-                            outbound: trip.outbound,
-                            stamps: stamps(trip.stamped),
-                        })
-                        .collect(),
-                };
-                (name.clone(), sample)
-            })
-            .collect()
+        let (now, period_ms) = (now_ns(), self.period.as_millis() as u64);
+        let together = TOGETHER.max(self.period.as_nanos() as u64 / 2);
+        let mut trips = Vec::with_capacity(ARRIVALS);
+        let mut is_news = false;
+        for probed in self.peers.values_mut() {
+            is_news |= probed.judge(now, together, period_ms, &mut trips);
+        }
+        is_news
+    }
+
+    /// What is known of each peer.
+    pub fn reports(&self) -> BTreeMap<Name, PeerReport> {
+        self.peers.values().map(|probed| (probed.name.clone(), probed.link.report())).collect()
     }
 }
 
@@ -411,9 +433,20 @@ fn now_ns() -> u64 {
     now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
+sockopt_impl!(
+    /// Whether packets may be taken apart on their way.
+    MtuDiscover,
+    SetOnly,
+    libc::IPPROTO_IP,
+    libc::IP_MTU_DISCOVER,
+    libc::c_int
+);
+
 fn bind(port: u16) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
     socket.set_nonblocking(true)?;
+    // A probe fits everywhere, and what is never taken apart needs no number by which to put it together, whose choice costs.
+    let _ = setsockopt(&socket, MtuDiscover, &libc::IP_PMTUDISC_PROBE);
     // Without the right to it the usual room has to do: some hundred peers fit.
     let _ = setsockopt(&socket, RcvBufForce, &WAITING);
     Ok(socket)
@@ -482,10 +515,10 @@ mod tests {
             uplink: Uplink { name: "eth0".to_owned(), address, header_length: 14, index: 2 },
             session: 7,
             port: 9,
-            together: TOGETHER,
+            period: Duration::from_secs(1),
+            tier: Tier { stamps: Stamps::User, attached: None, why: String::new() },
             programs: Err("a test".to_owned()),
             peers: BTreeMap::new(),
-            names: HashMap::new(),
             past: BTreeMap::new(),
             left: 0,
             blind: None,
@@ -513,13 +546,30 @@ mod tests {
         for wanted in [wanted.clone(), BTreeMap::new(), wanted] {
             prober.set_peers(&wanted);
             prober.send();
-            numbers.push(prober.sample().get(&n2).map(|sample| sample.sequence));
+            numbers.push(prober.peers.get(&Ipv4Addr::LOCALHOST).map(|probed| probed.sequence));
         }
         assert_eq!(numbers, [Some(5), None, Some(10)]);
         // Of two names of one address the first one counts.
         let n3 = Name::new("n3").unwrap();
-        prober.set_peers(&BTreeMap::from([(n2.clone(), Ipv4Addr::LOCALHOST), (n3, Ipv4Addr::LOCALHOST)]));
-        assert_eq!((prober.peers.len(), prober.names[&Ipv4Addr::LOCALHOST].as_str()), (1, "n2"));
+        let both = BTreeMap::from([(n3.clone(), Ipv4Addr::LOCALHOST), (n2.clone(), Ipv4Addr::LOCALHOST)]);
+        let name = |prober: &Prober| prober.peers[&Ipv4Addr::LOCALHOST].name.as_str().to_owned();
+        prober.set_peers(&both);
+        assert_eq!((prober.peers.len(), name(&prober).as_str()), (1, "n2"));
+        prober.set_peers(&BTreeMap::from([(n3, Ipv4Addr::LOCALHOST)]));
+        assert_eq!(name(&prober), "n3");
+        // Two that have changed places go on with the numbers of their places.
+        let other = Ipv4Addr::new(127, 0, 0, 2);
+        let places =
+            |a: Ipv4Addr, b: Ipv4Addr| BTreeMap::from([(n2.clone(), a), (Name::new("n3").unwrap(), b)]);
+        let seen = |prober: &Prober| -> Vec<(String, u32)> {
+            prober.peers.values().map(|probed| (probed.name.to_string(), probed.sequence)).collect()
+        };
+        prober.set_peers(&places(Ipv4Addr::LOCALHOST, other));
+        prober.send();
+        let before = seen(&prober);
+        prober.set_peers(&places(other, Ipv4Addr::LOCALHOST));
+        let [(first, a), (second, b)] = &before[..] else { panic!("{before:?}") };
+        assert_eq!(seen(&prober), [(second.clone(), *a), (first.clone(), *b)]);
         // What is remembered has an end.
         for i in 0..2 * MAX_PEERS {
             prober.set_peers(&BTreeMap::from([(n2.clone(), Ipv4Addr::from(0x0a00_0000 + i))]));
@@ -527,14 +577,54 @@ mod tests {
         assert_eq!(prober.past.len(), MAX_PEERS as usize);
     }
 
+    #[tokio::test]
+    async fn nodes_take_turns_by_their_addresses_and_many_of_them_do_not_take_longer() {
+        let mut prober = prober();
+        let mut turn = |addresses: &[[u8; 4]]| {
+            let named = |(at, address): (usize, &[u8; 4])| {
+                (Name::new(&format!("n{at}")).unwrap(), Ipv4Addr::from(*address))
+            };
+            prober.set_peers(&addresses.iter().enumerate().map(named).collect());
+            prober.turn()
+        };
+        assert_eq!(turn(&[]), Duration::ZERO);
+        assert_eq!(turn(&[[198, 18, 0, 2], [198, 18, 0, 10]]), Duration::ZERO);
+        assert_eq!(turn(&[[9, 255, 0, 2], [198, 18, 0, 10], [198, 17, 0, 1]]), 2 * TURN);
+        let many: Vec<[u8; 4]> = (0..1000_u16).map(|i| [10, 0, (i >> 8) as u8, i as u8]).collect();
+        let last = turn(&many);
+        assert!(last > TURNS * 9 / 10 && last <= TURNS, "{last:?}");
+    }
+
+    #[tokio::test]
+    async fn a_verdict_is_news_and_a_number_is_none() {
+        let mut prober = prober();
+        prober.set_peers(&BTreeMap::from([(Name::new("n2").unwrap(), Ipv4Addr::LOCALHOST)]));
+        let tick = |prober: &mut Prober, seconds: u64| {
+            let before = prober.reports();
+            // As if so much time had passed without an answer.
+            for probed in prober.peers.values_mut() {
+                probed.since = now_ns().saturating_sub(seconds * 1_000_000_000);
+                probed.counted.last_heard = 0;
+            }
+            prober.send();
+            (prober.judge(), before != prober.reports())
+        };
+        assert_eq!(tick(&mut prober, 0), (false, true));
+        assert_eq!(tick(&mut prober, 1), (false, true));
+        // Never heard for so long, it is cut: once that is news.
+        assert_eq!(tick(&mut prober, 10), (true, true));
+        assert_eq!(tick(&mut prober, 11), (false, true));
+    }
+
     #[test]
     fn a_program_is_blind_when_what_should_pass_it_arrives_uncounted() {
+        let n2 = || Name::new("n2").unwrap();
         let probed = |sent, heard| {
-            let mut probed = Probed::new(Ipv4Addr::LOCALHOST, 0);
+            let mut probed = Probed::new(n2(), 0);
             let mut tick = |sent, heard_highest: u32| {
                 probed.sequence += 5;
                 let last_heard = heard_highest.into();
-                probed.count(Peer { sent, heard_session: 3, heard_highest, last_heard, ..Peer::default() });
+                probed.count(&Peer { sent, heard_session: 3, heard_highest, last_heard, ..Peer::default() });
             };
             tick(5, 5);
             tick(sent, heard);
@@ -551,7 +641,7 @@ mod tests {
         assert_eq!(unseen(probed(10, 10), 5, (3, 6)), None);
         assert_eq!(unseen(probed(5, 10), 10, (3, 10)), egress);
         assert_eq!(unseen(probed(10, 5), 10, (3, 10)), ingress);
-        assert_eq!(unseen(Probed::new(Ipv4Addr::LOCALHOST, 0), 0, (3, 1)), ingress);
+        assert_eq!(unseen(Probed::new(n2(), 0), 0, (3, 1)), ingress);
         // The peer was started anew since, or somebody else speaks by its address.
         assert_eq!(unseen(probed(10, 10), 10, (2, 100)), None);
         // A cut cable: nothing leaves, nothing arrives, and what came before is still there.

@@ -17,7 +17,7 @@ use serde::Serialize;
 use testbed::broker::{TLS_PORT, log_to};
 use testbed::cost::median;
 use testbed::http;
-use testbed::lab::{Lab, Settings};
+use testbed::lab::{Lab, Settings, Switch};
 use testbed::mesh::{self, Ear};
 use testbed::process::{Process, bound};
 use testbed::watch::until;
@@ -79,8 +79,9 @@ pub(super) fn measure(time: Duration, nodes: u8) -> Result<Outcome> {
     let groups = Groups::make()?;
     let binaries = build::binaries(Profile::Release)?;
     let states = States::make()?;
-    let mut lab = Lab::network(&binaries, nodes, 0)?;
-    let mut alone = Lab::network(&binaries, 1, 0)?;
+    // What a switch does is no node's work.
+    let mut lab = Lab::joined_by(Switch::Direct, &binaries, nodes, 0)?;
+    let mut alone = Lab::joined_by(Switch::Direct, &binaries, 1, 0)?;
     for (bed, lab) in [("mesh", &lab), ("alone", &alone)] {
         for node in lab.nodes() {
             let state = states.0.join(bed).join(node.name());

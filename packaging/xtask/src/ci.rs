@@ -90,7 +90,7 @@ fn deny(checks: &[&str]) -> Command {
 fn tests() -> Result<()> {
     let tally = test::run_all(test::Effort::Change)?;
     tally.print_slowest();
-    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped.len());
+    tally.print_count();
     let unexpected: Vec<_> = tally.skipped.iter().filter(|line| !is_allowed(line)).cloned().collect();
     (tally.is_good() && unexpected.is_empty())
         .then_some(())

@@ -19,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use wire::{
     clock::Wall,
     cluster::Alert,
-    report::{Condition, MeshRow, Severity, Stamps, Status, VERSION, WayState},
+    report::{Condition, MeshRow, PeerReport, Severity, Stamps, Status, VERSION, WayState},
     topic::{ClusterTopic, Name, Topic},
 };
 
@@ -34,8 +34,15 @@ const EVIDENCE: usize = 8;
 const SAID: SignedDuration = SignedDuration::from_millis(100);
 /// An alert whose evidence changes is said again after this long at the earliest.
 const SAY_AGAIN: SignedDuration = SignedDuration::from_secs(5);
+/// Kinds of alerts of a node as a whole.
+const SILENT: &str = "node-silent";
+const GONE: &str = "node-gone";
+const MUTE: &str = "node-mute";
+const DEAF: &str = "node-deaf";
 /// Conditions that the nodes judge for themselves and that the mesh judges for the cluster.
-const MESH_CONDITIONS: [&str; 3] = ["path-loss", "path-cut", "path-delay"];
+const MESH_CONDITIONS: [&str; 4] = ["path-loss", "path-cut", "path-delay", "isolated"];
+/// Conditions of a node that probes nobody.
+const MUTE_CONDITIONS: [&str; 2] = ["companion", "probing"];
 
 /// What is looked at, and when.
 #[derive(Clone, Copy, Debug)]
@@ -53,11 +60,10 @@ impl Sight<'_> {
         self.nodes.get(name).and_then(|node| node.fresh_row(self.now))
     }
 
-    /// Whether the row of `name` is of before `by` lost it. Who hears nobody has lost itself.
+    /// Whether the row of `name` is of before `by` lost it.
     fn spoke_before(&self, name: &Name, by: &Name, row: &MeshRow) -> bool {
         let own = self.row(name).and_then(|row| row.peers.get(by));
-        let lost = row.peers.get(name).filter(|_| !hears_nobody(row));
-        own.zip(lost).is_some_and(|(own, lost)| mesh::spoke_before(own, lost))
+        own.zip(row.peers.get(name)).is_some_and(|(own, lost)| mesh::spoke_before(own, lost))
     }
 
     /// Whether the last batch of `peer` has come to `name`: a node says at once when one has not, and then tells nothing of the
@@ -137,6 +143,22 @@ pub enum NodeTrouble {
     Silent,
     /// Its peers lost it in both directions.
     Gone,
+    /// It hears its peers, and none of them hears it.
+    Mute,
+    /// Its peers hear it, and it hears none of them.
+    Deaf,
+}
+
+impl NodeTrouble {
+    /// Whether trouble of this kind on `name` is why a link between these two is cut.
+    fn explains(self, name: &Name, from: &Name, to: &Name) -> bool {
+        match self {
+            Self::Silent => false,
+            Self::Gone => name == from || name == to,
+            Self::Mute => name == from,
+            Self::Deaf => name == to,
+        }
+    }
 }
 
 /// What is seen of a cause at one moment.
@@ -155,7 +177,7 @@ enum Seen {
 #[derive(Clone, Debug, PartialEq)]
 struct Problem {
     kind: String,
-    /// Of one cause the higher rung holds: cut before loss before delay, gone before silent.
+    /// Of one cause the higher rung holds: cut before loss before delay, one direction before gone before silent.
     rung: u8,
     title: String,
     severity: Severity,
@@ -257,9 +279,11 @@ impl Alerts {
             return None;
         }
         self.entries.get(&Cause::Node(name.clone())).filter(|entry| entry.said.is_some()).map(|entry| {
-            match entry.problem.rung {
-                0 => NodeTrouble::Silent,
-                _ => NodeTrouble::Gone,
+            match entry.problem.kind.as_str() {
+                MUTE => NodeTrouble::Mute,
+                DEAF => NodeTrouble::Deaf,
+                GONE => NodeTrouble::Gone,
+                _ => NodeTrouble::Silent,
             }
         })
     }
@@ -279,7 +303,7 @@ impl Alerts {
             self.inherited.remove(&id);
             return Ok(None);
         }
-        if self.entries.values().any(|entry| entry.id == id && entry.said.is_some()) {
+        if self.is_told(&id) {
             return Ok(None);
         }
         if self.inherited.len() >= self.most {
@@ -293,6 +317,16 @@ impl Alerts {
         };
         self.inherited.insert(id.clone(), alert.as_ref().ok().map(|alert| alert.since));
         alert.map(|alert| Some(Alert { id, ..alert }))
+    }
+
+    /// Whether an alert of this id is raised.
+    pub(crate) fn is_told(&self, id: &Name) -> bool {
+        self.entries.values().any(|entry| entry.id == *id && entry.said.is_some())
+    }
+
+    /// Whether something stands that an earlier run raised and nobody raised again.
+    pub(crate) fn inherits(&self) -> bool {
+        !self.inherited.is_empty()
     }
 
     /// Takes back what an earlier run raised and nobody raised again.
@@ -325,14 +359,17 @@ impl Alerts {
             self.judge(sight, &Cause::Node(suspect.clone()));
         }
         self.judge_links(sight, name, node);
-        if let Some(state) = &node.state {
-            let raised = state.what.conditions.iter().filter(|c| c.status == Status::Raised);
-            for condition in raised.filter(|c| !MESH_CONDITIONS.contains(&c.id.as_str())) {
-                self.judge(
-                    sight,
-                    &Cause::Condition(name.clone(), condition.id.clone(), condition.subject.clone()),
-                );
-            }
+        self.judge_conditions(sight, name, node);
+    }
+
+    fn judge_conditions(&mut self, sight: &Sight<'_>, name: &Name, node: &Node) {
+        let Some(state) = &node.state else { return };
+        let raised = state.what.conditions.iter().filter(|c| c.status == Status::Raised);
+        for condition in raised.filter(|c| !MESH_CONDITIONS.contains(&c.id.as_str())) {
+            self.judge(
+                sight,
+                &Cause::Condition(name.clone(), condition.id.clone(), condition.subject.clone()),
+            );
         }
     }
 
@@ -391,10 +428,12 @@ impl Alerts {
                 self.clear_where(|c| matches!(c, Cause::Link(..) | Cause::Node(_)));
             }
             Cause::Node(name) if explains => {
-                let gone = self.node_trouble(name) == Some(NodeTrouble::Gone);
+                let trouble = self.node_trouble(name);
+                let is_live = is_live(sight, name);
                 self.clear_where(|c| match c {
-                    Cause::Link(..) => gone && c.touches(name),
-                    Cause::Condition(..) => c.touches(name),
+                    Cause::Link(from, to) => trouble.is_some_and(|trouble| trouble.explains(name, from, to)),
+                    // What it still says of itself has its own reasons.
+                    Cause::Condition(..) => c.touches(name) && !is_live,
                     Cause::Mesh | Cause::Node(_) => false,
                 });
             }
@@ -402,6 +441,7 @@ impl Alerts {
             Cause::Node(name) if was_raised => {
                 if let Some(node) = sight.nodes.get(name) {
                     self.judge_links(sight, name, node);
+                    self.judge_conditions(sight, name, node);
                 }
             }
             _ => {}
@@ -413,6 +453,9 @@ impl Alerts {
             return Seen::Explained;
         }
         let live = node.beat(sight.now) == Beat::Live;
+        if let Some(problem) = one_direction(sight, name, node) {
+            return Seen::Bad(problem);
+        }
         let is_there = || is_there(sight, name, node);
         if node.row.as_ref().is_some_and(|row| row.heard == sight.now) && is_there() {
             return Seen::Fine;
@@ -443,18 +486,19 @@ impl Alerts {
         // They are there, and have not spoken since we came: the first one that does is not everybody.
         let is_to_speak =
             |node: &Node| node.presence == Presence::Online && node.beat(sight.now) == Beat::Stale;
-        let mut peers = node.peers().filter_map(|(peer, _)| sight.nodes.get(peer));
-        if !sight.silence && !lost_by.is_empty() && is_to_speak(node) && peers.any(is_to_speak) {
+        let mut peers = node.peers().filter_map(|(peer, _)| sight.nodes.get(peer)).peekable();
+        let may_be_heard = peers.peek().is_none() || peers.any(is_to_speak);
+        if !sight.silence && !lost_by.is_empty() && is_to_speak(node) && may_be_heard {
             return Seen::Unknown;
         }
         if !lost_by.is_empty() && reached_by.is_empty() {
             // Everybody is cut off from everybody: that is no trouble of this node.
-            if live && lost_by.iter().all(|(_, row)| hears_nobody(row)) {
+            if live && !is_of_before && lost_by.iter().all(|(_, row)| hears_nobody(row)) {
                 return Seen::Unknown;
             }
             let names = names(lost_by.iter().map(|(peer, _)| *peer));
             return Seen::Bad(Problem {
-                kind: "node-gone".to_owned(),
+                kind: GONE.to_owned(),
                 rung: 1,
                 title: format!("{name} is gone: no peer hears it"),
                 severity: Severity::Critical,
@@ -474,7 +518,7 @@ impl Alerts {
                 format!("still reached by {}", names(reached_by.into_iter()))
             };
             return Seen::Bad(Problem {
-                kind: "node-silent".to_owned(),
+                kind: SILENT.to_owned(),
                 rung: 0,
                 title: format!("{name} does not report"),
                 severity: Severity::Warning,
@@ -485,13 +529,14 @@ impl Alerts {
     }
 
     fn judge_path(&self, sight: &Sight<'_>, from: &Name, to: &Name) -> Seen {
-        let gone = |name| self.node_trouble(name) == Some(NodeTrouble::Gone);
-        // Who says that it probes nobody, and why, need not be told that nobody hears it.
-        let is_mute =
-            sight.row(from).is_some_and(|row| row.tier.stamps == Stamps::None && row.peers.is_empty())
-                && self.is_raised(&Cause::Condition(from.clone(), "companion".to_owned(), None));
-        if self.is_raised(&Cause::Mesh) || gone(from) || gone(to) || is_mute {
+        let explains = |name| self.node_trouble(name).is_some_and(|trouble| trouble.explains(name, from, to));
+        if self.is_raised(&Cause::Mesh) || explains(from) || explains(to) {
             return Seen::Explained;
+        }
+        match probes_nobody(sight, from) {
+            Some(Status::Raised) => return Seen::Explained,
+            Some(Status::Unknown) => return Seen::Unknown,
+            Some(Status::Clear) | None => {}
         }
         let link = mesh::between(sight.nodes, from, to, sight.now);
         let (rung, kind, verb, severity) = match link.way.state {
@@ -513,7 +558,7 @@ impl Alerts {
     }
 
     fn judge_condition(&self, sight: &Sight<'_>, name: &Name, id: &str, subject: Option<&str>) -> Seen {
-        if self.node_trouble(name).is_some() {
+        if self.node_trouble(name).is_some() && !is_live(sight, name) {
             return Seen::Explained;
         }
         let Some(state) = sight.nodes.get(name).and_then(|node| node.state.as_ref()) else {
@@ -710,7 +755,9 @@ fn witnesses<'a>(sight: &Sight<'a>, name: &Name, node: &'a Node) -> (Lost<'a>, V
             lost.push((peer, row));
         }
     };
-    if node.row.is_some() {
+    // Who probed nobody while it spoke does not know its peers.
+    let is_silent = || node.peers().next().is_none() && node.beat(sight.now) == Beat::Stale;
+    if node.row.is_some() && !is_silent() {
         node.peers().for_each(|(peer, _)| ask(peer));
     } else if sight.nodes.len() <= FULL_MESH {
         sight.nodes.keys().for_each(ask);
@@ -720,20 +767,18 @@ fn witnesses<'a>(sight: &Sight<'a>, name: &Name, node: &'a Node) -> (Lost<'a>, V
 
 fn judge_mesh(sight: &Sight<'_>) -> Seen {
     let mut reporters = Vec::new();
-    let mut unheard = BTreeSet::new();
     for (name, node) in sight.nodes {
         let Some(row) = node.fresh_row(sight.now).filter(|row| !row.peers.is_empty()) else { continue };
         if !hears_nobody(row) {
             return Seen::Fine;
         }
         reporters.push(name);
-        unheard.extend(row.peers.keys());
     }
-    // One reporter that hears nobody is most likely cut off itself, unless it had one or two peers only.
     if reporters.is_empty() {
         return Seen::Unknown;
     }
-    if reporters.len() == 1 && unheard.len() < 3 {
+    // One that hears nobody is cut off itself, or the only one that is left.
+    if reporters.len() == 1 {
         return Seen::Fine;
     }
     let evidence = vec![
@@ -755,11 +800,81 @@ fn is_there(sight: &Sight<'_>, name: &Name, node: &Node) -> bool {
     node.beat(sight.now) == Beat::Live && node.peers().any(|(peer, _)| arrives(peer))
 }
 
-/// Whether a node that is lost may only not have said yet that it is not heard: then it does within a period.
+/// Whether the node's own word is of now.
+fn is_live(sight: &Sight<'_>, name: &Name) -> bool {
+    sight.nodes.get(name).is_some_and(|node| node.beat(sight.now) == Beat::Live)
+}
+
+/// Whether a node that is lost may only not have said yet that it is not heard: then it does within a period. So it may where
+/// something arrives there, and where those who lost it hear nobody else either.
 fn may_speak(sight: &Sight<'_>, name: &Name, first: Timestamp) -> bool {
     sight.nodes.get(name).is_some_and(|node| {
         let wait = node.row.as_ref().map_or(SignedDuration::ZERO, |row| period(&row.what) * 5 / 4);
-        sight.now.duration_since(first) < wait && is_there(sight, name, node)
+        let are_deaf = || witnesses(sight, name, node).0.iter().all(|(_, row)| hears_nobody(row));
+        sight.now.duration_since(first) < wait
+            && (is_there(sight, name, node) || node.beat(sight.now) == Beat::Live && are_deaf())
+    })
+}
+
+/// What a node says of why it probes nobody, where it does so: raised, or that it cannot be told yet. It holds until it says
+/// something else, also when it is gone meanwhile.
+fn probes_nobody(sight: &Sight<'_>, name: &Name) -> Option<Status> {
+    let node = sight.nodes.get(name)?;
+    let row = &node.row.as_ref()?.what;
+    if row.tier.stamps != Stamps::None || !row.peers.is_empty() {
+        return None;
+    }
+    let conditions = node.state.iter().flat_map(|state| &state.what.conditions);
+    let said: Vec<_> =
+        conditions.filter(|c| MUTE_CONDITIONS.contains(&c.id.as_str())).map(|c| c.status).collect();
+    [Status::Raised, Status::Unknown].into_iter().find(|status| said.contains(status))
+}
+
+/// What is wrong with a node that reports, where all its ways are cut in one direction only. One way alone is a link's trouble.
+fn one_direction(sight: &Sight<'_>, name: &Name, node: &Node) -> Option<Problem> {
+    let row = node.fresh_row(sight.now).filter(|_| node.beat(sight.now) == Beat::Live)?;
+    let is_cut =
+        |report: &PeerReport| report.out.state == WayState::Cut || report.incoming.state == WayState::Cut;
+    // Nearly always it is not, and then nothing costs anything.
+    if row.peers.values().filter(|report| is_cut(report)).count() < 2 {
+        return None;
+    }
+    let (mut unheard, mut unhearing) = (Vec::new(), Vec::new());
+    let (mut speaks, mut hears) = (false, false);
+    for peer in row.peers.keys().filter(|peer| sight.nodes.contains_key(*peer)) {
+        let state = |from, to| mesh::between(sight.nodes, from, to, sight.now).way.state;
+        let (out, back) = (state(name, peer), state(peer, name));
+        speaks |= works(out);
+        hears |= works(back);
+        match (out, back) {
+            (WayState::Cut, back) if works(back) => unheard.push(peer),
+            (out, WayState::Cut) if works(out) => unhearing.push(peer),
+            _ => {}
+        }
+    }
+    let (kind, title, who, next) = if unheard.len() > 1 && !speaks {
+        (
+            MUTE,
+            "no peer hears it, and it hears them",
+            unheard,
+            "what it sends is lost: look at its firewall's rules for what goes out, and at its switch port",
+        )
+    } else if unhearing.len() > 1 && !hears {
+        (
+            DEAF,
+            "it hears no peer, and they hear it",
+            unhearing,
+            "what it receives is lost: look at its firewall's rules for what comes in, and at its switch port",
+        )
+    } else {
+        return None;
+    };
+    Some(Problem {
+        kind: kind.to_owned(),
+        rung: 2,
+        title: format!("{name}: {title}"),
+        severity: Severity::Critical,
+        evidence: vec![format!("so it is with {}", names(who.into_iter())).into(), next.to_owned().into()],
     })
 }
 
@@ -773,12 +888,15 @@ fn undecided(sight: &Sight<'_>, from: &Name, to: &Name, problem: &Problem, first
     if problem.rung < 2 {
         return false;
     }
-    // It lives, and hears the one that does not hear it.
-    if sight.row(from).and_then(|row| row.peers.get(to)).is_some_and(|own| own.out.state == WayState::Cut) {
-        return false;
-    }
     let row = nodes.get(from).and_then(|n| n.row.as_ref());
     let mut others = row.iter().flat_map(|row| row.what.peers.keys()).filter(|peer| *peer != to);
+    // It lives, and hears the one that does not hear it; whether that one hears nobody, the others know.
+    let is_told =
+        sight.row(from).and_then(|row| row.peers.get(to)).is_some_and(|own| own.out.state == WayState::Cut);
+    let is_alone = || now.duration_since(first) >= SAID && !sight.row(to).is_some_and(hears_nobody);
+    if is_told && (others.clone().next().is_none() || is_alone()) {
+        return false;
+    }
     // Somebody hears it, who is there: the one that lost it hears them.
     let is_heard = |peer: &Name| sight.hears(to, peer) && sight.hears(peer, from);
     if now.duration_since(first) >= SAID && others.clone().any(is_heard) {
@@ -1351,6 +1469,175 @@ mod tests {
         scene.node("n2", "mesh", &away.to_string());
         wait(&mut scene, 4);
         assert_eq!(ever(&scene), ["path-loss-n2-n1"]);
+    }
+
+    #[test]
+    fn a_node_that_nobody_hears_and_one_that_hears_nobody_are_one_alert_each() {
+        for (kind, from_n2, to_n2) in [("node-mute", "cut", "fine"), ("node-deaf", "fine", "cut")] {
+            let faults: Vec<Fault<'_>> =
+                [("n2", "n1", from_n2), ("n2", "n3", from_n2), ("n1", "n2", to_n2), ("n3", "n2", to_n2)]
+                    .into();
+            let said = |scene: &mut Scene, nodes: &[&str]| {
+                nodes.iter().for_each(|node| say(scene, node, &ALL, &faults));
+                scene.wait_ms(150);
+            };
+            // Those who hear nothing say so first; who is not heard learns it then or a period later.
+            for (first, then) in [(&ALL[..], &[][..]), (&["n2"], &["n1", "n3"]), (&["n1", "n3"], &["n2"])] {
+                if kind == "node-deaf" && then == ["n2"] {
+                    continue;
+                }
+                let mut scene = shipped(&ALL);
+                let missed = if kind == "node-mute" {
+                    vec![("n1", "n2", "unknown"), ("n3", "n2", "unknown")]
+                } else {
+                    vec![("n2", "n1", "unknown"), ("n2", "n3", "unknown")]
+                };
+                ALL.iter().for_each(|node| say(&mut scene, node, &ALL, &missed));
+                wait(&mut scene, 4);
+                said(&mut scene, first);
+                wait(&mut scene, 3);
+                said(&mut scene, then);
+                wait(&mut scene, 20);
+                let id = format!("{kind}-n2");
+                assert_eq!(scene.published_alerts(), [id.as_str()], "{first:?}");
+                // Before it has spoken itself, who is not heard may be gone.
+                let before: Vec<_> = scene.alerts_ever().into_iter().filter(|ever| *ever != id).collect();
+                assert!(before.is_empty() || before == ["node-gone-n2"] && first.len() == 2, "{before:?}");
+                // What it says of itself counts all the same, and its links are told when it is over.
+                let full = json!([condition("disk-full", "raised", &[])]);
+                scene.node("n2", "state", &state("n2", json!({}), full));
+                assert_eq!(scene.published_alerts(), ["disk-full-n2", id.as_str()]);
+                ALL.iter().for_each(|node| say(&mut scene, node, &ALL, &faults[..1]));
+                ALL.iter().for_each(|node| say(&mut scene, node, &ALL, &faults[2..3]));
+                wait(&mut scene, 16);
+                assert!(!scene.published_alerts().contains(&id), "{kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_alone_is_left_names_the_nodes_that_are_gone() {
+        for all in [&["n1", "n2"][..], &ALL, &FOUR] {
+            let mut scene = shipped(all);
+            let gone: Vec<&str> = all[1..].to_vec();
+            let faults = |state| gone.iter().map(|node| (*node, "n1", state)).collect::<Vec<_>>();
+            let missed: Vec<_> = gone.iter().map(|node| ("n1", *node, "unknown")).collect();
+            say(&mut scene, "n1", all, &missed);
+            wait(&mut scene, 4);
+            let ids: Vec<String> = gone.iter().map(|node| format!("node-gone-{node}")).collect();
+            for seconds in [2, 10, 30, 60] {
+                let isolated = json!([condition("isolated", "raised", &[])]);
+                scene.node("n1", "state", &state("n1", json!({}), isolated));
+                for _ in 0..seconds {
+                    say(&mut scene, "n1", all, &faults("cut"));
+                    wait(&mut scene, 4);
+                }
+                assert_eq!(ever(&scene), ids, "{all:?} {seconds}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_that_reports_without_its_peers_keeps_its_other_alerts() {
+        let mut scene = healthy();
+        let full = || state("n2", json!({}), json!([condition("disk-full", "raised", &[])]));
+        scene.node("n2", "state", &full());
+        missed(&mut scene, "n2");
+        for _ in 0..5 {
+            scene.second(&ALL, &ALL, &both_ways("n2", &ALL, "cut"));
+            scene.node("n2", "state", &full());
+        }
+        assert_eq!(scene.published_alerts(), ["disk-full-n2", "node-gone-n2"]);
+        for _ in 0..60 {
+            scene.second(&ALL, &["n1", "n3"], &both_ways("n2", &ALL, "cut"));
+        }
+        scene.node("n2", "availability", "offline");
+        scene.second(&ALL, &["n1", "n3"], &both_ways("n2", &ALL, "cut"));
+        assert!(scene.published_alerts().contains(&"node-gone-n2".to_owned()));
+    }
+
+    #[test]
+    fn a_node_that_probes_nobody_and_says_why_is_one_alert_until_it_is_gone() {
+        let mut away = row("n2", &["n2"], &[]);
+        away["interval_ms"] = json!(10_000);
+        away["tier"] = json!({"stamps": "none", "attached": null, "why": "its port is taken"});
+        let probing = state("n2", json!({}), json!([condition("probing", "raised", &["companion"])]));
+        let others = |scene: &mut Scene| {
+            ["n1", "n3"].iter().for_each(|node| say(scene, node, &ALL, &[("n2", node, "cut")]));
+        };
+        let mut scene = shipped(&ALL);
+        scene.node("n2", "state", &probing);
+        scene.node("n2", "mesh", &away.to_string());
+        ["n1", "n3"].iter().for_each(|node| say(&mut scene, node, &ALL, &[(node, "n2", "unknown")]));
+        wait(&mut scene, 4);
+        for _ in 0..3 {
+            others(&mut scene);
+            scene.node("n2", "mesh", &away.to_string());
+            wait(&mut scene, 20);
+        }
+        assert_eq!(ever(&scene), ["probing-n2"]);
+        scene.node("n2", "availability", "offline");
+        for _ in 0..12 {
+            others(&mut scene);
+            wait(&mut scene, 20);
+        }
+        assert_eq!(scene.published_alerts(), ["node-gone-n2"]);
+        assert!(!scene.alerts_ever().iter().any(|id| id.starts_with("path-")), "{:?}", scene.alerts_ever());
+        // An aggregator that comes later finds what is stored.
+        let mut scene = Scene::new(Settings::default());
+        scene.publish("bramble/home/node/n2/availability", b"online", true);
+        scene.publish("bramble/home/node/n2/state", probing.as_bytes(), true);
+        scene.publish("bramble/home/node/n2/mesh", away.to_string().as_bytes(), true);
+        for _ in 0..8 {
+            others(&mut scene);
+            wait(&mut scene, 4);
+        }
+        scene.node("n2", "state", &probing);
+        assert_eq!(ever(&scene), ["probing-n2"]);
+    }
+
+    #[test]
+    fn an_alert_that_was_taken_back_at_once_is_news_the_next_time() {
+        let mut scene = healthy();
+        let lossy = [("n2", "n3", "lossy")];
+        let topic = "bramble/home/cluster/alert/path-loss-n2-n3";
+        let raised = |scene: &Scene| {
+            let tells = scene.effects.iter().filter_map(|effect| match effect {
+                Effect::Tell { payload, .. } => Some(String::from_utf8_lossy(payload).into_owned()),
+                _ => None,
+            });
+            tells.filter(|told| told.contains("\"raised\"")).count()
+        };
+        for times in 1..=3 {
+            scene.row("n3", &ALL, &lossy);
+            let said = scene.effects.iter().rev().find_map(|effect| match effect {
+                Effect::Publish { topic: Topic::Cluster(ClusterTopic::Alert(_)), payload, .. } => {
+                    Some(payload.clone())
+                }
+                _ => None,
+            });
+            for _ in 0..4 {
+                scene.second(&ALL, &ALL, &[]);
+            }
+            assert_eq!((scene.published_alerts().len(), raised(&scene)), (0, times));
+            // Both come back late, or what is stored is told once more before it is emptied.
+            scene.publish(topic, &said.unwrap(), times == 2);
+            scene.publish(topic, b"", false);
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_run_raised_stands_until_every_node_has_spoken() {
+        let mut scene = Scene::new(Settings::default());
+        let mut said = row("n2", &ALL, &[]);
+        said["interval_ms"] = json!(60_000);
+        scene.publish("bramble/home/node/n2/mesh", said.to_string().as_bytes(), true);
+        scene.publish("bramble/home/cluster/alert/old", b"{", true);
+        let gone = Effect::Remove(Topic::Cluster(ClusterTopic::Alert(name("old"))));
+        wait(&mut scene, 4 * 89);
+        assert!(!scene.effects.contains(&gone));
+        wait(&mut scene, 8);
+        assert!(scene.effects.contains(&gone));
     }
 
     #[test]

@@ -606,9 +606,11 @@ impl Cluster {
             self.alerts.review(&sight, name);
         }
         self.alerts.review_raised(&sight);
-        if let Some(broker) = &self.broker
+        if self.alerts.inherits()
+            && let Some(broker) = &self.broker
             && broker.connected
             && now.duration_since(broker.since) >= self.settings.settle
+            && now.duration_since(broker.since) >= self.longest_interval() * 3 / 2
         {
             self.alerts.drop_inherited();
         }
@@ -619,6 +621,12 @@ impl Cluster {
         }
         self.say_state(changed, now, &mut effects);
         effects
+    }
+
+    /// Within which every node that is there has spoken, as their rows say.
+    fn longest_interval(&self) -> SignedDuration {
+        let rows = self.nodes.values().filter_map(|node| node.row.as_ref());
+        rows.map(|row| interval(&row.what)).max().unwrap_or_default()
     }
 
     /// Whether silence means something: only when the broker has been there for a while.
@@ -653,7 +661,14 @@ impl Cluster {
                 self.alerts.review(&Sight { nodes: &self.nodes, silence, now }, &name);
                 effects.push(Effect::PageChanged);
             }
-            Topic::Cluster(ClusterTopic::Alert(id)) => {
+            Topic::Cluster(ClusterTopic::Alert(id)) if payload.is_empty() => {
+                if !self.alerts.is_told(&id) {
+                    self.told.remove(&id);
+                }
+                self.alerts.stored(id, payload)?;
+            }
+            // What is not stored is the echo of our own word, which may be of before it was taken back.
+            Topic::Cluster(ClusterTopic::Alert(id)) if retained => {
                 if let Some(alert) = self.alerts.stored(id, payload)? {
                     self.told.entry(alert.id.clone()).or_insert(alert);
                 }

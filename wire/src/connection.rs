@@ -118,7 +118,7 @@ pub enum Event {
     },
     /// A message arrived.
     Message(Message),
-    /// The broker took or refused events: see [`Bus::settled_before`].
+    /// The broker took or refused events or records: see [`Bus::settled_before`].
     Settled,
     /// What the broker does not do for us changed: see [`Bus::complaints`].
     Complaints,
@@ -219,7 +219,7 @@ impl Bus {
         number
     }
 
-    /// All events with a lower number are with the broker, or were given up and counted.
+    /// All records with a lower number are with the broker, or were given up and counted.
     pub fn settled_before(&self) -> u64 {
         self.shared.lock().outbox.settled_before()
     }
@@ -317,17 +317,22 @@ enum Ended {
     Left,
 }
 
-/// What the broker takes as a will: at first the best.
+/// What the broker takes as a will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct WillKind {
     retain: bool,
     acknowledge: bool,
 }
 
+impl WillKind {
+    /// What is tried first, after each connection: the broker may have been set right meanwhile.
+    const BEST: Self = Self { retain: true, acknowledge: true };
+}
+
 /// Connects again and again.
 async fn stay(settings: &Settings, shared: &Shared, events: &mpsc::Sender<Event>) {
     let mut wait = FIRST_WAIT;
-    let mut will = WillKind { retain: true, acknowledge: true };
+    let mut will = WillKind::BEST;
     let mut cut_short = 0;
     loop {
         let mut connected_at = None;
@@ -336,6 +341,9 @@ async fn stay(settings: &Settings, shared: &Shared, events: &mpsc::Sender<Event>
             let mut inside = shared.lock();
             inside.connected = false;
             shared.settled.notify_waiters();
+        }
+        if connected_at.is_some() {
+            will = WillKind::BEST;
         }
         if connected_at.is_some_and(|at: Instant| at.elapsed() >= GOOD_FOR) {
             wait = FIRST_WAIT;
@@ -587,6 +595,10 @@ async fn talk(
             let events_before = inside.outbox.settled_before();
             // In pieces, so that a large outbox is not copied at once.
             while line.to_say.len() < 64 * 1024 && inside.outbox.next(Instant::now(), &mut line.to_say) {}
+            // Of a broker that acknowledges nothing no answer comes that could tell it.
+            if inside.outbox.look_whether_idle() {
+                shared.settled.notify_waiters();
+            }
             let named = inside.outbox.complaints_changed();
             // A broker that acknowledges nothing has what was written.
             let settled = inside.outbox.settled_before() != events_before;
@@ -851,8 +863,7 @@ mod tests {
 
     #[test]
     fn a_will_that_the_broker_does_not_take_is_made_smaller_once_for_each_cause() {
-        let best = WillKind { retain: true, acknowledge: true };
-        let Ended::OtherWill(without) = refusal(ConnectReturnCode::RetainNotSupported, best) else {
+        let Ended::OtherWill(without) = refusal(ConnectReturnCode::RetainNotSupported, WillKind::BEST) else {
             panic!()
         };
         assert_eq!(without, WillKind { retain: false, acknowledge: true });

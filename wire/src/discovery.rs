@@ -479,17 +479,18 @@ fn merged(mut base: Value, more: Value) -> Value {
 /// A condition as "is there a problem?", with its reason.
 fn problem(id: &str, title: &str, state_topic: &str) -> Value {
     let of_this = format!("value_json.conditions | selectattr('id', 'eq', '{id}')");
+    // One that is not stated now has no word of its own, and what is undefined is no JSON.
     let whole = format!("{{% set c = {of_this} | selectattr('subject', 'none') | first | default({{}}) %}}");
     json!({
         "name": title,
         "device_class": "problem",
         "entity_category": "diagnostic",
-        "value_template": format!("{whole}{{{{ {{'clear': 'OFF', 'raised': 'ON'}}.get(c.status, 'None') }}}}"),
+        "value_template": format!("{whole}{{{{ {{'clear': 'OFF', 'raised': 'ON'}}.get(c.get('status'), 'None') }}}}"),
         "json_attributes_topic": state_topic,
         // What is clear has no reason: its evidence has numbers that would fill Home Assistant's history.
         "json_attributes_template": format!(
-            "{whole}{{{{ {{'reason': c.evidence if c.status != 'clear' else none, 'severity': c.severity, 'since': c.since, \
-             'of': {of_this} | selectattr('status', 'eq', 'raised') | map(attribute='subject') | reject('none') | list}} \
+            "{whole}{{{{ {{'reason': c.get('evidence') if c.get('status') != 'clear' else none, \
+             'severity': c.get('severity'), 'since': c.get('since'), 'of': {of_this} | selectattr('status', 'eq', 'raised') | map(attribute='subject') | reject('none') | list}} \
              | to_json }}}}"
         ),
     })

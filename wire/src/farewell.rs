@@ -104,8 +104,12 @@ pub async fn take_off(who: &impl Leaver, more: Vec<String>, mut settings: Settin
     // What we empty comes back to us, and the connection waits for who does not take it.
     let mut echo = JoinSet::new();
     echo.spawn(async move { while events.recv().await.is_some() {} });
-    let all: BTreeSet<String> = who.topics().into_iter().chain(more).chain(found.keys().cloned()).collect();
     let own = who.own();
+    // It may never have been announced, where nobody may announce it; all else was said or is there.
+    let topics = who.topics();
+    let said = topics.iter().filter(|topic| topic.starts_with(&own));
+    let said: BTreeSet<String> = said.chain(&more).chain(found.keys()).cloned().collect();
+    let all: BTreeSet<String> = topics.into_iter().chain(said.iter().cloned()).collect();
     let (own, announced): (Vec<String>, Vec<String>) =
         all.into_iter().partition(|topic| topic.starts_with(&own));
     let empty = |topics: Vec<String>| {
@@ -127,11 +131,17 @@ pub async fn take_off(who: &impl Leaver, more: Vec<String>, mut settings: Settin
     let all = bus.vanish().await;
     // Whatever is left of the connection ends, too: who begins anew has the same id.
     drop(echo);
-    // What it does not let us see or empty is told; where it lets us see nothing, what is known was emptied all the same.
+    // Where it lets us see nothing, what is known was emptied all the same.
     let refused = complaints.complaints().refused;
-    let kept = found.keys().find_map(|topic| Some((topic, refused.get(topic)?)));
+    let kept = said.iter().find_map(|topic| Some((topic, refused.get(topic)?)));
     match (kept, all) {
-        (Some((topic, why)), _) => Err(format!("the broker does not let us empty {topic}: {why}")),
+        (Some((topic, why)), _) if who.left(topic) => Err(format!(
+            "the broker does not let us empty {topic} ({why}); allow it in the broker's access list (acl_file)"
+        )),
+        (Some((topic, why)), _) => Err(format!(
+            "the broker does not let us empty {topic} ({why}), which was said under another name; on the aggregator's host: \
+             sudo bramble-aggregator --forget THAT-NAME"
+        )),
         (None, false) => Err("the broker did not take everything within two seconds; do it again".to_owned()),
         (None, true) => Ok(found.len()),
     }

@@ -35,6 +35,8 @@ pub struct Complaints {
     pub retains_nothing: bool,
     /// It acknowledges nothing: what is under way when the connection breaks is lost.
     pub acknowledges_nothing: bool,
+    /// On this connection it has answered everything once: what is not complained of until then may still be refused.
+    pub answered: bool,
 }
 
 impl Complaints {
@@ -206,9 +208,10 @@ impl Outbox {
         all.fold(Load::default(), |sum, event| Load { count: sum.count + 1, bytes: sum.bytes + event.size() })
     }
 
-    /// All events with a lower number are with the broker, or were given up.
+    /// All records with a lower number are with the broker, or were given up.
     pub(crate) fn settled_before(&self) -> u64 {
-        self.events.front().map_or(self.number, |event| event.number)
+        let mut records = self.events.iter().filter(|event| event.is_record());
+        records.find(|record| record.state != Progress::Done).map_or(self.number, |record| record.number)
     }
 
     pub(crate) fn dropped(&self) -> u64 {
@@ -322,7 +325,11 @@ impl Outbox {
                 }
                 None => {
                     self.events[at].state = Progress::Done;
-                    self.dropped += u64::from(self.events[at].is_record());
+                    if self.events[at].is_record() {
+                        self.dropped += 1;
+                        // The one that tells so may be too large as well.
+                        self.record_refused = true;
+                    }
                     at += 1;
                     continue;
                 }
@@ -438,6 +445,16 @@ impl Outbox {
                 return self.last_id;
             }
         }
+    }
+
+    /// Whether the broker has everything; the first time on a connection is a change of what is complained of.
+    pub(crate) fn look_whether_idle(&mut self) -> bool {
+        let idle = self.idle();
+        if idle && !self.complaints.answered {
+            self.complaints.answered = true;
+            self.changed = true;
+        }
+        idle
     }
 
     /// Whether the broker has everything.
@@ -614,6 +631,47 @@ mod tests {
         assert_eq!(told.iter().filter(|p| &p.topic[..] == b"history").count(), RECORDS.count);
         assert_eq!(&told.last().unwrap().payload[..], (RECORDS.count - 1).to_string().as_bytes());
         assert!(outbox.idle());
+    }
+
+    #[test]
+    fn an_event_that_waits_keeps_no_record_that_was_given_up() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        outbox.event("event".to_owned(), "x".into(), Duration::from_secs(3), now);
+        let last = (0..RECORDS.count + 3).map(|number| record(&mut outbox, &number.to_string())).last();
+        assert_eq!((outbox.dropped, outbox.settled_before()), (3, 4));
+        outbox.connected("availability", None);
+        sent(&mut outbox, now);
+        assert_eq!(Some(outbox.settled_before()), last.map(|last| last + 1));
+    }
+
+    #[test]
+    fn a_broker_that_takes_no_record_is_not_told_so_by_records() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        outbox.connected("availability", Some(&granted(|g| g.max_packet_size = Some(100))));
+        record(&mut outbox, &"y".repeat(200));
+        assert!(sent(&mut outbox, now).is_empty());
+        assert_eq!((outbox.dropped, outbox.takes_records(), outbox.idle()), (1, false, true));
+        record(&mut outbox, "y");
+        assert_eq!((sent(&mut outbox, now).len(), outbox.takes_records()), (1, true));
+    }
+
+    #[test]
+    fn nothing_complained_of_is_no_answer_before_everything_was_answered() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        outbox.set("a".to_owned(), "x".into(), None, now);
+        for _ in 0..2 {
+            outbox.connected("availability", None);
+            assert!(
+                outbox.complaints_changed() && !outbox.look_whether_idle() && !outbox.complaints_changed()
+            );
+            sent(&mut outbox, now);
+            assert!(
+                !outbox.complaints().answered && outbox.look_whether_idle() && outbox.complaints_changed()
+            );
+            assert!(
+                outbox.look_whether_idle() && !outbox.complaints_changed() && outbox.complaints().answered
+            );
+        }
     }
 
     #[test]

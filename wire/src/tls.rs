@@ -109,12 +109,20 @@ pub(crate) fn load(tls: &Tls, read: &Reader) -> Result<Loaded, String> {
                 Error::InconsistentKeys(_) => {
                     format!("{key} is not the key of {certificate}; put both of them there")
                 }
-                error => format!("{certificate} and {key}: {error}"),
+                Error::InvalidCertificate(CertificateError::Other(other))
+                    if other.0.downcast_ref() == Some(&webpki::Error::UnsupportedCertVersion) =>
+                {
+                    format!("{certificate} is {OLD}, in which extendedKeyUsage is clientAuth")
+                }
+                error => format!("{certificate} and {key} cannot be used: {error}; have another pair issued"),
             })?
         }
     };
     Ok(Loaded { config: Arc::new(config), files: Files(Pin::of(&all)) })
 }
+
+/// What openssl before 3.2 issues when it is not told otherwise.
+const OLD: &str = "of version 1, which has no extensions; sign it anew: openssl x509 -req … -extfile FILE";
 
 /// The certificates of `ca`, or the one that is pinned.
 fn authorities(ca: &[u8], tls: &Tls) -> Result<RootCertStore, String> {
@@ -241,9 +249,15 @@ fn refused_broker(error: &CertificateError, tls: &Tls, broker: &Broker) -> Strin
                 "the certificate of {broker} is not for servers; issue one with the extended usage serverAuth"
             )
         }
-        E::Other(_) => format!(
-            "the certificate of {broker} is an authority's own and not a server's; issue one that it signs"
-        ),
+        E::Other(other) => match other.0.downcast_ref() {
+            Some(webpki::Error::CaUsedAsEndEntity) => format!(
+                "the certificate of {broker} is an authority's own and not a server's; issue one that it signs"
+            ),
+            Some(webpki::Error::UnsupportedCertVersion) => {
+                format!("the certificate of {broker} is {OLD}, in which subjectAltName has {}", broker.host)
+            }
+            _ => format!("the certificate of {broker} is not taken: {other}; issue another one"),
+        },
         other => format!("the certificate of {broker} is not taken: {other}"),
     }
 }

@@ -177,10 +177,10 @@ pub(crate) fn node_state(cluster: &Cluster, name: &Name, node: &Node) -> &'stati
     let connected = cluster.broker().is_some_and(|broker| broker.connected);
     match (cluster.alerts().node_trouble(name), node.presence) {
         (Some(NodeTrouble::Gone), _) => "gone",
-        (Some(NodeTrouble::Silent), _) | (None, Presence::Offline) => "silent",
-        (None, Presence::LastKnown) => "last-known",
-        (None, Presence::Online) if !connected => "last-known",
-        (None, Presence::Online) => "online",
+        (Some(NodeTrouble::Silent), _) | (_, Presence::Offline) => "silent",
+        (_, Presence::LastKnown) => "last-known",
+        (_, Presence::Online) if !connected => "last-known",
+        (_, Presence::Online) => "online",
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Connection<'a> {
     pub away: Option<&'a str>,
     /// What the broker does not do for us; it only counts while there is a connection.
     pub complaints: Complaints,
+    /// Whether what we said of ourselves did not come back, as it does for who may read it.
+    pub is_deaf: bool,
     /// How long ago somebody else connected with our id.
     pub taken_over: Option<TakenOver>,
     /// Why renewed certificates are not used.
@@ -31,6 +33,15 @@ impl Connection<'_> {
         let told = self.complaints.told();
         let complaints = match (self.away, told.as_slice()) {
             (Some(_), _) => (Status::Unknown, "there is no connection to the broker".to_owned()),
+            (None, []) if !self.complaints.answered => {
+                (Status::Unknown, "it has not answered everything yet".to_owned())
+            }
+            (None, []) if self.is_deaf => (
+                Status::Raised,
+                "the broker hands over nothing of what nodes say of themselves, so the others are not known here; \
+                 let this node read bramble/CLUSTER/node/+/info and …/availability in the broker's access list (acl_file)"
+                    .to_owned(),
+            ),
             (None, []) => (Status::Clear, "it takes all that is said".to_owned()),
             (None, told) => (Status::Raised, told.join("; ")),
         };
@@ -121,7 +132,8 @@ mod tests {
     fn each_trouble_is_a_condition_of_its_own() {
         let none = || Connection {
             away: None,
-            complaints: Complaints::default(),
+            complaints: Complaints { answered: true, ..Complaints::default() },
+            is_deaf: false,
             taken_over: None,
             renewal: None,
             spool: None,
@@ -130,7 +142,13 @@ mod tests {
         assert!(raised(&none()).is_empty());
         assert_eq!(raised(&Connection { away: Some("x"), ..none() }), ["broker"]);
         assert!(raised(&Connection { away: Some(NOT_YET), ..none() }).is_empty());
-        assert_eq!(raised(&Connection { complaints: refuses, ..none() }), ["broker-refuses"]);
+        assert_eq!(raised(&Connection { complaints: refuses.clone(), ..none() }), ["broker-refuses"]);
+        assert_eq!(raised(&Connection { is_deaf: true, ..none() }), ["broker-refuses"]);
+        let both = Connection { complaints: refuses, is_deaf: true, ..none() };
+        assert!(
+            both.statements()[1].evidence.contains("retain_available"),
+            "what was not taken cannot come back"
+        );
         for is_told in [true, false] {
             let taken_over = Some(TakenOver { ago: Duration::ZERO, is_told });
             assert_eq!(raised(&Connection { taken_over, ..none() }), ["identity-taken"]);
@@ -141,8 +159,11 @@ mod tests {
 
     #[test]
     fn what_the_broker_refuses_cannot_be_told_without_it() {
-        let complaints = Complaints { acknowledges_nothing: true, ..Complaints::default() };
-        let away = Connection { away: Some("x"), complaints, taken_over: None, renewal: None, spool: None };
-        assert_eq!(away.statements()[1].status, Status::Unknown);
+        for away in [Some("x"), None] {
+            let complaints = Complaints { acknowledges_nothing: away.is_some(), ..Complaints::default() };
+            let (is_deaf, taken_over, renewal, spool) = (true, None, None, None);
+            let connection = Connection { away, complaints, is_deaf, taken_over, renewal, spool };
+            assert_eq!(connection.statements()[1].status, Status::Unknown);
+        }
     }
 }

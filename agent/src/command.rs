@@ -132,14 +132,12 @@ pub struct Other<'a> {
 }
 
 /// Whether this node may be restarted now: all others are there, and those that stay keep the servers' majority.
-/// `all_told` = the broker had the time to tell of the others.
+/// `told` = whether the broker has told of the others, or why not.
 ///
 /// # Errors
 /// What would be lost, or cannot be told.
-pub fn may_restart(server: bool, all_told: bool, others: &[Other<'_>]) -> Result<(), String> {
-    if !all_told {
-        return Err("the broker has not told yet who else is there; ask again in a moment".to_owned());
-    }
+pub fn may_restart(server: bool, told: Result<(), &str>, others: &[Other<'_>]) -> Result<(), String> {
+    told?;
     let needed = || others.iter().filter(|other| !other.gives_way);
     if let Some(gone) = needed().find(|other| other.online == Some(false)) {
         return Err(format!("{} is down: two nodes less are too many; see to it first", gone.name));
@@ -279,8 +277,8 @@ mod tests {
             ),
             (false, vec![other(0, up, true), Other { k3s_up: None, ..other(1, up, true) }], None),
         ] {
-            assert!(may_restart(server, false, &others).unwrap_err().contains("not told yet"));
-            match (may_restart(server, true, &others), why) {
+            assert_eq!(may_restart(server, Err("not told yet"), &others).unwrap_err(), "not told yet");
+            match (may_restart(server, Ok(()), &others), why) {
                 (Ok(()), None) => {}
                 (Err(said), Some(why)) => assert!(said.contains(why), "{said}"),
                 (got, why) => panic!("{server} {others:?}: {got:?}, wanted {why:?}"),

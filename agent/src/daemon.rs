@@ -310,6 +310,8 @@ struct Agent<'a> {
     /// Until when whoever asked last may ask again.
     watched_until: Option<Instant>,
     peers: BTreeMap<Name, Peer>,
+    /// Whether what is said of this node was heard on this connection: then that of others is as well.
+    hears: bool,
     /// Another node that speaks under our name: its id, and when it last did.
     namesake: Option<(String, Instant)>,
     sample: Result<Sample, String>,
@@ -379,6 +381,7 @@ impl<'a> Agent<'a> {
             want_at: None,
             watched_until: None,
             peers: BTreeMap::new(),
+            hears: false,
             namesake: None,
             sample: Err("bramble probe has not been reached yet".to_owned()),
             tried: false,
@@ -681,6 +684,7 @@ impl<'a> Agent<'a> {
         Connection {
             away: self.broker.as_ref().err().map(String::as_str),
             complaints: self.bus.complaints(),
+            is_deaf: !self.hears && self.connected.is_some_and(|at| at.elapsed() >= ANNOUNCED),
             taken_over: self.bus.taken_over(),
             renewal: self.bus.renewal(),
             spool: self.records.why(),
@@ -830,8 +834,10 @@ impl<'a> Agent<'a> {
             self.check_at = now + CHECK_EVERY;
             self.check_and_restore();
             self.introduce();
-            // Also when a restart that was asked for has not come.
-            self.be(ONLINE);
+            // Also when a restart that was asked for has not come; one that is still to come has been announced.
+            if self.restart.is_none() {
+                self.be(ONLINE);
+            }
             self.forget_peers(now);
         }
         if self.reports.is_due(now) {
@@ -937,6 +943,7 @@ impl<'a> Agent<'a> {
                 identity::told(&self.state);
                 self.home.begin_anew(Instant::now());
                 self.connected = Some(Instant::now());
+                self.hears = false;
                 self.records.connected(&self.speaker, &self.bus);
                 self.introduce();
                 self.want_soon();
@@ -1047,6 +1054,7 @@ impl<'a> Agent<'a> {
 
     /// Something was said in our name: by us, by a clone, by our last will of before, or by who forgets nodes.
     fn take_own(&mut self, leaf: NodeTopic, payload: &[u8], retained: bool) -> Result<(), String> {
+        self.hears |= leaf == NodeTopic::Info;
         match leaf {
             // Somebody tidied up: we are here.
             NodeTopic::Info if payload.is_empty() => self.introduce(),
@@ -1071,6 +1079,9 @@ impl<'a> Agent<'a> {
         let allowed = self.config.commands.allows(verb);
         let taken = self.desk.take(verb, payload, retained, allowed, clock::now());
         let (request, done) = match taken {
+            Ok(request) if verb == Verb::Reboot && self.restart.is_some() => {
+                (request, Err("it has been asked for already, and begins within seconds".to_owned()))
+            }
             Ok(request) if verb == Verb::Reboot => match self.may_restart(|_| false) {
                 Ok(()) => return self.restart_soon(request),
                 Err(why) => (request, Err(why)),
@@ -1144,8 +1155,19 @@ impl<'a> Agent<'a> {
             k3s_up: peer.k3s_up,
             gives_way: gives_way(name),
         });
-        let all_told = self.connected.is_some_and(|at| at.elapsed() >= GATHERED);
-        command::may_restart(server, all_told, &others.collect::<Vec<_>>())
+        let since = |wait| self.connected.is_some_and(|at| at.elapsed() >= wait);
+        let told = if !since(GATHERED) || !self.hears && !since(ANNOUNCED) {
+            Err("the broker has not told yet who else is there; ask again in a moment")
+        } else if self.bus.complaints().retains_nothing {
+            Err(
+                "the broker keeps no retained messages, so it is not known who is down; set retain_available true in its configuration",
+            )
+        } else if !self.hears {
+            Err("the broker does not tell who else is there; here: sudo bramble explain broker-refuses")
+        } else {
+            Ok(())
+        };
+        command::may_restart(server, told, &others.collect::<Vec<_>>())
     }
 
     /// Says first that this node goes: who is asked at the same moment hears it, and of two the first by name goes.

@@ -53,6 +53,7 @@ const NAMES: &[&str] = &[
     "presharedkey",
     "encryptionkey",
     "authkey",
+    "joinkey",
     "signingkey",
     "credential",
     "cookie",
@@ -167,7 +168,8 @@ pub fn text(text: &str) -> (String, usize) {
             continue;
         }
         let (blank, depth) = (body.trim().is_empty(), depth(body));
-        if awaited == Some(Awaited::Line) && !blank {
+        // The flag before it had no value, where this is another one.
+        if awaited == Some(Awaited::Line) && !blank && !body.starts_with("--") {
             count += 1;
             out.push_str(MARK);
             out.push_str(end);
@@ -228,6 +230,11 @@ fn is_secret_name(name: &str) -> bool {
         ["file", "path", "dir", "name", "ref", "type", "ttl", "url"].iter().any(|end| plain.ends_with(end));
     let last = name.rsplit(['-', '_', '.']).next().unwrap_or_default().to_ascii_lowercase();
     !place && (NAMES.iter().any(|secret| plain.contains(secret)) || LAST_WORDS.contains(&last.as_str()))
+}
+
+/// Whether a secret's value is a list of its own: `name=tailscale,joinKey=...`.
+fn has_commas(name: &str) -> bool {
+    name.to_ascii_lowercase().replace('_', "-").ends_with("vpn-auth")
 }
 
 /// Whether a value is none: a place, a switch, or too short.
@@ -473,8 +480,9 @@ fn by_name(line: &str, count: &mut usize) -> String {
         let quote =
             opened(value).filter(|(_, slashes, _)| *slashes == 0 || !is_whole || after.starts_with('\\'));
         let inner = quote.map_or(value, |(_, _, inner)| inner);
-        // A place, wherever it ends.
-        if inner.starts_with('/') {
+        // A place, wherever it ends; or another flag, and this one has no value.
+        let is_after_blank = sign.starts_with(' ') && !sign.trim_start().starts_with(['=', ':']);
+        if inner.starts_with('/') || is_after_blank && inner.starts_with("--") {
             continue;
         }
         let length = match quote {
@@ -482,6 +490,7 @@ fn by_name(line: &str, count: &mut usize) -> String {
             None if is_tag => inner.find('<').unwrap_or(inner.len()),
             None if is_whole => inner.len(),
             None if is_listed => inner.find([' ', ',', ']']).unwrap_or(inner.len()),
+            None if has_commas(name) => inner.find([' ', '\t', '"', '\'']).unwrap_or(inner.len()),
             None => inner.find([' ', '\t', ',', ';', '&', '}', '"', '\'', ')']).unwrap_or(inner.len()),
         };
         let secret = inner[..length].trim_end();
@@ -690,6 +699,26 @@ pub(crate) mod planted {
             "joining with K10ffb2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90::node:n0des3cr3t",
             "n0des3cr3t",
         ),
+        (
+            "ExecStart=/usr/local/bin/k3s server --secrets-encryption --token mysharedtoken --node-name n1",
+            "mysharedtoken",
+        ),
+        ("k3s server --secrets-encryption -t geheim55", "geheim55"),
+        ("['server', '--secrets-encryption', '--token', 'geheim56']", "geheim56"),
+        ("server '--secrets-encryption' '--token' 'geheim57'", "geheim57"),
+        ("server\n--secrets-encryption\n--token\ngeheim58", "geheim58"),
+        ("server\n--secrets-encryption\n--token=geheim59", "geheim59"),
+        ("\t'--secrets-encryption' \\\n\t'--token' \\\n\t'geheim61' \\\n", "geheim61"),
+        (
+            "\t'--vpn-auth=name=tailscale,joinKey=0123456789abcdef0123456789abcdef0123456789abcdef,\
+             controlServerURL=https://headscale.example.org' \\",
+            "0123456789abcdef",
+        ),
+        ("k3s agent --vpn-auth name=tailscale,joinKey=geheim62,extraArgs=--geheim63 --v 1", "geheim6"),
+        ("k3s agent --vpn-auth=\"name=tailscale,joinKey=geheim64\" --v 1", "geheim64"),
+        ("[--vpn-auth, 'name=tailscale,joinKey=geheim65']", "geheim65"),
+        ("Environment=K3S_VPN_AUTH=name=tailscale,joinKey=geheim66", "geheim66"),
+        ("read name=tailscale,joinKey=geheim67,controlServerURL=https://headscale.example.org", "geheim67"),
         ("kubeadm join --discovery abcdef.0123456789abcdef ok", "0123456789abcdef"),
         ("broker mqtt://home:geheim99@10.0.0.2:1883 refused", "geheim99"),
         ("clone https://gh0t0k3nvalue@git.example.org/x.git", "gh0t0k3nvalue"),
@@ -833,6 +862,8 @@ mod tests {
             "[\"--token\", \"--agent-token\", \"--token-file\", \"/etc/rancher/k3s/cluster-token\"]",
             "  \"--token\",\n  \"--agent-token\"\n",
             "pass one of --token, --agent-token,\nand nothing else",
+            "k3s server --secrets-encryption --node-name n1",
+            "server\n--secrets-encryption\n--node-name=n1\n",
             "{\"missing\":\"--token\",\"user\":\"somebody\"}",
             "      --token\n          What the nodes of a cluster share\n",
             "volumes:\n  - secret:\n      secretName: bramble-mqtt\n      optional: true\n",
@@ -887,6 +918,12 @@ mod tests {
                 "{\"ca\":\"-----BEGIN X-----\\nMII\\n-----END X-----\\n\",\"url\":\"x://u:p@h\",\"mail\":\"c@d\"}",
                 "{\"ca\":\"REDACTED\\n\",\"url\":\"x://u:REDACTED@h\",\"mail\":\"c@d\"}",
             ),
+            (
+                "k3s server --secrets-encryption --token geheim123 --v 1",
+                "k3s server --secrets-encryption --token REDACTED --v 1",
+            ),
+            ("k3s agent --vpn-auth=name=x,joinKey=geheim --v 1", "k3s agent --vpn-auth=REDACTED --v 1"),
+            ("'--vpn-auth=name=x,joinKey=geheim' \\", "'--vpn-auth=REDACTED' \\"),
             ("[\n  \"--token\",\n  \"geheim123\"\n]", "[\n  \"--token\",\n  \"REDACTED\"\n]"),
             (
                 "[\"--token\",\n\"geheim1\", \"--agent-token\", \"geheim2\"]",

@@ -32,6 +32,10 @@ use crate::{
 const EVIDENCE: usize = 8;
 /// What the nodes say of one moment has come within this time.
 const SAID: SignedDuration = SignedDuration::from_millis(100);
+/// A link's warning that comes back within this time is cleared later than before, so that a line that loses a packet now and then
+/// is one lasting alert and not hundreds; it is cleared after the longest patience at the latest.
+const RESTLESS: SignedDuration = SignedDuration::from_mins(10);
+const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
 /// An alert whose evidence changes is said again after this long at the earliest.
 const SAY_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 /// Kinds of alerts of a node as a whole.
@@ -41,6 +45,8 @@ const MUTE: &str = "node-mute";
 const DEAF: &str = "node-deaf";
 /// Conditions that the nodes judge for themselves and that the mesh judges for the cluster.
 const MESH_CONDITIONS: [&str; 4] = ["path-loss", "path-cut", "path-delay", "isolated"];
+/// The condition of a node whose name another one has: what is said under it, and of it, is of two.
+const NAME_TAKEN: &str = "name-taken";
 /// Conditions of a node that probes nobody.
 const MUTE_CONDITIONS: [&str; 2] = ["companion", "probing"];
 
@@ -218,6 +224,8 @@ struct Entry {
     since: Timestamp,
     /// Since when it stands by an earlier run's word, which went by the wall clock.
     inherited: Option<Timestamp>,
+    /// How often it has come back within minutes.
+    returned: u32,
     /// Since when it has looked better than `problem`.
     eased: Option<Timestamp>,
     /// When it was last published; `None` while it waits for what others have to say.
@@ -235,6 +243,8 @@ pub struct Alerts {
     entries: BTreeMap<Cause, Entry>,
     /// Retained alerts that an earlier run left, with the time since when they stand by its word.
     inherited: BTreeMap<Name, Option<Timestamp>>,
+    /// Warnings of links that were over a while ago: when, and how often they had come back by then.
+    restless: BTreeMap<Cause, (Timestamp, u32)>,
     effects: Vec<Effect>,
     left_out: u64,
     wall: Wall,
@@ -248,6 +258,7 @@ impl Alerts {
             most: settings.max_alerts,
             entries: BTreeMap::new(),
             inherited: BTreeMap::new(),
+            restless: BTreeMap::new(),
             effects: Vec::new(),
             left_out: 0,
             wall: Wall::default(),
@@ -437,6 +448,9 @@ impl Alerts {
                     Cause::Mesh | Cause::Node(_) => false,
                 });
             }
+            Cause::Condition(name, id, None) if explains && id == NAME_TAKEN => {
+                self.clear_where(|c| c != cause && c.touches(name));
+            }
             // What it explained is to be explained otherwise.
             Cause::Node(name) if was_raised => {
                 if let Some(node) = sight.nodes.get(name) {
@@ -449,7 +463,7 @@ impl Alerts {
     }
 
     fn judge_node(&self, sight: &Sight<'_>, name: &Name, node: &Node) -> Seen {
-        if self.is_raised(&Cause::Mesh) {
+        if self.is_raised(&Cause::Mesh) || self.is_two(name) {
             return Seen::Explained;
         }
         let live = node.beat(sight.now) == Beat::Live;
@@ -530,7 +544,8 @@ impl Alerts {
 
     fn judge_path(&self, sight: &Sight<'_>, from: &Name, to: &Name) -> Seen {
         let explains = |name| self.node_trouble(name).is_some_and(|trouble| trouble.explains(name, from, to));
-        if self.is_raised(&Cause::Mesh) || explains(from) || explains(to) {
+        let are_two = self.is_two(from) || self.is_two(to);
+        if self.is_raised(&Cause::Mesh) || are_two || explains(from) || explains(to) {
             return Seen::Explained;
         }
         match probes_nobody(sight, from) {
@@ -558,7 +573,8 @@ impl Alerts {
     }
 
     fn judge_condition(&self, sight: &Sight<'_>, name: &Name, id: &str, subject: Option<&str>) -> Seen {
-        if self.node_trouble(name).is_some() && !is_live(sight, name) {
+        if self.node_trouble(name).is_some() && !is_live(sight, name) || id != NAME_TAKEN && self.is_two(name)
+        {
             return Seen::Explained;
         }
         let Some(state) = sight.nodes.get(name).and_then(|node| node.state.as_ref()) else {
@@ -595,6 +611,11 @@ impl Alerts {
                     && entry.said.is_some()
                     && condition.depends_on.contains(&entry.problem.kind)
             })
+    }
+
+    /// Whether two nodes speak under this name.
+    fn is_two(&self, name: &Name) -> bool {
+        self.is_raised(&Cause::Condition(name.clone(), NAME_TAKEN.to_owned(), None))
     }
 
     fn is_raised(&self, cause: &Cause) -> bool {
@@ -644,7 +665,14 @@ impl Alerts {
             }
             Seen::Fine if entry.said.is_some() => {
                 let since = *entry.eased.get_or_insert(now);
-                if now.duration_since(since) >= self.clear_after {
+                let patience =
+                    (self.clear_after * 2_i32.saturating_pow(entry.returned.min(16))).min(PATIENCE);
+                if now.duration_since(since) >= patience.max(self.clear_after) {
+                    if matches!(cause, Cause::Link(..)) && entry.problem.severity == Severity::Warning {
+                        let over = (now, entry.returned + 1);
+                        self.restless.retain(|_, (at, _)| now.duration_since(*at) < RESTLESS);
+                        self.restless.insert(cause.clone(), over);
+                    }
                     self.clear(cause);
                 }
             }
@@ -671,7 +699,10 @@ impl Alerts {
         let taken = self.entries.values().any(|entry| entry.id == plain);
         let id = if taken { cause.id(&problem.kind, true) } else { plain };
         let waiting = wait.then_some(now);
-        let mut entry = Entry { id, problem, since, inherited: None, eased: None, said: None, waiting };
+        let over = self.restless.get(cause).filter(|(at, _)| now.duration_since(*at) < RESTLESS);
+        let returned = over.map_or(0, |(_, times)| *times);
+        let mut entry =
+            Entry { id, problem, since, inherited: None, returned, eased: None, said: None, waiting };
         if !wait {
             entry.inherited = self.inherited.remove(&entry.id).flatten();
             entry.said = Some(now);
@@ -721,7 +752,16 @@ impl Entry {
             title: problem.title.clone(),
             severity: problem.severity,
             since: self.inherited.map_or(since, |inherited| inherited.min(since)),
-            evidence: problem.evidence.iter().take(EVIDENCE).map(|line| line.told(wall)).collect(),
+            evidence: problem
+                .evidence
+                .iter()
+                .map(|line| line.told(wall))
+                .take(EVIDENCE - 1)
+                .chain(
+                    (self.returned > 0)
+                        .then(|| format!("it was over and came back {} times within minutes", self.returned)),
+                )
+                .collect(),
         }
     }
 
@@ -1132,6 +1172,39 @@ mod tests {
         scene.second(&ALL, &ALL, &[]);
         scene.second(&ALL, &ALL, &[]);
         assert_eq!(scene.published_alerts(), [""; 0]);
+    }
+
+    #[test]
+    fn a_line_that_loses_a_packet_now_and_then_is_one_lasting_alert() {
+        let mut scene = healthy();
+        let raised = |scene: &Scene| {
+            let logs =
+                scene.effects.iter().filter(|effect| matches!(effect, Effect::Log(Line { warn: true, .. })));
+            logs.count()
+        };
+        // Every twenty seconds, for an hour.
+        for _ in 0..180 {
+            scene.row("n3", &ALL, &[("n2", "n3", "lossy")]);
+            (0..20).for_each(|_| scene.second(&ALL, &ALL, &[]));
+        }
+        let often = raised(&scene);
+        assert!((2..10).contains(&often), "{often} times");
+        let alert = scene.cluster.alerts().raised().next().unwrap();
+        assert!(alert.evidence.last().unwrap().contains("came back"), "{:?}", alert.evidence);
+        // It is over for longer than that, and then it is as new.
+        (0..301).for_each(|_| scene.second(&ALL, &ALL, &[]));
+        assert_eq!(scene.published_alerts(), [""; 0]);
+        (0..600).for_each(|_| scene.second(&ALL, &ALL, &[]));
+        scene.row("n3", &ALL, &[("n2", "n3", "lossy")]);
+        (0..4).for_each(|_| scene.second(&ALL, &ALL, &[]));
+        assert_eq!(scene.published_alerts(), [""; 0]);
+        // What stops everything is never told late.
+        for _ in 0..5 {
+            (0..3).for_each(|_| scene.second(&ALL, &ALL, &[("n1", "n2", "cut")]));
+            assert_eq!(scene.published_alerts(), ["path-cut-n1-n2"]);
+            (0..4).for_each(|_| scene.second(&ALL, &ALL, &[]));
+            assert_eq!(scene.published_alerts(), [""; 0]);
+        }
     }
 
     #[test]
@@ -1616,14 +1689,37 @@ mod tests {
                 }
                 _ => None,
             });
-            for _ in 0..4 {
-                scene.second(&ALL, &ALL, &[]);
-            }
+            (0..2 << times).for_each(|_| scene.second(&ALL, &ALL, &[]));
             assert_eq!((scene.published_alerts().len(), raised(&scene)), (0, times));
             // Both come back late, or what is stored is told once more before it is emptied.
             scene.publish(topic, &said.unwrap(), times == 2);
             scene.publish(topic, b"", false);
         }
+    }
+
+    #[test]
+    fn two_nodes_of_one_name_are_one_alert() {
+        let mut scene = healthy();
+        let says = |others: &[&str]| {
+            let all = others.iter().chain(&["name-taken"]);
+            state("n2", json!({}), all.map(|id| condition(id, "raised", &[])).collect())
+        };
+        scene.node("n2", "state", &state("n2", json!({}), json!([condition("disk-full", "raised", &[])])));
+        assert_eq!(scene.published_alerts(), ["disk-full-n2"]);
+        for _ in 0..5 {
+            scene.node("n2", "state", &says(&["disk-full"]));
+            scene.second(&ALL, &ALL, &[("n1", "n2", "cut"), ("n3", "n2", "cut")]);
+            scene.node("n2", "state", &says(&["memory-low"]));
+            scene.second(&ALL, &ALL, &both_ways("n2", &ALL, "cut"));
+            assert_eq!(scene.published_alerts(), ["name-taken-n2"]);
+        }
+        assert_eq!(scene.alerts_ever(), ["disk-full-n2", "name-taken-n2"]);
+        let alone = json!([condition("name-taken", "clear", &[]), condition("disk-full", "raised", &[])]);
+        for _ in 0..5 {
+            scene.node("n2", "state", &state("n2", json!({}), alone.clone()));
+            scene.second(&ALL, &ALL, &[]);
+        }
+        assert_eq!(scene.published_alerts(), ["disk-full-n2"]);
     }
 
     #[test]

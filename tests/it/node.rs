@@ -310,6 +310,39 @@ pub(crate) fn a_companion_without_its_capabilities_names_them_and_still_measures
     })
 }
 
+pub(crate) fn a_companion_whose_port_is_taken_is_one_alert_with_its_reason() -> Result<()> {
+    let mut lab = bed()?;
+    let ear = Ear::open(&lab)?;
+    settle(&lab, &ear, SETTLING)?;
+    let node = lab.node_mut("n2")?;
+    node.companion().context("the companion runs")?.kill();
+    let taken = node.namespace().within(|| Ok(UdpSocket::bind("0.0.0.0:9473")?))?;
+    node.start_companion()?;
+    logged(&lab, || {
+        let began = Instant::now();
+        let mut is_named = false;
+        // For a moment nothing answers at all; afterwards it is this, and its links are never blamed.
+        while began.elapsed() < LIMIT * 3 {
+            let alerts = ear.alerts().into_iter().map(|(alert, _)| alert);
+            for alert in alerts {
+                ensure!(
+                    alert.kind == "probing" && alert.subject == "n2"
+                        || alert.kind == "companion" && !is_named,
+                    "{alert:?}"
+                );
+                let why = alert.evidence.iter().any(|line| line.contains("UDP port 9473 is taken"));
+                is_named |= alert.kind == "probing" && why;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        ensure!(is_named, "{:?}", ear.alerts());
+        drop(taken);
+        until(SETTLING * 2, "the alert is over and all links are fine", || {
+            Ok((ear.alerts().is_empty() && settle(&lab, &ear, Duration::ZERO).is_ok()).then_some(()))
+        })
+    })
+}
+
 pub(crate) fn a_companion_talks_to_nobody_else_and_is_not_disturbed() -> Result<()> {
     const SOCKET: &str = "/run/bramble/probe.sock";
     const TALK: &str = "$SIG{PIPE} = 'IGNORE'; my ($path, $text) = @ARGV;

@@ -11,7 +11,10 @@ use wire::report::{Stamps, Tier};
 use super::{Change, Link, Sample, Wanted, listen, settings::Watched, trusted};
 use crate::{
     config::Config,
-    datapath::rights::{PROGRAMS, missing},
+    datapath::{
+        rights::{PROGRAMS, missing},
+        uplink::Uplink,
+    },
     host::{
         Host,
         timer::{Timer, until_next},
@@ -261,7 +264,9 @@ impl Companion<'_> {
     /// Opens again when there was no uplink, or when it is another one now.
     fn follow_uplink(&mut self) {
         if let Ok(prober) = &self.prober {
-            let now = crate::datapath::uplink::Uplink::find(self.host, self.config.probe.uplink.as_deref());
+            // A default route that is lost takes no peer away that is reached without one.
+            let now = Uplink::find(self.host, self.config.probe.uplink.as_deref())
+                .or_else(|_| Uplink::find(self.host, Some(&prober.uplink().name)));
             if now.is_ok_and(|now| now == *prober.uplink()) {
                 return;
             }

@@ -3,7 +3,10 @@
 use wire::report::{Kind, Rank, Severity, Status, Unit};
 
 use super::{Health, Judge, Pace, Probe, Seen, Statement};
-use crate::{facts::mount, host::Host};
+use crate::{
+    facts::mount,
+    host::{Host, Unreadable, disk::Room},
+};
 
 /// The table's row.
 pub(super) const PROBE: Probe = Probe {
@@ -22,6 +25,13 @@ const POINTS: [(&str, &str, &str); 4] = [
     ("/var/lib/rancher", "k3s-disk-usage", "Disk usage of /var/lib/rancher"),
     ("/var/lib/longhorn", "longhorn-disk-usage", "Disk usage of /var/lib/longhorn"),
 ];
+/// What K3s and the kubelet fill, wherever that lies: behind a link, or on a partition above. Each file system is measured once,
+/// unless a point has it.
+const DATA: [(&str, &str, &str); 3] = [
+    ("/var/lib/rancher", "k3s-disk-usage", "Disk usage of /var/lib/rancher"),
+    ("/var/lib/rancher/k3s", "k3s-data-disk-usage", "Disk usage of /var/lib/rancher/k3s"),
+    ("/var/lib/kubelet", "kubelet-disk-usage", "Disk usage of /var/lib/kubelet"),
+];
 /// Percent; the kubelet evicts from 90 on (nodefs.available below 10 %).
 const FULL: f64 = 90.0;
 
@@ -39,32 +49,84 @@ impl Judge for FileSystems {
 
 fn usage(host: &Host, health: &mut Health) {
     // A captured tree has no room of its own.
-    let Ok(mounts) = mount::read(host) else { return };
-    let mut told = Vec::new();
-    for (point, id, title) in POINTS.iter().filter(|(point, ..)| mounts.top(point).is_some()) {
-        let Ok(room) = host.room(point) else { continue };
-        let used =
-            (room.size > 0).then(|| (room.size - room.free.min(room.size)) as f64 * 100.0 / room.size as f64);
-        health.reading(id, title, used, Unit::Percent, Kind::Gauge);
-        told.extend(used.map(|used| (used, format!("{point} is {used:.0} % full"))));
-    }
-    // Elsewhere nobody evicts anything, and how full a disk may be is its owner's affair.
-    if told.is_empty() || host.present("/var/lib/rancher") != Ok(true) {
+    if !host.is_live() {
         return;
     }
+    let Ok(mounts) = mount::read(host) else { return };
+    let points: Vec<_> = POINTS.into_iter().filter(|(point, ..)| mounts.top(point).is_some()).collect();
+    let told = measure(&points, |path| host.file_system(path), |path| host.room(path), health);
+    // Elsewhere nobody evicts anything, and how full a disk may be is its owner's affair.
+    if host.present("/var/lib/rancher") != Ok(false) {
+        health.statements.extend(full(told));
+    }
+}
+
+/// How full in percent each place is, or why that could not be told.
+type Told = Vec<(&'static str, Result<f64, String>)>;
+
+/// Measures the points, and of what lies elsewhere each file system once.
+fn measure(
+    points: &[(&'static str, &str, &str)],
+    number: impl Fn(&str) -> Result<u64, Unreadable>,
+    room: impl Fn(&str) -> Result<Room, Unreadable>,
+    health: &mut Health,
+) -> Told {
+    let mut told = Told::new();
+    let mut seen: Vec<u64> = points.iter().filter_map(|(point, ..)| number(point).ok()).collect();
+    let mut elsewhere = Vec::new();
+    for place in DATA.into_iter().filter(|place| !points.contains(place)) {
+        match number(place.0) {
+            Ok(number) if seen.contains(&number) => {}
+            Ok(number) => {
+                seen.push(number);
+                elsewhere.push(place);
+            }
+            Err(why) if why.is_absence() => {}
+            Err(why) => told.push((place.0, Err(why.to_string()))),
+        }
+    }
+    for (place, id, title) in points.iter().copied().chain(elsewhere) {
+        let used = room(place).map(|room| {
+            let used = room.size - room.free.min(room.size);
+            (room.size > 0).then(|| used as f64 * 100.0 / room.size as f64)
+        });
+        let percent = used.as_ref().ok().copied().flatten();
+        health.reading(id, title, percent, Unit::Percent, Kind::Gauge);
+        match used {
+            Ok(used) => told.extend(used.map(|used| (place, Ok(used)))),
+            Err(why) => told.push((place, Err(why.to_string()))),
+        }
+    }
+    told
+}
+
+fn full(mut told: Told) -> Option<Statement> {
     // The boot partition is as full as its kernels are large, and nobody writes to it by day.
-    let raised = told.iter().any(|(used, said)| *used >= FULL && !said.starts_with("/boot"));
-    told.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let evidence: Vec<String> = told.into_iter().map(|(_, said)| said).collect();
-    health.statements.push(Statement {
+    let judged = || told.iter().filter(|(place, _)| !place.starts_with("/boot")).map(|(_, used)| used);
+    let status = match () {
+        () if told.is_empty() => return None,
+        () if judged().any(|used| matches!(used, Ok(used) if *used >= FULL)) => Status::Raised,
+        () if judged().any(Result::is_err) => Status::Unknown,
+        () => Status::Clear,
+    };
+    // What could not be told is said first, then the fullest.
+    told.sort_by(|(_, a), (_, b)| {
+        let key = |used: &Result<f64, String>| used.as_ref().map_or(f64::INFINITY, |used| *used);
+        key(b).total_cmp(&key(a))
+    });
+    let evidence: Vec<String> = told
+        .into_iter()
+        .map(|(place, used)| used.map_or_else(|why| why, |used| format!("{place} is {used:.0} % full")))
+        .collect();
+    Some(Statement {
         id: "disk-full",
         subject: None,
         title: "Disk is nearly full",
-        status: if raised { Status::Raised } else { Status::Clear },
+        status,
         severity: Severity::Critical,
         depends_on: &[],
         evidence: evidence.join(", "),
-    });
+    })
 }
 
 fn errors(host: &Host, health: &mut Health) {
@@ -110,7 +172,7 @@ fn errors(host: &Host, health: &mut Health) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::scene::Scene;
+    use crate::{host::Why, probe::scene::Scene};
 
     #[test]
     fn errors_of_ext4_are_told_with_their_device_and_time() {
@@ -132,6 +194,76 @@ mod tests {
         );
         scene.write("/sys/fs/ext4/mmcblk0p2/errors_count", "lots\n");
         assert_eq!(scene.judge(&mut judge).said("file-system-errors").unwrap().0, Status::Unknown);
+    }
+
+    /// A machine whose paths lie on file systems of these numbers, each as many percent full as its number says; of 99
+    /// nothing can be told.
+    fn machine(mounted: &[&str], paths: &[(&str, u64)]) -> (Vec<(String, Option<f64>)>, Status, String) {
+        let points: Vec<_> = POINTS.into_iter().filter(|(point, ..)| mounted.contains(point)).collect();
+        let missing = |path: &str, why| Unreadable { path: path.into(), why };
+        let number = |path: &str| {
+            let found = paths.iter().find(|(other, _)| *other == path);
+            found.map(|(_, number)| *number).ok_or_else(|| missing(path, Why::Missing))
+        };
+        let room = |path: &str| match number(path)? {
+            99 => Err(missing(path, Why::Failed("stale file handle".into()))),
+            full => Ok(Room { size: 100, free: 100 - full }),
+        };
+        let mut health = Health::default();
+        let Statement { status, evidence, .. } = full(measure(&points, number, room, &mut health)).unwrap();
+        (health.readings.into_iter().map(|(id, reading)| (id, reading.value)).collect(), status, evidence)
+    }
+
+    #[test]
+    fn each_file_system_of_k3s_is_measured_once_wherever_it_lies() {
+        let on = |rancher, k3s, kubelet| {
+            [
+                ("/", 50),
+                ("/var/lib/rancher", rancher),
+                ("/var/lib/rancher/k3s", k3s),
+                ("/var/lib/kubelet", kubelet),
+            ]
+        };
+        let root = ["/"].as_slice();
+        let of = |more: &[(&str, f64)]| {
+            let all = [("disk-usage", 50.0)].iter().chain(more);
+            all.map(|(id, used)| ((*id).to_owned(), Some(*used))).collect::<Vec<_>>()
+        };
+        let (readings, status, evidence) = machine(root, &on(50, 50, 50));
+        assert_eq!((readings, status, evidence.as_str()), (of(&[]), Status::Clear, "/ is 50 % full"));
+        // Below a partition of its own, or behind a link.
+        let (readings, status, evidence) = machine(root, &on(95, 95, 95));
+        assert_eq!((readings, status), (of(&[("k3s-disk-usage", 95.0)]), Status::Raised));
+        assert_eq!(evidence, "/var/lib/rancher is 95 % full, / is 50 % full");
+        // A drive for K3s' data alone, and one for the kubelet's.
+        let (readings, status, _) = machine(root, &on(50, 91, 70));
+        let both = of(&[("k3s-data-disk-usage", 91.0), ("kubelet-disk-usage", 70.0)]);
+        assert_eq!((readings, status), (both, Status::Raised));
+        // One that is mounted is what it was.
+        let (readings, status, _) = machine(&["/", "/var/lib/rancher"], &on(60, 60, 50));
+        assert_eq!((readings, status), (of(&[("k3s-disk-usage", 60.0)]), Status::Clear));
+        let (readings, ..) = machine(&["/", "/var/lib/rancher"], &on(50, 50, 50));
+        assert_eq!(readings, of(&[("k3s-disk-usage", 50.0)]), "the same file system, mounted twice");
+        // No K3s data yet.
+        assert_eq!(machine(root, &[("/", 50)]).0, of(&[]));
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_not_fine() {
+        let (readings, status, evidence) =
+            machine(&["/"], &[("/", 50), ("/var/lib/rancher", 50), ("/var/lib/rancher/k3s", 99)]);
+        assert_eq!(readings[1], ("k3s-data-disk-usage".to_owned(), None));
+        assert_eq!(status, Status::Unknown);
+        assert_eq!(evidence, "/var/lib/rancher/k3s: stale file handle, / is 50 % full");
+        let (_, status, _) = machine(&["/"], &[("/", 95), ("/var/lib/rancher", 99)]);
+        assert_eq!(status, Status::Raised, "a disk that is full is so");
+        let (_, status, _) = machine(&["/", "/boot/firmware"], &[("/", 50), ("/boot/firmware", 99)]);
+        assert_eq!(status, Status::Clear, "nobody writes to it by day");
+        let mut health = Health::default();
+        let denied = |path: &str| Err(Unreadable { path: path.into(), why: Why::Denied });
+        let told = measure(&[], denied, |_| unreachable!("it has no place"), &mut health);
+        assert_eq!((full(told).unwrap().status, health), (Status::Unknown, Health::default()));
+        assert_eq!(full(Told::new()), None);
     }
 
     #[test]

@@ -14,21 +14,30 @@ pub(super) const PROBE: Probe = Probe {
     title: "Kubernetes",
     why: "Whether the API, DNS or a service is late tells where to look first.",
     pace: Pace::Report,
-    judge: || Box::new(Kubernetes),
+    judge: || Box::new(Kubernetes::default()),
     kernel: None,
 };
 
-/// Conditions of a Node that are good when they are "True"; all others are when they are "False".
-const GOOD: [&str; 1] = ["Ready"];
+/// What stands where its owner switched it on.
+const ENABLED: &str = "/etc/systemd/system/multi-user.target.wants/bramble-kubernetes.service";
 
-struct Kubernetes;
+#[derive(Default)]
+struct Kubernetes {
+    /// Whether Kubernetes was told something when that could be seen last.
+    tells: bool,
+}
 
 impl Judge for Kubernetes {
     fn judge(&mut self, seen: &Seen<'_>) -> Health {
         let mut health = Health::default();
         let path = format!("{DIRECTORY}/{FILE}");
         let look = match seen.host.text(&path) {
-            // Not switched on, or not there yet.
+            // Not there: systemd takes the directory away while the unit does not run, also for a restart.
+            Err(why) if why.is_absence() && seen.host.link(ENABLED).is_some() => Err(
+                "bramble-kubernetes is enabled and does not tell; sudo systemctl status bramble-kubernetes"
+                    .to_owned(),
+            ),
+            // Not switched on.
             Err(why) if why.is_absence() => return health,
             Err(why) => Err(why.to_string()),
             Ok(text) => {
@@ -94,14 +103,21 @@ impl Judge for Kubernetes {
             &["api-unreachable", "isolated"],
             node(&look),
         );
-        // Where it is switched on and the Node could be read.
-        if let Some(told) = look.as_ref().ok().and_then(|look| look.told.clone()) {
-            let evidence = "the Node object has bramble's condition";
+        let read = look
+            .as_ref()
+            .map_err(String::clone)
+            .and_then(|look| look.node.as_ref().map(|_| look).map_err(String::clone));
+        self.tells = read.as_ref().map_or(self.tells, |look| look.told.is_some());
+        if self.tells {
+            let told = read.map(|look| match &look.told {
+                Some(Err(why)) => (true, why.clone()),
+                _ => (false, "the Node object has bramble's condition".to_owned()),
+            });
             state(
                 "kubernetes-refuses",
                 "Kubernetes does not take what bramble tells it",
                 &["api-unreachable"],
-                Ok(told.map_or_else(|why| (true, why), |()| (false, evidence.to_owned()))),
+                told,
             );
         }
         let reached = |of: fn(&Look) -> Result<f64, String>, what: &str| match &look {
@@ -133,15 +149,25 @@ impl Judge for Kubernetes {
     }
 }
 
+/// What a condition of the Node is when it is good; `None` of one of which that is not known, bramble's own among them.
+fn good(kind: &str) -> Option<&'static str> {
+    match kind {
+        // The second is of K3s' own etcd.
+        "Ready" | "EtcdIsVoter" => Some("True"),
+        "NetworkUnavailable" => Some("False"),
+        kind => kind.ends_with("Pressure").then_some("False"),
+    }
+}
+
 /// Whether a condition of the Node is bad, and which.
 fn node(look: &Result<Look, String>) -> Result<(bool, String), String> {
     let conditions = look.as_ref().map_err(String::clone)?.node.as_ref().map_err(String::clone)?;
-    if conditions.is_empty() {
-        return Err("the Node object has no conditions".to_owned());
+    if conditions.iter().all(|c| good(&c.kind).is_none()) {
+        return Err("the Node object has no conditions of the kubelet's".to_owned());
     }
     let bad: Vec<String> = conditions
         .iter()
-        .filter(|c| c.status != if GOOD.contains(&c.kind.as_str()) { "True" } else { "False" })
+        .filter(|c| good(&c.kind).is_some_and(|good| c.status != good))
         .map(|c| format!("{} is {}: {}", c.kind, c.status, c.message))
         .collect();
     match bad.is_empty() {
@@ -206,6 +232,70 @@ mod tests {
         }
         scene.write(&format!("{DIRECTORY}/{FILE}"), "garbage");
         assert_eq!(status(&scene.judge(&mut judge), "node-unwell"), Status::Unknown);
+    }
+
+    #[test]
+    fn one_that_is_enabled_and_does_not_tell_is_unknown_until_it_is_disabled() {
+        let scene = Scene::new();
+        let mut judge = (PROBE.judge)();
+        let look = Look {
+            at_us: scene.uptime.as_micros() as u64,
+            node: Ok(vec![condition("Ready", "False")]),
+            api_ms: Some(7.5),
+            api_phases_ms: None,
+            dns_ms: Ok(1.5),
+            service_ms: Ok(1.5),
+            told: Some(Ok(())),
+        };
+        // Its unit is on the machine; the link alone counts.
+        scene.link(ENABLED, "/lib/systemd/system/bramble-kubernetes.service");
+        tell(&scene, &look);
+        assert_eq!(scene.judge(&mut judge).said("node-unwell").unwrap().0, Status::Raised);
+        scene.remove(DIRECTORY);
+        let health = scene.judge(&mut judge);
+        assert_eq!(health.value("api-latency"), Some(None));
+        let all = ["node-unwell", "kubernetes-refuses", "api-unreachable", "cluster-dns-unreachable"];
+        for id in all.into_iter().chain(["service-unreachable"]) {
+            let (status, why) = health.said(id).unwrap();
+            assert_eq!(status, Status::Unknown, "{id}");
+            assert!(why.starts_with("bramble-kubernetes is enabled and does not tell"), "{why}");
+        }
+        // What Kubernetes was told is not known either while the API does not answer.
+        let silent = Look { node: Err("no answer".to_owned()), told: None, ..look.clone() };
+        tell(&scene, &silent);
+        let health = scene.judge(&mut judge);
+        assert_eq!(health.said("kubernetes-refuses").unwrap(), (Status::Unknown, "no answer"));
+        tell(&scene, &Look { told: None, ..look });
+        assert_eq!(scene.judge(&mut judge).said("kubernetes-refuses"), None);
+        scene.remove(ENABLED);
+        scene.remove(DIRECTORY);
+        assert_eq!(scene.judge(&mut judge), Health::default());
+    }
+
+    #[test]
+    fn only_conditions_that_are_known_are_judged_and_ours_is_none_of_them() {
+        for (conditions, raised) in [
+            (&[("Ready", "True"), ("BrambleProblem", "True"), ("EtcdIsVoter", "True")][..], Some(false)),
+            (&[("Ready", "True"), ("BrambleProblem", "Unknown"), ("KernelDeadlock", "True")], Some(false)),
+            (&[("Ready", "True"), ("EtcdIsVoter", "False")], Some(true)),
+            (&[("Ready", "True"), ("DiskPressure", "True")], Some(true)),
+            (&[("Ready", "True"), ("NetworkUnavailable", "True")], Some(true)),
+            (&[("Ready", "True"), ("NetworkUnavailable", "False"), ("PIDPressure", "False")], Some(false)),
+            (&[("Ready", "Unknown")], Some(true)),
+            (&[("Ready", "True"), ("MemoryPressure", "Unknown")], Some(true)),
+            (&[("BrambleProblem", "True")], None),
+        ] {
+            let look = Look {
+                at_us: 0,
+                node: Ok(conditions.iter().map(|(kind, status)| condition(kind, status)).collect()),
+                api_ms: None,
+                api_phases_ms: None,
+                dns_ms: Ok(1.0),
+                service_ms: Ok(1.0),
+                told: None,
+            };
+            assert_eq!(node(&Ok(look)).ok().map(|(raised, _)| raised), raised, "{conditions:?}");
+        }
     }
 
     #[test]

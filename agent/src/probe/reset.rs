@@ -116,19 +116,23 @@ fn drive<'a>(line: &'a str, ports: &BTreeSet<String>) -> Option<&'a str> {
     if let Some((drive, what)) = line.strip_prefix("nvme ").and_then(|rest| rest.split_once(": "))
         && (what.starts_with("controller is down")
             || what.ends_with("reset controller")
-            || what.starts_with("Disabling device after reset failure"))
+            || what.starts_with("Disabling device after reset failure")
+            // The same on older kernels.
+            || what.starts_with("Removing after probe failure"))
     {
         return Some(drive);
     }
-    // "mmc0: Timeout waiting for hardware interrupt.", "mmc0: error -110 whilst ..."
+    // "mmc0: Timeout waiting for hardware interrupt.", "mmc0: error -110 whilst ..."; behind SDIO is no drive but Wi-Fi
     if let Some((host, what)) = line.split_once(": ")
         && host.strip_prefix("mmc").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-        && (what.starts_with("Timeout waiting for") || what.starts_with("error -"))
+        && (what.starts_with("Timeout waiting for") || what.starts_with("error -") && !what.contains("SDIO"))
     {
         return Some(host);
     }
-    // "I/O error, dev sda, sector 2048 op 0x0:(READ) ...", with another word before it on older kernels
-    let (_, rest) = line.split_once("I/O error, dev ")?;
+    // "I/O error, dev sda, sector 2048 op 0x0:(READ) ...", with another word before it on older kernels. A "critical target
+    // error" is a command that the drive does not know.
+    let kinds = ["I/O error, dev ", "critical medium error, dev ", "timeout error, dev "];
+    let (_, rest) = kinds.iter().find_map(|kind| line.split_once(kind))?;
     let device = &rest[..word(rest)];
     // A loop device repeats the error of what lies below it, and a drive without a medium has none.
     (!device.is_empty() && !device.starts_with("loop") && !device.starts_with("sr")).then_some(device)
@@ -188,13 +192,26 @@ mod tests {
             ("nvme nvme0: controller is down; will reset: CSTS=0xffffffff, PCI_STATUS=0x10", Some("nvme0")),
             ("nvme nvme1: I/O 5 QID 1 timeout, reset controller", Some("nvme1")),
             ("nvme nvme0: Disabling device after reset failure: -19", Some("nvme0")),
+            ("nvme nvme0: Removing after probe failure status: -19", Some("nvme0")),
             ("nvme nvme0: 4/0/0 default/read/poll queues", None),
             ("mmc0: Timeout waiting for hardware interrupt.", Some("mmc0")),
             ("mmc1: error -110 whilst initialising SD card", Some("mmc1")),
+            ("mmc1: error -110 whilst initialising SDIO card", None),
             ("mmc0: new high speed SDHC card at address aaaa", None),
             ("I/O error, dev sda, sector 0 op 0x0:(READ) flags 0x80700 phys_seg 4 prio class 3", Some("sda")),
             ("blk_update_request: I/O error, dev mmcblk0, sector 1 op 0x1:(WRITE)", Some("mmcblk0")),
+            (
+                "critical medium error, dev sda, sector 2048 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2",
+                Some("sda"),
+            ),
+            ("blk_update_request: critical medium error, dev sdb, sector 1 op 0x0:(READ)", Some("sdb")),
+            (
+                "timeout error, dev nvme0n1, sector 8 op 0x1:(WRITE) flags 0x0 phys_seg 1 prio class 2",
+                Some("nvme0n1"),
+            ),
+            ("critical target error, dev sda, sector 0 op 0x3:(DISCARD) flags 0x800 phys_seg 1", None),
             ("I/O error, dev loop3, sector 1", None),
+            ("critical medium error, dev sr0, sector 1", None),
             ("usb 1-1.2: reset high-speed USB device number 4 using xhci_hcd", Some("1-1.2")),
             ("usb 1-1.3: reset high-speed USB device number 5 using xhci_hcd", None),
             ("usb 1-1.2: new high-speed USB device number 4 using xhci_hcd", None),

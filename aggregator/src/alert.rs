@@ -876,23 +876,26 @@ fn one_direction(sight: &Sight<'_>, name: &Name, node: &Node) -> Option<Problem>
     let is_cut =
         |report: &PeerReport| report.out.state == WayState::Cut || report.incoming.state == WayState::Cut;
     // Nearly always it is not, and then nothing costs anything.
-    if row.peers.values().filter(|report| is_cut(report)).count() < 2 {
+    if !row.peers.values().any(is_cut) {
         return None;
     }
     let (mut unheard, mut unhearing) = (Vec::new(), Vec::new());
-    let (mut speaks, mut hears) = (false, false);
+    let (mut speaks, mut hears, mut knows) = (false, false, false);
     for peer in row.peers.keys().filter(|peer| sight.nodes.contains_key(*peer)) {
         let state = |from, to| mesh::between(sight.nodes, from, to, sight.now).way.state;
         let (out, back) = (state(name, peer), state(peer, name));
         speaks |= works(out);
         hears |= works(back);
         match (out, back) {
-            (WayState::Cut, back) if works(back) => unheard.push(peer),
+            (WayState::Cut, back) if back != WayState::Cut => {
+                unheard.push(peer);
+                knows |= works(back);
+            }
             (out, WayState::Cut) if works(out) => unhearing.push(peer),
             _ => {}
         }
     }
-    let (kind, title, who, next) = if unheard.len() > 1 && !speaks {
+    let (kind, title, who, next) = if unheard.len() > 1 && knows && !speaks {
         (
             MUTE,
             "no peer hears it, and it hears them",
@@ -930,11 +933,13 @@ fn undecided(sight: &Sight<'_>, from: &Name, to: &Name, problem: &Problem, first
     }
     let row = nodes.get(from).and_then(|n| n.row.as_ref());
     let mut others = row.iter().flat_map(|row| row.what.peers.keys()).filter(|peer| *peer != to);
-    // It lives, and hears the one that does not hear it; whether that one hears nobody, the others know.
+    let are_others = others.clone().next().is_some();
+    // Whether it hears nobody because of itself the others know when they have been told, within a period.
+    let may_be_deaf = are_others && sight.row(to).is_some_and(hears_nobody);
+    // It lives, and hears the one that does not hear it.
     let is_told =
         sight.row(from).and_then(|row| row.peers.get(to)).is_some_and(|own| own.out.state == WayState::Cut);
-    let is_alone = || now.duration_since(first) >= SAID && !sight.row(to).is_some_and(hears_nobody);
-    if is_told && (others.clone().next().is_none() || is_alone()) {
+    if is_told && (!are_others || !may_be_deaf && now.duration_since(first) >= SAID) {
         return false;
     }
     // Somebody hears it, who is there: the one that lost it hears them.
@@ -947,7 +952,7 @@ fn undecided(sight: &Sight<'_>, from: &Name, to: &Name, problem: &Problem, first
         let n = nodes.get(name).filter(|n| n.beat(now) < Beat::Stale);
         n.and_then(|n| n.row.as_ref()).is_none_or(|row| row.heard > first)
     };
-    now.duration_since(first) < wait && !(spoken(from) && others.all(spoken))
+    now.duration_since(first) < wait && (may_be_deaf || !(spoken(from) && others.all(spoken)))
 }
 
 /// Whether a raised condition follows from another raised one that does not itself follow from it.
@@ -1586,6 +1591,31 @@ mod tests {
                 assert!(!scene.published_alerts().contains(&id), "{kind}");
             }
         }
+    }
+
+    #[test]
+    fn who_hears_nobody_is_not_told_by_its_links_while_one_of_the_others_has_yet_to_be_told() {
+        let mut scene = shipped(&ALL);
+        let cut = [("n1", "n2", "cut"), ("n3", "n2", "cut")];
+        say(&mut scene, "n2", &ALL, &[("n2", "n1", "unknown"), ("n2", "n3", "unknown")]);
+        wait(&mut scene, 4);
+        say(&mut scene, "n2", &ALL, &cut);
+        say(&mut scene, "n1", &ALL, &[("n1", "n2", "unknown")]);
+        say(&mut scene, "n3", &ALL, &cut);
+        wait(&mut scene, 2);
+        assert!(!scene.alerts_ever().iter().any(|id| id.starts_with("path-")));
+        say(&mut scene, "n1", &ALL, &cut);
+        wait(&mut scene, 20);
+        assert_eq!(ever(&scene), ["node-deaf-n2"]);
+        // Who is not heard knows it of one, and of another that one's word alone.
+        let mut scene = shipped(&ALL);
+        say(&mut scene, "n1", &ALL, &[("n2", "n1", "cut")]);
+        say(&mut scene, "n3", &ALL, &[("n2", "n3", "cut")]);
+        say(&mut scene, "n2", &ALL, &[("n2", "n3", "cut")]);
+        wait(&mut scene, 20);
+        let ever = scene.alerts_ever();
+        assert!(!ever.iter().any(|id| id.starts_with("path-")), "{ever:?}");
+        assert_eq!(scene.published_alerts(), ["node-mute-n2"]);
     }
 
     #[test]

@@ -10,6 +10,10 @@ use crate::probe::Statement;
 /// Why there is no connection before the first attempt has come to its end.
 pub const NOT_YET: &str = "not connected yet";
 
+/// What is wrong where our own word does not come back.
+pub const DEAF: &str = "the broker hands over nothing of what nodes say of themselves, so the others are not known here; let this node \
+     read bramble/CLUSTER/node/+/info and …/availability in the broker's access list (acl_file)";
+
 /// What is known of the connection.
 #[derive(Debug)]
 pub struct Connection<'a> {
@@ -36,12 +40,7 @@ impl Connection<'_> {
             (None, []) if !self.complaints.answered => {
                 (Status::Unknown, "it has not answered everything yet".to_owned())
             }
-            (None, []) if self.is_deaf => (
-                Status::Raised,
-                "the broker hands over nothing of what nodes say of themselves, so the others are not known here; \
-                 let this node read bramble/CLUSTER/node/+/info and …/availability in the broker's access list (acl_file)"
-                    .to_owned(),
-            ),
+            (None, []) if self.is_deaf => (Status::Raised, DEAF.to_owned()),
             (None, []) => (Status::Clear, "it takes all that is said".to_owned()),
             (None, told) => (Status::Raised, told.join("; ")),
         };

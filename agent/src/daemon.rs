@@ -312,6 +312,8 @@ struct Agent<'a> {
     peers: BTreeMap<Name, Peer>,
     /// Whether what is said of this node was heard on this connection: then that of others is as well.
     hears: bool,
+    /// When it should have been.
+    hears_by: Option<Instant>,
     /// Another node that speaks under our name: its id, and when it last did.
     namesake: Option<(String, Instant)>,
     sample: Result<Sample, String>,
@@ -382,6 +384,7 @@ impl<'a> Agent<'a> {
             watched_until: None,
             peers: BTreeMap::new(),
             hears: false,
+            hears_by: None,
             namesake: None,
             sample: Err("bramble probe has not been reached yet".to_owned()),
             tried: false,
@@ -684,7 +687,7 @@ impl<'a> Agent<'a> {
         Connection {
             away: self.broker.as_ref().err().map(String::as_str),
             complaints: self.bus.complaints(),
-            is_deaf: !self.hears && self.connected.is_some_and(|at| at.elapsed() >= ANNOUNCED),
+            is_deaf: !self.hears && self.hears_by.is_none(),
             taken_over: self.bus.taken_over(),
             renewal: self.bus.renewal(),
             spool: self.records.why(),
@@ -796,6 +799,7 @@ impl<'a> Agent<'a> {
             self.watched_until,
             self.announce_at,
             self.vouch_at,
+            self.hears_by,
             self.move_out_at,
             self.restart.as_ref().map(|(at, _)| *at),
         ];
@@ -821,6 +825,9 @@ impl<'a> Agent<'a> {
         if is_due(self.vouch_at) {
             self.vouch();
         }
+        if is_due(self.hears_by) {
+            self.expected_to_hear();
+        }
         if is_due(self.move_out_at) {
             self.move_out();
         }
@@ -842,6 +849,18 @@ impl<'a> Agent<'a> {
         }
         if self.reports.is_due(now) {
             self.report();
+        }
+    }
+
+    /// What we said of ourselves should have come back by now.
+    fn expected_to_hear(&mut self) {
+        self.hears_by = None;
+        if self.hears || self.broker.is_err() || !self.bus.complaints().told().is_empty() {
+            return;
+        }
+        tracing::warn!(bramble_condition = "broker", "{}", broker::DEAF);
+        if self.judge(Pace::Sample) {
+            self.say();
         }
     }
 
@@ -943,7 +962,7 @@ impl<'a> Agent<'a> {
                 identity::told(&self.state);
                 self.home.begin_anew(Instant::now());
                 self.connected = Some(Instant::now());
-                self.hears = false;
+                (self.hears, self.hears_by) = (false, Some(Instant::now() + ANNOUNCED));
                 self.records.connected(&self.speaker, &self.bus);
                 self.introduce();
                 self.want_soon();
@@ -1156,7 +1175,7 @@ impl<'a> Agent<'a> {
             gives_way: gives_way(name),
         });
         let since = |wait| self.connected.is_some_and(|at| at.elapsed() >= wait);
-        let told = if !since(GATHERED) || !self.hears && !since(ANNOUNCED) {
+        let told = if !since(GATHERED) || !self.hears && self.hears_by.is_some() {
             Err("the broker has not told yet who else is there; ask again in a moment")
         } else if self.bus.complaints().retains_nothing {
             Err(

@@ -186,6 +186,8 @@ const TESTS: &[&[Test]] = &[
         Root an_agent_with_a_narrow_broker_says_what_fits_and_tells_its_owner_the_rest,
         RootAndTime a_link_that_dies_silently_is_given_up_within_its_limit,
         Root a_broker_with_narrow_limits_gets_what_fits_and_the_rest_is_named,
+        Root what_a_broker_has_learned_is_used_at_the_next_connection,
+        Root a_list_that_lets_nobody_read_or_empty_anything_is_told,
         Root no_change_is_lost_when_broker_and_agent_are_killed_again_and_again,
         Root what_happened_before_a_loss_of_power_is_told_after_it,
         Root a_reload_without_the_password_is_told_and_keeps_the_old_configuration,

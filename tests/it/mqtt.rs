@@ -858,7 +858,47 @@ pub(crate) fn a_broker_with_narrow_limits_gets_what_fits_and_the_rest_is_named()
         };
         ensure!(right, "{limit}: {told:?}");
         ensure!(ear.all("t/large").is_empty() == limit.starts_with("max_packet"), "{limit}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        ensure!(runtime.block_on(voice.bus.clone().vanish()), "{limit}: it takes nobody off");
     }
+    Ok(())
+}
+
+pub(crate) fn what_a_broker_has_learned_is_used_at_the_next_connection() -> Result<()> {
+    let folder = Folder::new()?;
+    let mut broker = Broker::start(&folder, "", &["retain_available false".to_owned()])?;
+    let raw = Raw { will_delay: Some("1s".to_owned()), ..at(broker.ports[0]) };
+    let mut voice = Voice::start(settings(&raw)?)?;
+    ensure!(voice.outcome()?.is_none(), "it connects");
+    let text = fs::read_to_string(&broker.config)?.replace("retain_available false", "");
+    fs::write(&broker.config, text)?;
+    broker.process = None;
+    broker.come_back()?;
+    voice.wait("a connection", |event| matches!(event, Event::Connected).then_some(()))?;
+    // Nobody listens when its end is said; who comes later is told all the same.
+    drop(voice);
+    thread::sleep(Duration::from_secs(3));
+    Ear::open(broker.ports[0], None)?.until_heard(AVAILABILITY, "offline").with_context(|| broker.log())
+}
+
+pub(crate) fn a_list_that_lets_nobody_read_or_empty_anything_is_told() -> Result<()> {
+    let folder = Folder::new()?;
+    let own = "bramble/home/node/n1";
+    let list = folder.write("acl", &format!("topic write {own}/#\ntopic write homeassistant/#\n"))?;
+    let broker = Broker::plain(&folder, &format!("acl_file {list}"))?;
+    let agent = Agent::new(&folder, broker.ports[0], "3s")?;
+    until(PATIENCE, "the agent hears nothing of itself and says so", || {
+        let log = agent.log();
+        Ok(log.contains("the broker hands over nothing of what nodes say of themselves").then_some(()))
+    })
+    .with_context(|| agent.log())?;
+    let port = broker.ports[0];
+    folder.write("aggregator.toml", &format!("cluster = \"home\"\n[mqtt]\nport = {port}\n"))?;
+    let mut command = bound(&programs()?.join("bramble-aggregator").display().to_string());
+    let forget = command.args(["--config", &folder.path("aggregator.toml"), "--forget", "n3"]).output()?;
+    let said = String::from_utf8_lossy(&forget.stderr);
+    let right = "the broker does not let us empty bramble/home/node/n3/";
+    ensure!(!forget.status.success() && said.contains(right), "{:?}: {said}", forget.status);
     Ok(())
 }
 

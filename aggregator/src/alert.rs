@@ -36,6 +36,8 @@ const SAID: SignedDuration = SignedDuration::from_millis(100);
 /// is one lasting alert and not hundreds; it is cleared after the longest patience at the latest.
 const RESTLESS: SignedDuration = SignedDuration::from_mins(10);
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
+/// Losses that begin within this time after a cut are what remains of it.
+const REMAINS: SignedDuration = SignedDuration::from_secs(30);
 /// An alert whose evidence changes is said again after this long at the earliest.
 const SAY_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 /// Kinds of alerts of a node as a whole.
@@ -224,8 +226,8 @@ struct Entry {
     since: Timestamp,
     /// Since when it stands by an earlier run's word, which went by the wall clock.
     inherited: Option<Timestamp>,
-    /// How often it has come back within minutes.
-    returned: u32,
+    /// How often it has come back within minutes; only of a link's warning, and not of one that is what remains of something worse.
+    returned: Option<u32>,
     /// Since when it has looked better than `problem`.
     eased: Option<Timestamp>,
     /// When it was last published; `None` while it waits for what others have to say.
@@ -243,6 +245,8 @@ pub struct Alerts {
     entries: BTreeMap<Cause, Entry>,
     /// Retained alerts that an earlier run left, with the time since when they stand by its word.
     inherited: BTreeMap<Name, Option<Timestamp>>,
+    /// When something that stopped packets was over last.
+    mended: Option<Timestamp>,
     /// Warnings of links that were over a while ago: when, and how often they had come back by then.
     restless: BTreeMap<Cause, (Timestamp, u32)>,
     effects: Vec<Effect>,
@@ -258,6 +262,7 @@ impl Alerts {
             most: settings.max_alerts,
             entries: BTreeMap::new(),
             inherited: BTreeMap::new(),
+            mended: None,
             restless: BTreeMap::new(),
             effects: Vec::new(),
             left_out: 0,
@@ -429,22 +434,26 @@ impl Alerts {
                 node.is_some_and(|entry| entry.said.is_none()) || undecided(sight, from, to, problem, first)
             }
             (Cause::Node(name), Seen::Bad(problem)) => problem.rung == 1 && may_speak(sight, name, first),
+            (Cause::Mesh, Seen::Bad(_)) => others_may_speak(sight, first),
             _ => false,
         };
-        let was_raised = self.is_raised(cause);
+        let (was_raised, was_grave) = (self.is_raised(cause), self.is_grave(cause));
         self.follow(cause, seen, wait, sight.now);
         let explains = self.is_raised(cause);
+        if was_grave && !self.is_grave(cause) {
+            self.mended = Some(sight.now);
+        }
         match cause {
             Cause::Mesh if explains => {
                 self.clear_where(|c| matches!(c, Cause::Link(..) | Cause::Node(_)));
             }
             Cause::Node(name) if explains => {
                 let trouble = self.node_trouble(name);
-                let is_live = is_live(sight, name);
+                let is_past = is_past(sight, name);
                 self.clear_where(|c| match c {
                     Cause::Link(from, to) => trouble.is_some_and(|trouble| trouble.explains(name, from, to)),
                     // What it still says of itself has its own reasons.
-                    Cause::Condition(..) => c.touches(name) && !is_live,
+                    Cause::Condition(..) => c.touches(name) && is_past,
                     Cause::Mesh | Cause::Node(_) => false,
                 });
             }
@@ -463,12 +472,18 @@ impl Alerts {
     }
 
     fn judge_node(&self, sight: &Sight<'_>, name: &Name, node: &Node) -> Seen {
-        if self.is_raised(&Cause::Mesh) || self.is_two(name) {
+        if self.is_raised(&Cause::Mesh) || self.is_two(sight, name) {
             return Seen::Explained;
         }
         let live = node.beat(sight.now) == Beat::Live;
         if let Some(problem) = one_direction(sight, name, node) {
             return Seen::Bad(problem);
+        }
+        let is_silent = sight.silence && node.is_silent(self.silent_after, sight.now);
+        let offline = node.presence == Presence::Offline;
+        let trouble = self.node_trouble(name);
+        if matches!(trouble, Some(NodeTrouble::Mute | NodeTrouble::Deaf)) && !live && !offline && !is_silent {
+            return Seen::Unknown;
         }
         let is_there = || is_there(sight, name, node);
         if node.row.as_ref().is_some_and(|row| row.heard == sight.now) && is_there() {
@@ -486,7 +501,6 @@ impl Alerts {
             Some(heard) => vec![words("its last report came at "), Part::Time(heard)],
             None => vec![words("it has not reported since the aggregator connected")],
         };
-        let offline = node.presence == Presence::Offline;
         let connection = || {
             Evidence(if offline {
                 let lost = vec![words("the broker lost it at "), Part::Time(node.since), words("; ")];
@@ -519,10 +533,8 @@ impl Alerts {
                 evidence: vec![format!("lost in both directions by {names}").into(), connection()],
             });
         }
-        let silent = sight.silence && node.is_silent(self.silent_after, sight.now);
-        if offline || silent {
-            let gone = self.node_trouble(name) == Some(NodeTrouble::Gone);
-            if gone && reached_by.is_empty() {
+        if offline || is_silent {
+            if trouble == Some(NodeTrouble::Gone) && reached_by.is_empty() {
                 // Nobody looks any more; that is no sign of life.
                 return Seen::Unknown;
             }
@@ -544,7 +556,7 @@ impl Alerts {
 
     fn judge_path(&self, sight: &Sight<'_>, from: &Name, to: &Name) -> Seen {
         let explains = |name| self.node_trouble(name).is_some_and(|trouble| trouble.explains(name, from, to));
-        let are_two = self.is_two(from) || self.is_two(to);
+        let are_two = self.is_two(sight, from) || self.is_two(sight, to);
         if self.is_raised(&Cause::Mesh) || are_two || explains(from) || explains(to) {
             return Seen::Explained;
         }
@@ -573,7 +585,8 @@ impl Alerts {
     }
 
     fn judge_condition(&self, sight: &Sight<'_>, name: &Name, id: &str, subject: Option<&str>) -> Seen {
-        if self.node_trouble(name).is_some() && !is_live(sight, name) || id != NAME_TAKEN && self.is_two(name)
+        if self.node_trouble(name).is_some() && is_past(sight, name)
+            || id != NAME_TAKEN && self.is_two(sight, name)
         {
             return Seen::Explained;
         }
@@ -614,8 +627,14 @@ impl Alerts {
     }
 
     /// Whether two nodes speak under this name.
-    fn is_two(&self, name: &Name) -> bool {
-        self.is_raised(&Cause::Condition(name.clone(), NAME_TAKEN.to_owned(), None))
+    fn is_two(&self, sight: &Sight<'_>, name: &Name) -> bool {
+        self.is_raised(&Cause::Condition(name.clone(), NAME_TAKEN.to_owned(), None)) && !is_past(sight, name)
+    }
+
+    /// Whether it stops packets, which links get over bit by bit.
+    fn is_grave(&self, cause: &Cause) -> bool {
+        let is_grave = |entry: &Entry| entry.said.is_some() && entry.problem.severity == Severity::Critical;
+        !matches!(cause, Cause::Condition(..)) && self.entries.get(cause).is_some_and(is_grave)
     }
 
     fn is_raised(&self, cause: &Cause) -> bool {
@@ -659,23 +678,26 @@ impl Alerts {
             Seen::Bad(problem) => {
                 let since = *entry.eased.get_or_insert(now);
                 if now.duration_since(since) >= self.clear_after {
+                    if self.is_grave(cause) {
+                        self.mended = Some(now);
+                    }
                     self.clear(cause);
                     self.enter(cause, problem, false, since, now);
                 }
             }
             Seen::Fine if entry.said.is_some() => {
                 let since = *entry.eased.get_or_insert(now);
-                let patience =
-                    (self.clear_after * 2_i32.saturating_pow(entry.returned.min(16))).min(PATIENCE);
-                if now.duration_since(since) >= patience.max(self.clear_after) {
-                    if matches!(cause, Cause::Link(..)) && entry.problem.severity == Severity::Warning {
-                        let over = (now, entry.returned + 1);
+                let doubled = self.clear_after * 2_i32.saturating_pow(entry.returned.unwrap_or(0).min(16));
+                if now.duration_since(since) >= doubled.min(PATIENCE).max(self.clear_after) {
+                    if let Some(times) = entry.returned {
                         self.restless.retain(|_, (at, _)| now.duration_since(*at) < RESTLESS);
-                        self.restless.insert(cause.clone(), over);
+                        self.restless.insert(cause.clone(), (now, times + 1));
                     }
                     self.clear(cause);
                 }
             }
+            // Of what comes and goes one moment says little.
+            Seen::Unknown if entry.returned.is_some_and(|times| times > 0) => {}
             Seen::Unknown if entry.said.is_some() => entry.eased = None,
             Seen::Fine | Seen::Unknown | Seen::Explained => self.clear(cause),
         }
@@ -699,8 +721,11 @@ impl Alerts {
         let taken = self.entries.values().any(|entry| entry.id == plain);
         let id = if taken { cause.id(&problem.kind, true) } else { plain };
         let waiting = wait.then_some(now);
+        let remains = self.mended.is_some_and(|at| now.duration_since(at) < REMAINS);
+        let comes_and_goes =
+            matches!(cause, Cause::Link(..)) && problem.severity == Severity::Warning && !remains;
         let over = self.restless.get(cause).filter(|(at, _)| now.duration_since(*at) < RESTLESS);
-        let returned = over.map_or(0, |(_, times)| *times);
+        let returned = comes_and_goes.then(|| over.map_or(0, |(_, times)| *times));
         let mut entry =
             Entry { id, problem, since, inherited: None, returned, eased: None, said: None, waiting };
         if !wait {
@@ -758,8 +783,9 @@ impl Entry {
                 .map(|line| line.told(wall))
                 .take(EVIDENCE - 1)
                 .chain(
-                    (self.returned > 0)
-                        .then(|| format!("it was over and came back {} times within minutes", self.returned)),
+                    self.returned
+                        .filter(|times| *times > 0)
+                        .map(|times| format!("it was over and came back {times} times within minutes")),
                 )
                 .collect(),
         }
@@ -806,32 +832,59 @@ fn witnesses<'a>(sight: &Sight<'a>, name: &Name, node: &'a Node) -> (Lost<'a>, V
 }
 
 fn judge_mesh(sight: &Sight<'_>) -> Seen {
-    let mut reporters = Vec::new();
-    for (name, node) in sight.nodes {
-        let Some(row) = node.fresh_row(sight.now).filter(|row| !row.peers.is_empty()) else { continue };
-        if !hears_nobody(row) {
-            return Seen::Fine;
-        }
-        reporters.push(name);
-    }
+    let (reporters, others) = who_hears_nobody(sight);
     if reporters.is_empty() {
-        return Seen::Unknown;
+        return if others.is_empty() { Seen::Unknown } else { Seen::Fine };
     }
-    // One that hears nobody is cut off itself, or the only one that is left.
-    if reporters.len() == 1 {
+    // What was said before somebody was lost tells nothing.
+    let is_of_before = |name| reporters.iter().any(|(by, row)| sight.spoke_before(name, by, row));
+    if !others.iter().all(|name| is_of_before(name)) {
         return Seen::Fine;
     }
-    let evidence = vec![
-        format!("{} report that nothing arrives from any peer", names(reporters.iter().copied())).into(),
-        format!("{} of {} nodes report", reporters.len(), sight.nodes.len()).into(),
-    ];
-    Seen::Bad(Problem {
-        kind: "mesh-cut".to_owned(),
-        rung: 0,
-        title: "no node hears any other".to_owned(),
-        severity: Severity::Critical,
-        evidence,
-    })
+    let (title, evidence) = match &reporters[..] {
+        // Of one or two each is told by itself.
+        [(_, row)] if row.peers.len() < 3 => return Seen::Fine,
+        [(name, row)] => (
+            format!("{name} hears no other node, and nobody else reports"),
+            [
+                format!("nothing arrives there from any of {} peers", row.peers.len()),
+                "it is cut off itself, or all the others are gone; look at its cable and its switch first"
+                    .to_owned(),
+            ],
+        ),
+        all => (
+            "no node hears any other".to_owned(),
+            [
+                format!(
+                    "{} report that nothing arrives from any peer",
+                    names(all.iter().map(|(name, _)| *name))
+                ),
+                format!("{} of {} nodes report", all.len(), sight.nodes.len()),
+            ],
+        ),
+    };
+    let (kind, evidence) = ("mesh-cut".to_owned(), evidence.map(Evidence::from).into());
+    Seen::Bad(Problem { kind, rung: 0, title, severity: Severity::Critical, evidence })
+}
+
+/// Nodes that hear nobody, with what they say, and the other ones that say something of their peers.
+fn who_hears_nobody<'a>(sight: &Sight<'a>) -> (Lost<'a>, Vec<&'a Name>) {
+    let (mut reporters, mut others) = (Vec::new(), Vec::new());
+    for (name, node) in sight.nodes {
+        match node.fresh_row(sight.now).filter(|row| !row.peers.is_empty()) {
+            Some(row) if hears_nobody(row) => reporters.push((name, row)),
+            Some(_) => others.push(name),
+            None => {}
+        }
+    }
+    (reporters, others)
+}
+
+/// Whether somebody may only not have said yet that it hears others.
+fn others_may_speak(sight: &Sight<'_>, first: Timestamp) -> bool {
+    let (reporters, others) = who_hears_nobody(sight);
+    let wait = reporters.iter().map(|(_, row)| period(row) * 5 / 4).max().unwrap_or_default();
+    !others.is_empty() && sight.now.duration_since(first) < wait
 }
 
 /// Whether something arrives there, as it or a peer says.
@@ -840,9 +893,11 @@ fn is_there(sight: &Sight<'_>, name: &Name, node: &Node) -> bool {
     node.beat(sight.now) == Beat::Live && node.peers().any(|(peer, _)| arrives(peer))
 }
 
-/// Whether the node's own word is of now.
-fn is_live(sight: &Sight<'_>, name: &Name) -> bool {
-    sight.nodes.get(name).is_some_and(|node| node.beat(sight.now) == Beat::Live)
+/// Whether what the node said of itself is past: it does not speak any more, though the broker is there.
+fn is_past(sight: &Sight<'_>, name: &Name) -> bool {
+    sight.nodes.get(name).is_none_or(|node| {
+        node.beat(sight.now) == Beat::Stale && (sight.silence || node.presence == Presence::Offline)
+    })
 }
 
 /// Whether a node that is lost may only not have said yet that it is not heard: then it does within a period. So it may where
@@ -851,8 +906,7 @@ fn may_speak(sight: &Sight<'_>, name: &Name, first: Timestamp) -> bool {
     sight.nodes.get(name).is_some_and(|node| {
         let wait = node.row.as_ref().map_or(SignedDuration::ZERO, |row| period(&row.what) * 5 / 4);
         let are_deaf = || witnesses(sight, name, node).0.iter().all(|(_, row)| hears_nobody(row));
-        sight.now.duration_since(first) < wait
-            && (is_there(sight, name, node) || node.beat(sight.now) == Beat::Live && are_deaf())
+        sight.now.duration_since(first) < wait && (is_there(sight, name, node) || are_deaf())
     })
 }
 
@@ -870,7 +924,9 @@ fn probes_nobody(sight: &Sight<'_>, name: &Name) -> Option<Status> {
     [Status::Raised, Status::Unknown].into_iter().find(|status| said.contains(status))
 }
 
-/// What is wrong with a node that reports, where all its ways are cut in one direction only. One way alone is a link's trouble.
+/// What is wrong with a node that reports, where all its ways are cut in one direction only. One way alone is a link's trouble; and
+/// it is not the node's where all the others have the same in the other direction. Before it has spoken since it was lost, it may be
+/// gone.
 fn one_direction(sight: &Sight<'_>, name: &Name, node: &Node) -> Option<Problem> {
     let row = node.fresh_row(sight.now).filter(|_| node.beat(sight.now) == Beat::Live)?;
     let is_cut =
@@ -879,30 +935,33 @@ fn one_direction(sight: &Sight<'_>, name: &Name, node: &Node) -> Option<Problem>
     if !row.peers.values().any(is_cut) {
         return None;
     }
+    let peers = || row.peers.keys().filter(|peer| sight.nodes.contains_key(*peer));
+    if peers().any(|peer| sight.row(peer).is_some_and(|row| sight.spoke_before(name, peer, row))) {
+        return None;
+    }
+    let state = |from: &Name, to: &Name| mesh::between(sight.nodes, from, to, sight.now).way.state;
     let (mut unheard, mut unhearing) = (Vec::new(), Vec::new());
-    let (mut speaks, mut hears, mut knows) = (false, false, false);
-    for peer in row.peers.keys().filter(|peer| sight.nodes.contains_key(*peer)) {
-        let state = |from, to| mesh::between(sight.nodes, from, to, sight.now).way.state;
+    let (mut speaks, mut hears) = (false, false);
+    for peer in peers() {
         let (out, back) = (state(name, peer), state(peer, name));
         speaks |= works(out);
         hears |= works(back);
         match (out, back) {
-            (WayState::Cut, back) if back != WayState::Cut => {
-                unheard.push(peer);
-                knows |= works(back);
-            }
+            (WayState::Cut, back) if works(back) => unheard.push(peer),
             (out, WayState::Cut) if works(out) => unhearing.push(peer),
             _ => {}
         }
     }
-    let (kind, title, who, next) = if unheard.len() > 1 && knows && !speaks {
+    let hears_others = |peer: &&Name| sight.row(peer).is_some_and(|row| !hears_nobody(row));
+    let is_heard_by_others = |peer: &&Name| peers().any(|other| other != *peer && works(state(peer, other)));
+    let (kind, title, who, next) = if unheard.len() > 1 && !speaks && unheard.iter().any(hears_others) {
         (
             MUTE,
             "no peer hears it, and it hears them",
             unheard,
             "what it sends is lost: look at its firewall's rules for what goes out, and at its switch port",
         )
-    } else if unhearing.len() > 1 && !hears {
+    } else if unhearing.len() > 1 && !hears && unhearing.iter().any(is_heard_by_others) {
         (
             DEAF,
             "it hears no peer, and they hear it",
@@ -932,7 +991,9 @@ fn undecided(sight: &Sight<'_>, from: &Name, to: &Name, problem: &Problem, first
         return false;
     }
     let row = nodes.get(from).and_then(|n| n.row.as_ref());
-    let mut others = row.iter().flat_map(|row| row.what.peers.keys()).filter(|peer| *peer != to);
+    let speaks = |peer: &&Name| nodes.get(*peer).is_some_and(|node| node.beat(now) < Beat::Stale);
+    let mut others =
+        row.iter().flat_map(|row| row.what.peers.keys()).filter(|peer| *peer != to).filter(speaks);
     let are_others = others.clone().next().is_some();
     // Whether it hears nobody because of itself the others know when they have been told, within a period.
     let may_be_deaf = are_others && sight.row(to).is_some_and(hears_nobody);
@@ -1607,15 +1668,117 @@ mod tests {
         say(&mut scene, "n1", &ALL, &cut);
         wait(&mut scene, 20);
         assert_eq!(ever(&scene), ["node-deaf-n2"]);
-        // Who is not heard knows it of one, and of another that one's word alone.
+        // Who is not heard knows it of one, and of another that one's word alone; a period later it knows all.
         let mut scene = shipped(&ALL);
-        say(&mut scene, "n1", &ALL, &[("n2", "n1", "cut")]);
-        say(&mut scene, "n3", &ALL, &[("n2", "n3", "cut")]);
-        say(&mut scene, "n2", &ALL, &[("n2", "n3", "cut")]);
+        let cut = [("n2", "n1", "cut"), ("n2", "n3", "cut")];
+        say(&mut scene, "n1", &ALL, &cut);
+        say(&mut scene, "n3", &ALL, &cut);
+        say(&mut scene, "n2", &ALL, &cut[1..]);
+        wait(&mut scene, 3);
+        say(&mut scene, "n2", &ALL, &cut);
         wait(&mut scene, 20);
-        let ever = scene.alerts_ever();
-        assert!(!ever.iter().any(|id| id.starts_with("path-")), "{ever:?}");
         assert_eq!(scene.published_alerts(), ["node-mute-n2"]);
+        assert_eq!(scene.alerts_ever(), ["node-gone-n2", "node-mute-n2"], "it might have been so");
+    }
+
+    #[test]
+    fn a_node_that_dies_beside_a_cut_way_of_its_own_is_gone_and_not_unheard() {
+        let mut scene = shipped(&ALL);
+        let known = ("n1", "n3", "cut");
+        ALL.iter().for_each(|node| say(&mut scene, node, &ALL, &[known]));
+        wait(&mut scene, 8);
+        assert_eq!(scene.published_alerts(), ["path-cut-n1-n3"]);
+        say(&mut scene, "n2", &ALL, &[known, ("n2", "n1", "unknown")]);
+        wait(&mut scene, 4);
+        ["n2", "n3"].iter().for_each(|node| say(&mut scene, node, &ALL, &[known, ("n1", "n2", "cut")]));
+        wait(&mut scene, 6);
+        assert_eq!(scene.published_alerts(), ["node-gone-n1"]);
+        wait(&mut scene, 40);
+        assert_eq!(scene.alerts_ever(), ["node-gone-n1", "path-cut-n1-n3"]);
+    }
+
+    #[test]
+    fn two_nodes_of_one_name_that_both_die_are_gone() {
+        let mut scene = healthy();
+        let taken = state("n2", json!({}), json!([condition("name-taken", "raised", &[])]));
+        scene.node("n2", "state", &taken);
+        assert_eq!(scene.published_alerts(), ["name-taken-n2"]);
+        missed(&mut scene, "n2");
+        for _ in 0..40 {
+            scene.second(&ALL, &["n1", "n3"], &both_ways("n2", &ALL, "cut"));
+        }
+        assert_eq!(scene.published_alerts(), ["node-gone-n2"]);
+    }
+
+    #[test]
+    fn a_broker_that_goes_away_ends_nothing_of_a_node_that_is_not_heard() {
+        for (kind, faults) in [
+            ("node-mute-n2", [("n2", "n1", "cut"), ("n2", "n3", "cut")]),
+            ("node-deaf-n2", [("n1", "n2", "cut"), ("n3", "n2", "cut")]),
+        ] {
+            let mut scene = healthy();
+            let full = state("n2", json!({}), json!([condition("disk-full", "raised", &[])]));
+            scene.node("n2", "state", &full);
+            (0..6).for_each(|_| scene.second(&ALL, &ALL, &faults));
+            let before = scene.alerts_ever();
+            assert_eq!(scene.published_alerts(), ["disk-full-n2", kind]);
+            scene.absorb(Message::BrokerGone { why: "connection refused" });
+            wait(&mut scene, 4 * 120);
+            assert_eq!(scene.published_alerts(), ["disk-full-n2", kind]);
+            scene.absorb(Message::BrokerConnected);
+            (0..6).for_each(|_| scene.second(&ALL, &ALL, &faults));
+            assert_eq!(scene.published_alerts(), ["disk-full-n2", kind]);
+            assert_eq!(scene.alerts_ever(), before);
+        }
+    }
+
+    #[test]
+    fn a_node_that_does_not_report_is_not_gone_because_another_one_hears_nobody() {
+        let mut scene = shipped(&FOUR);
+        scene.node("n3", "availability", "offline");
+        assert_eq!(scene.published_alerts(), ["node-silent-n3"]);
+        let deaf: Vec<_> = ["n1", "n3", "n4"].map(|node| (node, "n2", "cut")).into();
+        say(
+            &mut scene,
+            "n2",
+            &FOUR,
+            &[("n2", "n1", "unknown"), ("n2", "n3", "unknown"), ("n2", "n4", "unknown")],
+        );
+        wait(&mut scene, 4);
+        say(&mut scene, "n2", &FOUR, &deaf);
+        wait(&mut scene, 4);
+        ["n1", "n4"].iter().for_each(|node| say(&mut scene, node, &FOUR, &deaf));
+        wait(&mut scene, 40);
+        assert_eq!(ever(&scene), ["node-deaf-n2", "node-silent-n3"]);
+    }
+
+    #[test]
+    fn a_dead_link_beside_a_node_that_is_gone_for_long_is_named_by_its_sender() {
+        let mut scene = shipped(&ALL);
+        scene.node("n3", "availability", "offline");
+        let gone: Vec<_> = ["n1", "n2"].map(|node| ("n3", node, "cut")).into();
+        for _ in 0..10 {
+            ["n1", "n2"].iter().for_each(|node| say(&mut scene, node, &ALL, &gone));
+            wait(&mut scene, 40);
+        }
+        assert_eq!(scene.published_alerts(), ["node-gone-n3"]);
+        let dead = [gone, vec![("n1", "n2", "cut")]].concat();
+        say(&mut scene, "n2", &ALL, &dead);
+        say(&mut scene, "n1", &ALL, &dead);
+        wait(&mut scene, 1);
+        assert_eq!(scene.published_alerts(), ["node-gone-n3", "path-cut-n1-n2"]);
+    }
+
+    #[test]
+    fn losses_that_remain_of_a_cut_are_over_soon_however_often_it_was_cut() {
+        let mut scene = healthy();
+        for _ in 0..8 {
+            missed(&mut scene, "n2");
+            (0..5).for_each(|_| scene.second(&ALL, &ALL, &both_ways("n2", &ALL, "cut")));
+            (0..7).for_each(|_| scene.second(&ALL, &ALL, &both_ways("n2", &ALL, "lossy")));
+            (0..5).for_each(|_| scene.second(&ALL, &ALL, &[]));
+            assert_eq!(scene.published_alerts(), [""; 0]);
+        }
     }
 
     #[test]
@@ -1627,7 +1790,11 @@ mod tests {
             let missed: Vec<_> = gone.iter().map(|node| ("n1", *node, "unknown")).collect();
             say(&mut scene, "n1", all, &missed);
             wait(&mut scene, 4);
-            let ids: Vec<String> = gone.iter().map(|node| format!("node-gone-{node}")).collect();
+            // Of three or more it is as likely that who is left is cut off.
+            let ids: Vec<String> = match gone.len() {
+                3.. => vec!["mesh-cut".to_owned()],
+                _ => gone.iter().map(|node| format!("node-gone-{node}")).collect(),
+            };
             for seconds in [2, 10, 30, 60] {
                 let isolated = json!([condition("isolated", "raised", &[])]);
                 scene.node("n1", "state", &state("n1", json!({}), isolated));

@@ -1182,7 +1182,7 @@ impl<'a> Agent<'a> {
                 "the broker keeps no retained messages, so it is not known who is down; set retain_available true in its configuration",
             )
         } else if !self.hears {
-            Err("the broker does not tell who else is there; here: sudo bramble explain broker-refuses")
+            Err("the broker does not tell who else is there; why, here: sudo bramble status")
         } else {
             Ok(())
         };

@@ -697,7 +697,7 @@ impl Alerts {
                 }
             }
             // Of what comes and goes one moment says little.
-            Seen::Unknown if entry.returned.is_some_and(|times| times > 0) => {}
+            Seen::Unknown if entry.said.is_some() && entry.returned.is_some_and(|times| times > 0) => {}
             Seen::Unknown if entry.said.is_some() => entry.eased = None,
             Seen::Fine | Seen::Unknown | Seen::Explained => self.clear(cause),
         }

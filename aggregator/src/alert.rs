@@ -64,6 +64,11 @@ pub struct Sight<'a> {
 }
 
 impl Sight<'_> {
+    /// Whether the node is there, as the broker says, and has not spoken since that came.
+    fn is_to_come(&self, node: &Node) -> bool {
+        !self.silence && node.presence == Presence::Online && node.beat(self.now) == Beat::Stale
+    }
+
     fn row(&self, name: &Name) -> Option<&MeshRow> {
         self.nodes.get(name).and_then(|node| node.fresh_row(self.now))
     }
@@ -185,7 +190,7 @@ enum Seen {
 #[derive(Clone, Debug, PartialEq)]
 struct Problem {
     kind: String,
-    /// Of one cause the higher rung holds: cut before loss before delay, one direction before gone before silent.
+    /// Of one cause the higher rung holds: cut before loss before delay, gone or in one direction before silent.
     rung: u8,
     title: String,
     severity: Severity,
@@ -245,8 +250,8 @@ pub struct Alerts {
     entries: BTreeMap<Cause, Entry>,
     /// Retained alerts that an earlier run left, with the time since when they stand by its word.
     inherited: BTreeMap<Name, Option<Timestamp>>,
-    /// When something that stopped packets was over last.
-    mended: Option<Timestamp>,
+    /// What stopped packets and was over a moment ago.
+    mended: BTreeMap<Cause, Timestamp>,
     /// Warnings of links that were over a while ago: when, and how often they had come back by then.
     restless: BTreeMap<Cause, (Timestamp, u32)>,
     effects: Vec<Effect>,
@@ -262,7 +267,7 @@ impl Alerts {
             most: settings.max_alerts,
             entries: BTreeMap::new(),
             inherited: BTreeMap::new(),
-            mended: None,
+            mended: BTreeMap::new(),
             restless: BTreeMap::new(),
             effects: Vec::new(),
             left_out: 0,
@@ -419,7 +424,7 @@ impl Alerts {
 
     fn judge(&mut self, sight: &Sight<'_>, cause: &Cause) {
         let seen = match cause {
-            Cause::Mesh => judge_mesh(sight),
+            Cause::Mesh => self.judge_mesh(sight),
             Cause::Node(name) => match sight.nodes.get(name) {
                 Some(node) => self.judge_node(sight, name, node),
                 None => Seen::Explained,
@@ -433,16 +438,13 @@ impl Alerts {
                 let node = self.entries.get(&Cause::Node(from.clone()));
                 node.is_some_and(|entry| entry.said.is_none()) || undecided(sight, from, to, problem, first)
             }
-            (Cause::Node(name), Seen::Bad(problem)) => problem.rung == 1 && may_speak(sight, name, first),
+            (Cause::Node(name), Seen::Bad(problem)) => problem.kind == GONE && may_speak(sight, name, first),
             (Cause::Mesh, Seen::Bad(_)) => others_may_speak(sight, first),
             _ => false,
         };
-        let (was_raised, was_grave) = (self.is_raised(cause), self.is_grave(cause));
+        let was_raised = self.is_raised(cause);
         self.follow(cause, seen, wait, sight.now);
         let explains = self.is_raised(cause);
-        if was_grave && !self.is_grave(cause) {
-            self.mended = Some(sight.now);
-        }
         match cause {
             Cause::Mesh if explains => {
                 self.clear_where(|c| matches!(c, Cause::Link(..) | Cause::Node(_)));
@@ -471,6 +473,47 @@ impl Alerts {
         }
     }
 
+    fn judge_mesh(&self, sight: &Sight<'_>) -> Seen {
+        let (reporters, others) = who_hears_nobody(sight);
+        // The first one that speaks is not everybody.
+        if sight.nodes.values().any(|node| sight.is_to_come(node)) {
+            return Seen::Unknown;
+        }
+        if reporters.is_empty() {
+            return if others.is_empty() { Seen::Unknown } else { Seen::Fine };
+        }
+        // What was said before somebody was lost tells nothing.
+        let is_of_before = |name| reporters.iter().any(|(by, row)| sight.spoke_before(name, by, row));
+        if !others.iter().all(|name| is_of_before(name)) {
+            return Seen::Fine;
+        }
+        let is_gone = |name: &Name| self.node_trouble(name) == Some(NodeTrouble::Gone);
+        let (title, evidence) = match &reporters[..] {
+        // Of one or two that were there before each is told by itself.
+        [(_, row)] if row.peers.keys().filter(|peer| !is_gone(peer)).count() < 3 => return Seen::Fine,
+        [(name, row)] => (
+            format!("{name} hears no other node, and nobody else reports"),
+            [
+                format!("nothing arrives there from any of {} peers", row.peers.len()),
+                "it is cut off itself, or all the others are gone; look at its cable and its switch first"
+                    .to_owned(),
+            ],
+        ),
+        all => (
+            "no node hears any other".to_owned(),
+            [
+                format!(
+                    "{} report that nothing arrives from any peer",
+                    names(all.iter().map(|(name, _)| *name))
+                ),
+                format!("{} of {} nodes report", all.len(), sight.nodes.len()),
+            ],
+        ),
+    };
+        let (kind, evidence) = ("mesh-cut".to_owned(), evidence.map(Evidence::from).into());
+        Seen::Bad(Problem { kind, rung: 0, title, severity: Severity::Critical, evidence })
+    }
+
     fn judge_node(&self, sight: &Sight<'_>, name: &Name, node: &Node) -> Seen {
         if self.is_raised(&Cause::Mesh) || self.is_two(sight, name) {
             return Seen::Explained;
@@ -482,8 +525,13 @@ impl Alerts {
         let is_silent = sight.silence && node.is_silent(self.silent_after, sight.now);
         let offline = node.presence == Presence::Offline;
         let trouble = self.node_trouble(name);
-        if matches!(trouble, Some(NodeTrouble::Mute | NodeTrouble::Deaf)) && !live && !offline && !is_silent {
-            return Seen::Unknown;
+        if matches!(trouble, Some(NodeTrouble::Mute | NodeTrouble::Deaf)) {
+            let are_to_come = || {
+                node.peers().filter_map(|(peer, _)| sight.nodes.get(peer)).any(|peer| sight.is_to_come(peer))
+            };
+            if !live && !offline && !is_silent || are_to_come() {
+                return Seen::Unknown;
+            }
         }
         let is_there = || is_there(sight, name, node);
         if node.row.as_ref().is_some_and(|row| row.heard == sight.now) && is_there() {
@@ -511,12 +559,10 @@ impl Alerts {
                 reported.clone()
             })
         };
-        // They are there, and have not spoken since we came: the first one that does is not everybody.
-        let is_to_speak =
-            |node: &Node| node.presence == Presence::Online && node.beat(sight.now) == Beat::Stale;
+        // The first one that speaks is not everybody.
         let mut peers = node.peers().filter_map(|(peer, _)| sight.nodes.get(peer)).peekable();
-        let may_be_heard = peers.peek().is_none() || peers.any(is_to_speak);
-        if !sight.silence && !lost_by.is_empty() && is_to_speak(node) && may_be_heard {
+        let may_be_heard = peers.peek().is_none() || peers.any(|peer| sight.is_to_come(peer));
+        if !lost_by.is_empty() && sight.is_to_come(node) && may_be_heard {
             return Seen::Unknown;
         }
         if !lost_by.is_empty() && reached_by.is_empty() {
@@ -628,13 +674,29 @@ impl Alerts {
 
     /// Whether two nodes speak under this name.
     fn is_two(&self, sight: &Sight<'_>, name: &Name) -> bool {
-        self.is_raised(&Cause::Condition(name.clone(), NAME_TAKEN.to_owned(), None)) && !is_past(sight, name)
+        let is_silent = |node: &Node| sight.silence && node.is_silent(self.silent_after, sight.now);
+        self.is_raised(&Cause::Condition(name.clone(), NAME_TAKEN.to_owned(), None))
+            && !sight.nodes.get(name).is_some_and(is_silent)
     }
 
-    /// Whether it stops packets, which links get over bit by bit.
-    fn is_grave(&self, cause: &Cause) -> bool {
-        let is_grave = |entry: &Entry| entry.said.is_some() && entry.problem.severity == Severity::Critical;
-        !matches!(cause, Cause::Condition(..)) && self.entries.get(cause).is_some_and(is_grave)
+    /// Something is over: if it stopped packets, links get over that bit by bit.
+    fn mend(&mut self, cause: &Cause, now: Timestamp) {
+        let is_grave = |entry: &Entry| entry.problem.severity == Severity::Critical;
+        if !matches!(cause, Cause::Condition(..)) && self.entries.get(cause).is_some_and(is_grave) {
+            self.mended.retain(|_, at| now.duration_since(*at) < REMAINS);
+            self.mended.insert(cause.clone(), now);
+        }
+    }
+
+    /// Whether one end of a link had to do with what was over a moment ago.
+    fn remains(&self, cause: &Cause, now: Timestamp) -> bool {
+        self.mended.iter().any(|(mended, at)| {
+            let concerns = match cause {
+                Cause::Link(from, to) => mended.touches(from) || mended.touches(to),
+                _ => false,
+            };
+            now.duration_since(*at) < REMAINS && (*mended == Cause::Mesh || concerns)
+        })
     }
 
     fn is_raised(&self, cause: &Cause) -> bool {
@@ -661,7 +723,7 @@ impl Alerts {
                 self.entries.remove(cause);
                 self.enter(cause, problem, false, since, now);
             }
-            Seen::Bad(problem) if problem.rung == entry.problem.rung => {
+            Seen::Bad(problem) if problem.kind == entry.problem.kind => {
                 entry.eased = None;
                 let due = entry.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN);
                 if due && entry.problem != problem {
@@ -670,17 +732,15 @@ impl Alerts {
                     self.effects.push(entry.effect(cause, self.wall));
                 }
             }
-            // Worse at once, better when it lasts.
-            Seen::Bad(problem) if problem.rung > entry.problem.rung => {
+            // Worse or otherwise at once, better when it lasts.
+            Seen::Bad(problem) if problem.rung >= entry.problem.rung => {
                 self.clear(cause);
                 self.enter(cause, problem, false, now, now);
             }
             Seen::Bad(problem) => {
                 let since = *entry.eased.get_or_insert(now);
                 if now.duration_since(since) >= self.clear_after {
-                    if self.is_grave(cause) {
-                        self.mended = Some(now);
-                    }
+                    self.mend(cause, now);
                     self.clear(cause);
                     self.enter(cause, problem, false, since, now);
                 }
@@ -693,6 +753,7 @@ impl Alerts {
                         self.restless.retain(|_, (at, _)| now.duration_since(*at) < RESTLESS);
                         self.restless.insert(cause.clone(), (now, times + 1));
                     }
+                    self.mend(cause, now);
                     self.clear(cause);
                 }
             }
@@ -721,9 +782,9 @@ impl Alerts {
         let taken = self.entries.values().any(|entry| entry.id == plain);
         let id = if taken { cause.id(&problem.kind, true) } else { plain };
         let waiting = wait.then_some(now);
-        let remains = self.mended.is_some_and(|at| now.duration_since(at) < REMAINS);
-        let comes_and_goes =
-            matches!(cause, Cause::Link(..)) && problem.severity == Severity::Warning && !remains;
+        let comes_and_goes = matches!(cause, Cause::Link(..))
+            && problem.severity == Severity::Warning
+            && !self.remains(cause, now);
         let over = self.restless.get(cause).filter(|(at, _)| now.duration_since(*at) < RESTLESS);
         let returned = comes_and_goes.then(|| over.map_or(0, |(_, times)| *times));
         let mut entry =
@@ -829,42 +890,6 @@ fn witnesses<'a>(sight: &Sight<'a>, name: &Name, node: &'a Node) -> (Lost<'a>, V
         sight.nodes.keys().for_each(ask);
     }
     (lost, reached)
-}
-
-fn judge_mesh(sight: &Sight<'_>) -> Seen {
-    let (reporters, others) = who_hears_nobody(sight);
-    if reporters.is_empty() {
-        return if others.is_empty() { Seen::Unknown } else { Seen::Fine };
-    }
-    // What was said before somebody was lost tells nothing.
-    let is_of_before = |name| reporters.iter().any(|(by, row)| sight.spoke_before(name, by, row));
-    if !others.iter().all(|name| is_of_before(name)) {
-        return Seen::Fine;
-    }
-    let (title, evidence) = match &reporters[..] {
-        // Of one or two each is told by itself.
-        [(_, row)] if row.peers.len() < 3 => return Seen::Fine,
-        [(name, row)] => (
-            format!("{name} hears no other node, and nobody else reports"),
-            [
-                format!("nothing arrives there from any of {} peers", row.peers.len()),
-                "it is cut off itself, or all the others are gone; look at its cable and its switch first"
-                    .to_owned(),
-            ],
-        ),
-        all => (
-            "no node hears any other".to_owned(),
-            [
-                format!(
-                    "{} report that nothing arrives from any peer",
-                    names(all.iter().map(|(name, _)| *name))
-                ),
-                format!("{} of {} nodes report", all.len(), sight.nodes.len()),
-            ],
-        ),
-    };
-    let (kind, evidence) = ("mesh-cut".to_owned(), evidence.map(Evidence::from).into());
-    Seen::Bad(Problem { kind, rung: 0, title, severity: Severity::Critical, evidence })
 }
 
 /// Nodes that hear nobody, with what they say, and the other ones that say something of their peers.
@@ -973,7 +998,7 @@ fn one_direction(sight: &Sight<'_>, name: &Name, node: &Node) -> Option<Problem>
     };
     Some(Problem {
         kind: kind.to_owned(),
-        rung: 2,
+        rung: 1,
         title: format!("{name}: {title}"),
         severity: Severity::Critical,
         evidence: vec![format!("so it is with {}", names(who.into_iter())).into(), next.to_owned().into()],
@@ -991,9 +1016,11 @@ fn undecided(sight: &Sight<'_>, from: &Name, to: &Name, problem: &Problem, first
         return false;
     }
     let row = nodes.get(from).and_then(|n| n.row.as_ref());
-    let speaks = |peer: &&Name| nodes.get(*peer).is_some_and(|node| node.beat(now) < Beat::Stale);
-    let mut others =
-        row.iter().flat_map(|row| row.what.peers.keys()).filter(|peer| *peer != to).filter(speaks);
+    let peers = || row.iter().flat_map(|row| row.what.peers.keys()).filter(|peer| *peer != to);
+    if peers().chain([from, to]).filter_map(|name| nodes.get(name)).any(|node| sight.is_to_come(node)) {
+        return true;
+    }
+    let mut others = peers().filter(|peer| nodes.get(*peer).is_some_and(|node| node.beat(now) < Beat::Stale));
     let are_others = others.clone().next().is_some();
     // Whether it hears nobody because of itself the others know when they have been told, within a period.
     let may_be_deaf = are_others && sight.row(to).is_some_and(hears_nobody);
@@ -1730,6 +1757,97 @@ mod tests {
             assert_eq!(scene.published_alerts(), ["disk-full-n2", kind]);
             assert_eq!(scene.alerts_ever(), before);
         }
+    }
+
+    #[test]
+    fn whoever_speaks_first_after_the_broker_was_away_is_not_everybody() {
+        for (kind, faults) in [
+            ("node-mute-n2", ["n1", "n3", "n4"].map(|node| ("n2", node, "cut"))),
+            ("node-deaf-n2", ["n1", "n3", "n4"].map(|node| (node, "n2", "cut"))),
+        ] {
+            let mut scene = shipped(&FOUR);
+            for _ in 0..3 {
+                FOUR.iter().for_each(|node| say(&mut scene, node, &FOUR, &faults));
+                wait(&mut scene, 8);
+            }
+            assert_eq!(scene.published_alerts(), [kind]);
+            let before = scene.alerts_ever();
+            scene.absorb(Message::BrokerGone { why: "connection refused" });
+            wait(&mut scene, 4 * 60);
+            scene.absorb(Message::BrokerConnected);
+            FOUR.iter().for_each(|node| scene.node(node, "availability", "online"));
+            for node in ["n2", "n1", "n3", "n4"] {
+                say(&mut scene, node, &FOUR, &faults);
+                wait(&mut scene, 16);
+                assert_eq!(scene.published_alerts(), [kind], "{node}");
+            }
+            assert_eq!(scene.alerts_ever(), before);
+            // An aggregator that begins then.
+            let mut scene = Scene::new(Settings::default());
+            for node in FOUR {
+                let mut said = row(node, &FOUR, &faults);
+                said["interval_ms"] = json!(10_000);
+                scene.publish(&format!("bramble/home/node/{node}/availability"), b"online", true);
+                scene.publish(&format!("bramble/home/node/{node}/mesh"), said.to_string().as_bytes(), true);
+            }
+            for node in ["n2", "n1", "n3", "n4"] {
+                say(&mut scene, node, &FOUR, &faults);
+                wait(&mut scene, 10);
+            }
+            assert_eq!(ever(&scene), [kind]);
+        }
+    }
+
+    #[test]
+    fn a_node_that_goes_beside_others_that_are_gone_for_long_is_told_by_itself() {
+        let mut scene = shipped(&FOUR);
+        let cut = |from| move |node: &str| (from, if node == "n1" { "n1" } else { "n2" }, "cut");
+        let long: Vec<Fault<'_>> =
+            ["n3", "n4"].into_iter().flat_map(|from| ["n1", "n2"].map(cut(from))).collect();
+        ["n3", "n4"].iter().for_each(|node| scene.node(node, "availability", "offline"));
+        for _ in 0..5 {
+            ["n1", "n2"].iter().for_each(|node| say(&mut scene, node, &FOUR, &long));
+            wait(&mut scene, 40);
+        }
+        assert_eq!(scene.published_alerts(), ["node-gone-n3", "node-gone-n4"]);
+        let all = [long, vec![("n2", "n1", "cut")]].concat();
+        say(&mut scene, "n1", &FOUR, &all);
+        wait(&mut scene, 8);
+        let three = ["node-gone-n2", "node-gone-n3", "node-gone-n4"];
+        assert_eq!(scene.published_alerts(), three);
+        scene.node("n2", "availability", "offline");
+        for _ in 0..5 {
+            say(&mut scene, "n1", &FOUR, &all);
+            wait(&mut scene, 40);
+        }
+        assert_eq!(scene.published_alerts(), three);
+        assert!(!scene.alerts_ever().contains(&"mesh-cut".to_owned()));
+    }
+
+    #[test]
+    fn a_node_that_hears_nobody_and_dies_is_gone_at_once() {
+        let mut scene = shipped(&ALL);
+        let deaf = [("n1", "n2", "cut"), ("n3", "n2", "cut")];
+        (0..2).for_each(|_| {
+            ALL.iter().for_each(|node| say(&mut scene, node, &ALL, &deaf));
+            wait(&mut scene, 8);
+        });
+        assert_eq!(scene.published_alerts(), ["node-deaf-n2"]);
+        let gone = [("n2", "n1", "cut"), ("n2", "n3", "cut")];
+        ["n1", "n3"].iter().for_each(|node| say(&mut scene, node, &ALL, &gone));
+        wait(&mut scene, 1);
+        assert_eq!(scene.published_alerts(), ["node-gone-n2"]);
+    }
+
+    #[test]
+    fn one_of_two_nodes_of_one_name_that_ends_leaves_the_other_as_it_is() {
+        let mut scene = healthy();
+        scene.node("n2", "state", &state("n2", json!({}), json!([condition("name-taken", "raised", &[])])));
+        scene.node("n2", "availability", "offline");
+        scene.wait_ms(5);
+        scene.node("n2", "availability", "online");
+        scene.wait_ms(250);
+        assert_eq!(ever(&scene), ["name-taken-n2"]);
     }
 
     #[test]

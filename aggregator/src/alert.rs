@@ -1284,6 +1284,15 @@ mod tests {
         assert!((2..10).contains(&often), "{often} times");
         let alert = scene.cluster.alerts().raised().next().unwrap();
         assert!(alert.evidence.last().unwrap().contains("came back"), "{:?}", alert.evidence);
+        // A moment in which it cannot be seen begins nothing anew.
+        for _ in 0..30 {
+            scene.row("n3", &ALL, &[("n2", "n3", "unknown"), ("n3", "n2", "unknown")]);
+            scene.row("n2", &ALL, &[("n2", "n3", "unknown"), ("n3", "n2", "unknown")]);
+            (0..11).for_each(|_| scene.second(&ALL, &ALL, &[]));
+        }
+        assert_eq!(scene.published_alerts(), [""; 0]);
+        scene.row("n3", &ALL, &[("n2", "n3", "lossy")]);
+        assert_eq!(scene.published_alerts(), ["path-loss-n2-n3"]);
         // It is over for longer than that, and then it is as new.
         (0..301).for_each(|_| scene.second(&ALL, &ALL, &[]));
         assert_eq!(scene.published_alerts(), [""; 0]);
@@ -1688,7 +1697,8 @@ mod tests {
         say(&mut scene, "n2", &ALL, &[("n2", "n1", "unknown"), ("n2", "n3", "unknown")]);
         wait(&mut scene, 4);
         say(&mut scene, "n2", &ALL, &cut);
-        say(&mut scene, "n1", &ALL, &[("n1", "n2", "unknown")]);
+        // It reports at that moment, and has not been told yet.
+        say(&mut scene, "n1", &ALL, &[]);
         say(&mut scene, "n3", &ALL, &cut);
         wait(&mut scene, 2);
         assert!(!scene.alerts_ever().iter().any(|id| id.starts_with("path-")));
@@ -1722,6 +1732,41 @@ mod tests {
         assert_eq!(scene.published_alerts(), ["node-gone-n1"]);
         wait(&mut scene, 40);
         assert_eq!(scene.alerts_ever(), ["node-gone-n1", "path-cut-n1-n3"]);
+    }
+
+    #[test]
+    fn a_node_that_dies_beside_two_cut_ways_of_its_own_is_gone_and_not_unheard() {
+        let mut scene = shipped(&FOUR);
+        let known = [("n1", "n3", "cut"), ("n1", "n4", "cut")];
+        FOUR.iter().for_each(|node| say(&mut scene, node, &FOUR, &known));
+        wait(&mut scene, 8);
+        let missed = [&known[..], &[("n2", "n1", "unknown")]].concat();
+        say(&mut scene, "n2", &FOUR, &missed);
+        wait(&mut scene, 4);
+        let all = [&known[..], &[("n1", "n2", "cut")]].concat();
+        ["n2", "n3", "n4"].iter().for_each(|node| say(&mut scene, node, &FOUR, &all));
+        wait(&mut scene, 20);
+        assert_eq!(scene.published_alerts(), ["node-gone-n1"]);
+        assert!(!scene.alerts_ever().contains(&"node-mute-n1".to_owned()));
+    }
+
+    #[test]
+    fn of_three_nodes_the_healthy_one_is_not_blamed_for_two_that_have_the_same() {
+        // n2 and n3 hear nobody, or nobody hears them; who hears nothing says so first.
+        for (blamed, faults, order) in [
+            ("node-mute-n1", [("n1", "n2", "cut"), ("n1", "n3", "cut")], ["n2", "n3", "n1"]),
+            ("node-deaf-n1", [("n2", "n1", "cut"), ("n3", "n1", "cut")], ["n1", "n2", "n3"]),
+        ] {
+            let all = [faults, [("n2", "n3", "cut"), ("n3", "n2", "cut")]].concat();
+            let mut scene = shipped(&ALL);
+            (0..4).for_each(|_| {
+                order.iter().for_each(|node| say(&mut scene, node, &ALL, &all));
+                wait(&mut scene, 8);
+            });
+            let said = scene.published_alerts();
+            assert!(said.len() == 4 && said.iter().all(|id| id.starts_with("path-cut-")), "{said:?}");
+            assert!(!scene.alerts_ever().contains(&blamed.to_owned()), "{:?}", scene.alerts_ever());
+        }
     }
 
     #[test]

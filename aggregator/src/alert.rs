@@ -4,11 +4,13 @@
 //! seen neither raises nor clears. A problem that another one explains is not raised: no link alerts of a node
 //! that is gone, no alert of a condition whose dependency is raised.
 //!
-//! There are three deliberate waits, and all end with the next report of the nodes concerned, which say at once what
+//! There are four deliberate waits, and all end with the next report of the nodes concerned, which say at once what
 //! changed, or when it is overdue. A link's alert waits while one of its ends is overdue itself. The alert of a *cut* link waits
-//! a moment, and where no other peer hears the sender, until all of them have spoken: only they know whether one link is cut or
-//! the whole node gone. The alert of a node that is gone waits where others whom the same peers have lost still speak for it: all
-//! of them are gone, or nothing of theirs arrives, which they know a period later. The mesh shows such a link as cut at once.
+//! a moment, and where no other peer hears the sender, or the receiver hears nobody, until all of them have spoken: only they know
+//! whether one link is cut or the whole node gone. The alert of a node that is gone waits where others whom the same peers have lost
+//! still speak for it, or where those peers hear nobody at all; the alert of the whole mesh where some may hear others: all of them
+//! are gone, or nothing of theirs arrives, which they know a period later. After a connection to the broker what takes everybody's
+//! word waits until all that are there have spoken. The mesh shows such a link as cut at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -474,11 +476,11 @@ impl Alerts {
     }
 
     fn judge_mesh(&self, sight: &Sight<'_>) -> Seen {
-        let (reporters, others) = who_hears_nobody(sight);
         // The first one that speaks is not everybody.
         if sight.nodes.values().any(|node| sight.is_to_come(node)) {
             return Seen::Unknown;
         }
+        let (reporters, others) = who_hears_nobody(sight);
         if reporters.is_empty() {
             return if others.is_empty() { Seen::Unknown } else { Seen::Fine };
         }
@@ -487,29 +489,21 @@ impl Alerts {
         if !others.iter().all(|name| is_of_before(name)) {
             return Seen::Fine;
         }
-        let is_gone = |name: &Name| self.node_trouble(name) == Some(NodeTrouble::Gone);
-        let (title, evidence) = match &reporters[..] {
-        // Of one or two that were there before each is told by itself.
-        [(_, row)] if row.peers.keys().filter(|peer| !is_gone(peer)).count() < 3 => return Seen::Fine,
-        [(name, row)] => (
-            format!("{name} hears no other node, and nobody else reports"),
-            [
-                format!("nothing arrives there from any of {} peers", row.peers.len()),
-                "it is cut off itself, or all the others are gone; look at its cable and its switch first"
-                    .to_owned(),
-            ],
-        ),
-        all => (
-            "no node hears any other".to_owned(),
-            [
-                format!(
-                    "{} report that nothing arrives from any peer",
-                    names(all.iter().map(|(name, _)| *name))
-                ),
-                format!("{} of {} nodes report", all.len(), sight.nodes.len()),
-            ],
-        ),
-    };
+        let (title, evidence) = if let [(name, row)] = &reporters[..] {
+            let is_gone = |name: &Name| self.node_trouble(name) == Some(NodeTrouble::Gone);
+            // Of one or two that were there before each is told by itself.
+            if row.peers.keys().filter(|peer| !is_gone(peer)).count() < 3 {
+                return Seen::Fine;
+            }
+            let nothing = format!("nothing arrives there from any of {} peers", row.peers.len());
+            let next = "it is cut off itself, or all others are gone; look at its cable and its switch first";
+            (format!("{name} hears no other node, and nobody else reports"), [nothing, next.to_owned()])
+        } else {
+            let names = names(reporters.iter().map(|(name, _)| *name));
+            let nothing = format!("{names} report that nothing arrives from any peer");
+            let reports = format!("{} of {} nodes report", reporters.len(), sight.nodes.len());
+            ("no node hears any other".to_owned(), [nothing, reports])
+        };
         let (kind, evidence) = ("mesh-cut".to_owned(), evidence.map(Evidence::from).into());
         Seen::Bad(Problem { kind, rung: 0, title, severity: Severity::Critical, evidence })
     }

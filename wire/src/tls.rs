@@ -121,7 +121,7 @@ pub(crate) fn load(tls: &Tls, read: &Reader) -> Result<Loaded, String> {
     Ok(Loaded { config: Arc::new(config), files: Files(Pin::of(&all)) })
 }
 
-/// What openssl before 3.2 issues when it is not told otherwise.
+/// What openssl 3.0 issues when it is not told otherwise.
 const OLD: &str = "of version 1, which has no extensions; sign it anew: openssl x509 -req … -extfile FILE";
 
 /// The certificates of `ca`, or the one that is pinned.

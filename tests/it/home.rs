@@ -636,6 +636,19 @@ pub(crate) fn a_restart_that_others_need_this_node_for_is_refused_and_counts_as_
     })?;
     // Nobody needs the one that is no server. Here is no systemd that could do it; the answer says so.
     logged(&lab, || refused(&lab, "n3", "none", "bus"))?;
+    // Who asks again while it is about to begin is answered at once, and who asked first still is.
+    logged(&lab, || {
+        let first = format!("{{\"transaction\":\"first\",\"ts\":\"{}\"}}", now()?);
+        lab.broker().publish("bramble/demo/node/n3/request/reboot", first.as_bytes(), false)?;
+        let second = ask(&lab, &listener, "n3", "reboot", "second")?;
+        let why = "it has been asked for already, and begins within seconds";
+        ensure!(second["error"] == why, "{second}");
+        until(SETTLING, "the first one is answered", || {
+            let heard = listener.newest("bramble/demo/node/n3/response/reboot").context("one was heard")?;
+            let answer: Value = serde_json::from_slice(&heard.payload)?;
+            Ok((answer["transaction"] == "first").then_some(()))
+        })
+    })?;
     // A third one makes no majority while nobody knows whether K3s is up there.
     serve(&lab, "n3")?;
     restart(&mut lab, &listener, "n3")?;
